@@ -1,0 +1,61 @@
+# Every target sets up .venv first; once that is done and nothing changed, it installs nothing.
+PYTHON ?= python3
+HOST ?= 127.0.0.1
+PORT ?= 3000
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/installed
+
+# BentoML reports usage unless told not to.
+export BENTOML_DO_NOT_TRACK ?= True
+
+.PHONY: install serve test check format train evaluate bench bento lock clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, got " + sys.version.split()[0] + ": make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
+	touch $@
+
+serve: $(INSTALLED)
+	exec $(BIN)/bentoml serve --host $(HOST) --port $(PORT) .
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(TESTS)
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# An interrupted run goes on where it stopped; a finished one is only reported.
+train: $(INSTALLED)
+	$(BIN)/python -m training.train --recipe default --out runs/default --resume
+
+evaluate: $(INSTALLED)
+	$(BIN)/python -m training.evaluate $(MODEL)
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.epoch
+
+bento: $(INSTALLED)
+	$(BIN)/bentoml build .
+
+# After a change of pyproject.toml: pin the whole tree anew, for every platform and Python from 3.11 on; and what a Bento
+# installs, without the CUDA packages, which a CUDA torch names and pins itself.
+lock: $(INSTALLED)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate --all-extras \
+		pyproject.toml --output-file constraints.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+		--constraint constraints.txt pyproject.toml | grep -vE '^(cuda-|nvidia-|triton)' > service/requirements.txt
+
+clean:
+	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

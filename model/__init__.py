@@ -1,0 +1,22 @@
+"""The numbers: networks with dropout, their masks, and what the masks say about uncertainty."""
+
+from model.artifact import Artifact, ArtifactError, load_artifact, save_artifact
+from model.dropout import dropout_layer, keep_masks
+from model.mlp import MLPConfig, build_mlp
+from model.monte_carlo import MonteCarloDropout
+from model.uncertainty import Uncertainty, entropy, summarize
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "MLPConfig",
+    "MonteCarloDropout",
+    "Uncertainty",
+    "build_mlp",
+    "dropout_layer",
+    "entropy",
+    "keep_masks",
+    "load_artifact",
+    "save_artifact",
+    "summarize",
+]

@@ -1,0 +1,179 @@
+"""A trained network on disk: `weights.safetensors` and `card.json`, checked when loaded, never unpickled."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from model.mlp import MLPConfig, build_mlp
+
+FORMAT = 1
+CARD = "card.json"
+WEIGHTS = "weights.safetensors"
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+
+class ArtifactError(ValueError):
+    """An artifact that is not what it claims to be: the message says where, what was expected and what was found."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A checked network with its card.
+
+    Attributes:
+        network: `nn.Sequential` in eval mode, from images in [0, 1] of shape (B, *image) to logits (B, C).
+        card: the contents of card.json: architecture, classes, recipe, data, metrics, versions, sha256 of the weights.
+    """
+
+    network: nn.Sequential
+    card: dict[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the network's outputs."""
+        return tuple(self.card["classes"])
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of the weights file: the identity of the model."""
+        return str(self.card["weights"]["sha256"])
+
+
+def load_artifact(path: str | os.PathLike[str] | None = None) -> Artifact:
+    """Load and check the artifact in a folder, or the embedded default.
+
+    Raises:
+        ArtifactError: a file is missing or unreadable, or hash, tensor names, shapes or dtypes are not the card's.
+    """
+    folder = PRETRAINED if path is None else Path(path)
+    card = _read_card(folder / CARD)
+    config = _read_config(folder / CARD, card)
+    where = folder / WEIGHTS
+    data = _read(where)  # once: what is hashed is what is loaded
+    found = hashlib.sha256(data).hexdigest()
+    expected = _entry(folder / CARD, card, "weights", "sha256")
+    if found != expected:
+        raise ArtifactError(f"{where}: expected sha256 {expected}, got {found}")
+    try:
+        state = safetensors.torch.load(data)
+    except SafetensorError as error:
+        raise ArtifactError(f"{where}: expected safetensors, got a file that can't be read ({error})") from error
+    network = _skeleton(config)
+    _check_tensors(where, _describe(network.state_dict()), _describe(state))
+    network.load_state_dict(state, assign=True)
+    return Artifact(network=network.eval().requires_grad_(requires_grad=False), card=card)
+
+
+def save_artifact(folder: Path, network: nn.Sequential, config: MLPConfig, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a network of `build_mlp(config)` and its card into a folder, each file whole or not at all.
+
+    The weights go first, the card that vouches for them last.
+
+    Args:
+        folder: made if missing.
+        network: the network to save; its tensors are copied to the CPU.
+        config: the architecture that `network` was built from.
+        card: what else there is to tell; must name the `classes`.
+
+    Returns:
+        The card as written, with format, architecture and the hash of the weights added.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    _check_tensors(folder / WEIGHTS, _describe(_skeleton(config).state_dict()), _describe(state))
+    data = safetensors.torch.save(state)
+    full_card = {
+        "format": FORMAT,
+        "architecture": asdict(config),
+        **card,
+        "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(data).hexdigest()},
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / WEIGHTS, data)
+    write_atomically(folder / CARD, (json.dumps(full_card, indent=2) + "\n").encode())
+    return full_card
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one: beside it, fsync, rename."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path}: expected a readable file, got {error.strerror or error}") from error
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(_read(path))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: expected JSON, got {error}") from error
+    if not isinstance(card, dict):
+        raise ArtifactError(f"{path}: expected a JSON object, got {type(card).__name__}")
+    if card.get("format") != FORMAT:
+        raise ArtifactError(f"{path}: format: expected {FORMAT}, got {card.get('format')!r}")
+    return card
+
+
+def _read_config(path: Path, card: dict[str, Any]) -> MLPConfig:
+    given = {name: _entry(path, card, "architecture", name) for name in MLPConfig.__dataclass_fields__}
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    try:
+        config = MLPConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{path}: architecture: expected sizes and probabilities, got {given} ({error})") from error
+    classes = _entry(path, card, "classes")
+    if not (isinstance(classes, list) and len(classes) == config.classes and all(isinstance(c, str) for c in classes)):
+        raise ArtifactError(f"{path}: classes: expected {config.classes} names, got {classes!r}")
+    return config
+
+
+def _entry(path: Path, card: dict[str, Any], *keys: str) -> Any:
+    value: Any = card
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise ArtifactError(f"{path}: expected an entry {'.'.join(keys)}, got none")
+        value = value[key]
+    return value
+
+
+def _skeleton(config: MLPConfig) -> nn.Sequential:
+    """Build the network without memory for its weights and without drawing any."""
+    with torch.device("meta"):
+        return build_mlp(config)
+
+
+def _describe(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    return {name: f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for name, tensor in state.items()}
+
+
+def _check_tensors(where: Path, expected: dict[str, str], found: dict[str, str]) -> None:
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ArtifactError(
+                f"{where}: tensor {name}: expected {expected.get(name, 'none')}, got {found.get(name, 'none')}"
+            )

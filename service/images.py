@@ -1,0 +1,228 @@
+"""Untrusted bytes or arrays -> one (28, 28) uint8 image, light on dark as in Fashion-MNIST."""
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+SIDE = 28
+
+_MARGIN_TOLERANCE = 13  # 5 % of full scale, the margin rule of Fashion-MNIST's own preparation (arXiv:1708.07747, 2)
+_UNSURE_POLARITY = range(96, 160)
+_BUSY_BORDER = 40
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class Invert(StrEnum):
+    """Whether to turn dark-on-light into light-on-dark: `auto` decides by the brightness of the border."""
+
+    AUTO = "auto"
+    YES = "yes"
+    NO = "no"
+
+
+class ImageError(ValueError):
+    """An image that can't be taken; the message says why."""
+
+
+class UnknownFormatError(ImageError):
+    """Bytes that are no PNG, JPEG or WebP image."""
+
+
+class TooManyPixelsError(ImageError):
+    """An image whose header announces more pixels than are allowed."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The image as the network sees it, and how it came to be.
+
+    Attributes:
+        pixels: (28, 28) uint8, light on dark.
+        source: format of the source: "PNG", "JPEG", "WEBP" or "array".
+        size: width and height of the source.
+        steps: what was done to it, in order.
+        warnings: what may make the prediction worse.
+    """
+
+    pixels: Pixels
+    source: str
+    size: tuple[int, int]
+    steps: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def inverted(self) -> bool:
+        """Whether dark and light were swapped."""
+        return "inverted" in self.steps
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image file whose header has been read and found acceptable, not yet decoded."""
+
+    image: Image.Image
+
+    @property
+    def pixel_count(self) -> int:
+        """Width times height, which decoding costs."""
+        return self.image.width * self.image.height
+
+
+def open_image(data: bytes, *, max_pixels: int) -> EncodedImage:
+    """Read the header of an image file.
+
+    Raises:
+        UnknownFormatError: not a PNG, JPEG or WebP file.
+        TooManyPixelsError: more than `max_pixels` pixels announced.
+        ImageError: a broken header.
+    """
+    with _as_image_error():
+        try:
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError as error:
+            raise UnknownFormatError(f"the image must be a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from error
+    if image.width * image.height > max_pixels:
+        raise TooManyPixelsError(f"the image has {image.width} x {image.height} pixels, more than {max_pixels}")
+    return EncodedImage(image)
+
+
+def decode_image(encoded: EncodedImage, *, invert: Invert = Invert.AUTO) -> Prepared:
+    """Decode an opened image file and prepare it.
+
+    Raises:
+        ImageError: truncated or broken data.
+    """
+    image = encoded.image
+    source = str(image.format)
+    size = image.size
+    with _as_image_error():
+        frames = getattr(image, "n_frames", 1)
+        upright = ImageOps.exif_transpose(image)
+        grey, steps = _to_grey(upright)
+    prepared = prepare(grey, source=source, invert=invert)
+    if frames > 1:
+        prepared = replace(prepared, warnings=(f"only the first of {frames} frames was used", *prepared.warnings))
+    return replace(prepared, size=size, steps=(*steps, *prepared.steps))
+
+
+def array_image(values: Any, *, unit_range: bool, invert: Invert = Invert.AUTO) -> Prepared:
+    """Prepare an image given as nested lists: 28 x 28, or 784 values row by row.
+
+    Args:
+        values: integers 0..255, or numbers in [0, 1] (rounded to the nearest of 256 levels).
+        unit_range: whether the values are of the second kind.
+        invert: as for files.
+
+    Raises:
+        ImageError: another shape, or values of another kind or range.
+    """
+    flat = _flat(values)
+    top = 1 if unit_range else 255
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= top for value in flat):
+        raise ImageError(f"the values of an image must be numbers in 0..{top}")
+    if not unit_range and not all(float(value).is_integer() for value in flat):
+        raise ImageError('the values of an image must be integers 0..255; for numbers in [0, 1] give "dtype": "float"')
+    scaled = np.asarray(flat, dtype=np.float64) * (255 / top)
+    return prepare(np.rint(scaled).astype(np.uint8).reshape(SIDE, SIDE), source="array", invert=invert)
+
+
+def prepare(grey: Pixels, *, source: str, invert: Invert = Invert.AUTO) -> Prepared:
+    """Bring a grey image of any size to light on dark and to 28 x 28.
+
+    Larger and smaller images are treated as Fashion-MNIST's own were: plain margins cut off, the longer side fitted,
+    the shorter one padded, the garment in the centre. 28 x 28 images keep their pixels' places.
+    """
+    height, width = grey.shape
+    steps: list[str] = []
+    warnings: list[str] = []
+    brightness = float(_border(grey).mean())
+    if invert is Invert.AUTO and int(brightness) in _UNSURE_POLARITY:
+        warnings.append("the border is neither dark nor light: say invert=yes or invert=no")
+    if invert is Invert.YES or (invert is Invert.AUTO and brightness > 127.5):
+        grey = 255 - grey
+        steps.append("inverted")
+    if float(_border(grey).std()) > _BUSY_BORDER:
+        warnings.append("the background is not plain: Fashion-MNIST shows one garment on an even background")
+    if int(grey.max()) - int(grey.min()) <= _MARGIN_TOLERANCE:
+        warnings.append("the image is blank")
+    if (height, width) != (SIDE, SIDE):
+        background = int(np.median(_border(grey)))
+        trimmed = _without_margins(grey, background)
+        if trimmed.shape != grey.shape:
+            steps.append("trimmed")
+        if trimmed.shape[0] != trimmed.shape[1]:
+            steps.append("padded")
+        grey = _resize(_square(trimmed, background))
+        steps.append("resized")
+    return Prepared(grey, source, (width, height), tuple(steps), tuple(warnings))
+
+
+@contextmanager
+def _as_image_error() -> Iterator[None]:
+    """Turn whatever Pillow raises on hostile bytes into an ImageError."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise TooManyPixelsError(f"the image has too many pixels: {error}") from error
+    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, ArithmeticError, LookupError) as error:
+        raise ImageError(f"the image is broken: {error}") from error
+
+
+def _to_grey(image: Image.Image) -> tuple[Pixels, list[str]]:
+    steps = []
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert("L") would clip
+        steps.append("reduced to 8 bits")
+        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        image = Image.fromarray((wide >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        if image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+            steps.append("composited on white")
+        colour = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
+    if image.mode != "L":
+        image = image.convert("L")
+        steps.append("greyscale")
+    return np.asarray(image), steps
+
+
+def _flat(values: Any) -> list[Any]:
+    wrong = ImageError(f"an image array must have the shape {SIDE} x {SIDE}, or {SIDE * SIDE} values row by row")
+    if not isinstance(values, list):
+        raise wrong
+    if len(values) == SIDE and all(isinstance(row, list) and len(row) == SIDE for row in values):
+        return [value for row in values for value in row]
+    if len(values) != SIDE * SIDE:
+        raise wrong
+    return values
+
+
+def _border(grey: Pixels) -> Pixels:
+    return np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+
+
+def _without_margins(grey: Pixels, background: int) -> Pixels:
+    stands_out = np.abs(grey.astype(np.int16) - background) > _MARGIN_TOLERANCE
+    rows, columns = np.flatnonzero(stands_out.any(axis=1)), np.flatnonzero(stands_out.any(axis=0))
+    if not len(rows):
+        return grey
+    return grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _square(grey: Pixels, background: int) -> Pixels:
+    missing = [max(grey.shape) - side for side in grey.shape]
+    return np.pad(grey, [(gap // 2, math.ceil(gap / 2)) for gap in missing], constant_values=background)
+
+
+def _resize(grey: Pixels) -> Pixels:
+    return np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.LANCZOS))

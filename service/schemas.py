@@ -1,0 +1,254 @@
+"""What comes in and what goes out: parameters, answers, problems."""
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import from_json, to_json
+
+from service.images import Invert, Prepared
+from service.predictor import Prediction
+
+MAX_SAMPLES = 1000
+MAX_SEED = 2**63 - 1
+
+Given = Iterable[tuple[str, Any]]
+
+
+class Problem(Exception):  # noqa: N818 - the term of RFC 9457
+    """A request that can't be answered, as problem details (RFC 9457).
+
+    Args:
+        status: HTTP status.
+        kind: stable name of the problem, the end of its `type`.
+        detail: what is wrong with this request and what to do.
+        errors: one entry for each parameter at fault, with `parameter` and `detail`.
+        headers: to send with the answer.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        kind: str,
+        detail: str,
+        *,
+        errors: Iterable[dict[str, str]] = (),
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.kind = kind
+        self.detail = detail
+        self.errors = list(errors)
+        self.headers = headers or {}
+
+    def body(self) -> bytes:
+        """Encode as application/problem+json."""
+        document = {
+            "type": f"urn:mcd:problem:{self.kind}",
+            "title": self.kind.replace("-", " ").capitalize(),
+            "status": self.status,
+            "detail": self.detail,
+        }
+        return to_json(document | ({"errors": self.errors} if self.errors else {}))
+
+
+def _whole_number(value: Any) -> Any:
+    """Let integers through, as JSON numbers or as plain decimal digits; nothing else that pydantic would convert."""
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,20}", value):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"must be a whole number, got {_short(value)}")
+
+
+def _no_single_sample(samples: int) -> int:
+    if samples == 0 or 2 <= samples <= MAX_SAMPLES:
+        return samples
+    why = ": one mask has no spread" if samples == 1 else ""
+    raise ValueError(f"must be 0 or 2..{MAX_SAMPLES}, got {samples}{why}")
+
+
+class Parameters(BaseModel):
+    """What a client may ask for beside the image."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    samples: Annotated[
+        int,
+        Field(description="dropout masks to average: 0 for the eval-mode prediction, or 2..1000"),
+        BeforeValidator(lambda value: _no_single_sample(_whole_number(value))),
+    ] = 0
+    seed: Annotated[
+        int,
+        Field(ge=0, le=MAX_SEED, description="seed of the masks; the same seed gives the same answer"),
+        BeforeValidator(_whole_number),
+    ] = 0
+    invert: Annotated[Invert, Field(description="swap dark and light; auto decides by the border")] = Invert.AUTO
+    dtype: Annotated[
+        Literal["uint8", "float"], Field(description="values of an array: integers 0..255, or numbers in [0, 1]")
+    ] = "uint8"
+
+    @classmethod
+    def gather(cls, *sources: Given) -> Self:
+        """Make parameters of the names and values found in query, form and JSON.
+
+        Raises:
+            Problem: 422 for an unknown name, a value that breaks its rule, or two different values of one name.
+        """
+        values: dict[str, Any] = {}
+        for name, value in (pair for source in sources for pair in source):
+            if name in values and str(values[name]) != str(value):
+                raise _invalid([(name, f"given twice: {_short(values[name])} and {_short(value)}")])
+            values[name] = value
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise _invalid([(_name(e["loc"]), _rule(dict(e))) for e in error.errors()]) from error
+
+
+def _invalid(errors: Iterable[tuple[str, str]]) -> Problem:
+    listed = [{"parameter": name, "detail": detail} for name, detail in errors]
+    detail = "; ".join(f"{error['parameter']} {error['detail']}" for error in listed)
+    return Problem(422, "invalid-parameter", detail, errors=listed)
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    return _short(location[0]) if location else "body"
+
+
+def _rule(error: dict[str, Any]) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"is unknown; known are {', '.join(['image', *Parameters.model_fields])}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return message if "got" in message else f"{message[:1].lower()}{message[1:]}, got {_short(error['input'])}"
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}…"
+
+
+@dataclass(frozen=True)
+class Call:
+    """One prediction asked for: an image file's bytes or an array of values, and the parameters."""
+
+    image: bytes | list[Any]
+    parameters: Parameters = field(default_factory=Parameters)
+
+
+def call_from_json(body: bytes, query: Given) -> Call:
+    """Read `{"image": base64 or array, "samples": ..., ...}`.
+
+    Raises:
+        Problem: 400 if this is no JSON, 422 if it is not such an object.
+    """
+    try:
+        document = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise Problem(400, "malformed-body", f"the body is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise Problem(422, "invalid-body", f"the JSON body must be an object, got {type(document).__name__}")
+    if "image" not in document:
+        raise missing_image()
+    return call_from_values(document.pop("image"), query, document.items())
+
+
+def call_from_values(image: Any, *sources: Given) -> Call:
+    """Make a call of a decoded JSON image, base64 or array, and parameters.
+
+    Raises:
+        Problem: 422 for an image or parameters of another kind.
+    """
+    parameters = Parameters.gather(*sources)
+    if isinstance(image, str):
+        return Call(_from_base64(image), parameters)
+    if isinstance(image, list):
+        return Call(image, parameters)
+    raise _invalid([("image", f"must be base64 text or an array, got {type(image).__name__}")])
+
+
+def missing_image() -> Problem:
+    """Name the ways to send an image."""
+    return _invalid([("image", "is missing: send a form field, a raw PNG, JPEG or WebP body, or JSON")])
+
+
+def _from_base64(text: str) -> bytes:
+    encoded = text.partition("base64,")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _invalid([("image", f"is not base64: {error}")]) from error
+
+
+class UncertaintyAnswer(BaseModel):
+    """The spread over the dropout masks; entropies in nats, the lists in class order."""
+
+    variance: list[float]
+    standard_error: list[float]
+    predictive_entropy: float
+    expected_entropy: float
+    mutual_information: float
+
+
+class PreprocessingAnswer(BaseModel):
+    """What was done to the image before the network saw it."""
+
+    source: str
+    width: int
+    height: int
+    inverted: bool
+    steps: list[str]
+
+
+class Answer(BaseModel):
+    """A prediction; `uncertainty` is null in eval mode."""
+
+    label: str
+    class_index: int
+    confidence: float
+    probabilities: list[float]
+    mode: Literal["eval", "mc"]
+    samples: int
+    seed: int
+    uncertainty: UncertaintyAnswer | None
+    preprocessing: PreprocessingAnswer
+    warnings: list[str]
+
+    @classmethod
+    def of(cls, prediction: Prediction, prepared: Prepared, parameters: Parameters) -> Self:
+        """Put together what the stages found."""
+        found = prediction.uncertainty
+        width, height = prepared.size
+        return cls(
+            label=prediction.label,
+            class_index=prediction.class_index,
+            confidence=prediction.confidence,
+            probabilities=prediction.probabilities,
+            mode="eval" if found is None else "mc",
+            samples=parameters.samples,
+            seed=parameters.seed,
+            uncertainty=None
+            if found is None
+            else UncertaintyAnswer(
+                variance=found.variance[0].tolist(),
+                standard_error=found.standard_error[0].tolist(),
+                predictive_entropy=found.predictive_entropy.item(),
+                expected_entropy=found.expected_entropy.item(),
+                mutual_information=found.mutual_information.item(),
+            ),
+            preprocessing=PreprocessingAnswer(
+                source=prepared.source,
+                width=width,
+                height=height,
+                inverted=prepared.inverted,
+                steps=list(prepared.steps),
+            ),
+            warnings=list(prepared.warnings),
+        )

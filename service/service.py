@@ -1,0 +1,100 @@
+"""The BentoML service: wiring only. `bentoml serve` in the project's root finds it through bentofile.yaml."""
+
+import functools
+import gc
+import os
+from typing import Annotated, Any
+
+import bentoml
+import torch
+from bentoml.exceptions import BentoMLException
+from pydantic import Field
+from starlette.types import ASGIApp
+
+from model import Artifact, load_artifact
+from service.images import Invert
+from service.metrics import Metrics
+from service.pipeline import Pipeline
+from service.predictor import Predictor
+from service.routes import Edge
+from service.schemas import Answer, call_from_values
+from service.settings import Settings, SettingsError
+
+_STORE_PREFIX = "bentoml:"
+
+
+def _read_settings() -> Settings:
+    try:
+        return Settings.from_mapping(os.environ)
+    except SettingsError as error:
+        raise SystemExit(f"mcd: {error}") from error
+
+
+SETTINGS = _read_settings()  # BentoML wants the number of workers when the service is declared
+
+
+class EdgeService(bentoml.Service[Any]):  # type: ignore[misc] # BentoML exports it untyped
+    """A BentoML service whose application stands behind our routes."""
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:  # noqa: FBT001, FBT002 - BentoML's signature
+        """Build a worker's application, the model loaded and warm."""
+        app = Edge(super().to_asgi(is_main), _pipeline(), _metrics(), SETTINGS)
+        # What start-up left behind lives as long as the worker: keep it out of the collector's full passes, which
+        # stop all requests for a tenth of a second and more.
+        gc.collect()
+        gc.freeze()
+        return app
+
+
+@bentoml.service(
+    name="mcd",
+    service_class=EdgeService,
+    workers=SETTINGS.workers,
+)
+class UncertaintyService:
+    """Classify clothing, and say how sure the network is."""
+
+    @bentoml.on_deployment  # type: ignore[untyped-decorator]
+    def check_model() -> None:
+        """Refuse to start with a model that is not whole, before any worker is started."""
+        _load_predictor()
+
+    @bentoml.api  # type: ignore[untyped-decorator]
+    def predict(
+        self,
+        image: Annotated[str | list[Any], Field(description="PNG, JPEG or WebP file in base64, or a 28 x 28 array")],
+        samples: Annotated[int, Field(description="0 for the eval-mode prediction, or 2..1000 dropout masks")] = 0,
+        seed: Annotated[int, Field(description="of the masks")] = 0,
+        invert: Annotated[str, Field(description="auto, yes or no: swap dark and light")] = Invert.AUTO.value,
+        dtype: Annotated[str, Field(description="of an array: uint8, or float for numbers in [0, 1]")] = "uint8",
+    ) -> Answer:
+        """Predict the class of one image; /predict also takes form fields and raw image bodies."""
+        parameters = {"samples": samples, "seed": seed, "invert": invert, "dtype": dtype}
+        pipeline = _pipeline()
+        return pipeline.finish(pipeline.open(call_from_values(image, parameters.items())))
+
+
+@functools.cache
+def _metrics() -> Metrics:
+    return Metrics()
+
+
+@functools.cache
+def _pipeline() -> Pipeline:
+    torch.set_num_threads(1)  # one core a worker: more workers are the way to more cores
+    predictor = _load_predictor()
+    predictor.warm_up()
+    return Pipeline(predictor, _metrics(), SETTINGS)
+
+
+def _load_predictor() -> Predictor:
+    try:
+        return Predictor(_load_artifact())
+    except (BentoMLException, TypeError, ValueError) as error:
+        raise SystemExit(f"mcd: the model can't be served: {error}") from error
+
+
+def _load_artifact() -> Artifact:
+    if SETTINGS.model.startswith(_STORE_PREFIX):
+        return load_artifact(bentoml.models.get(SETTINGS.model.removeprefix(_STORE_PREFIX)).path)
+    return load_artifact(SETTINGS.model or None)

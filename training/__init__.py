@@ -1,0 +1,1 @@
+"""From the data to an artifact: recipes, fitting, evaluation."""

@@ -1,0 +1,202 @@
+"""Fashion-MNIST as tensors: found, verified, split."""
+
+import gzip
+import hashlib
+import math
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Array = np.ndarray[Any, np.dtype[np.uint8]]
+
+DATA_VARIABLE = "MCD_DATA_DIR"
+DEBIAN_PACKAGE = "dataset-fashion-mnist"
+DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+# Class order of https://github.com/zalandoresearch/fashion-mnist
+CLASSES = (
+    "t-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
+
+
+class DataError(Exception):
+    """Fashion-MNIST is not to be found, or what was found is not Fashion-MNIST."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images and their classes: `images_B` uint8 of shape (B, 28, 28), light on dark; `labels_B` int64 in 0..9."""
+
+    images_B: Tensor
+    labels_B: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels_B)
+
+    def __getitem__(self, index_B: Tensor) -> "Images":
+        return Images(self.images_B[index_B], self.labels_B[index_B])
+
+    def to(self, device: torch.device) -> "Images":
+        """Move both tensors to a device."""
+        return Images(self.images_B.to(device), self.labels_B.to(device))
+
+    @property
+    def inputs_B(self) -> Tensor:
+        """The network's input: float32 in [0, 1] of shape (B, 1, 28, 28)."""
+        return as_inputs(self.images_B)
+
+
+@dataclass(frozen=True)
+class FashionMNIST:
+    """The verified data set.
+
+    Attributes:
+        train: 60,000 images.
+        test: 10,000 images.
+        source: the folder that it was read from.
+    """
+
+    train: Images
+    test: Images
+    source: Path
+
+
+@dataclass(frozen=True)
+class _File:
+    name: str
+    shape: tuple[int, ...]
+    sha256: str  # of the array's bytes, without the IDX header
+
+
+FILES = (
+    _File(
+        "train-images-idx3-ubyte", (60_000, 28, 28), "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012"
+    ),
+    _File("train-labels-idx1-ubyte", (60_000,), "657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7"),
+    _File(
+        "t10k-images-idx3-ubyte", (10_000, 28, 28), "c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a"
+    ),
+    _File("t10k-labels-idx1-ubyte", (10_000,), "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9"),
+)
+
+
+def as_inputs(images_B: Tensor) -> Tensor:
+    """Turn uint8 images (B, 28, 28) into the network's input: float32 in [0, 1] of shape (B, 1, 28, 28)."""
+    return images_B.unsqueeze(1) / torch.tensor(255.0, device=images_B.device)
+
+
+def load_fashion_mnist(
+    folder: str | os.PathLike[str] | None = None,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    download: bool = True,
+) -> FashionMNIST:
+    """Find, read and verify Fashion-MNIST.
+
+    Looked for in this order: `folder`, or else the folder named by MCD_DATA_DIR; the folder of Debian's package
+    dataset-fashion-mnist; the cache; torchvision's download into the cache. A folder that was named must have the data.
+
+    Args:
+        folder: has the four IDX files, gzipped or not, itself or in FashionMNIST/raw.
+        environ: where MCD_DATA_DIR and XDG_CACHE_HOME are looked up.
+        download: whether torchvision may download what no folder has.
+
+    Raises:
+        DataError: nothing was found (the message names every remedy), or a file's contents are wrong.
+    """
+    named = folder or environ.get(DATA_VARIABLE)
+    cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcd"
+    candidates = [Path(named)] if named else [DEBIAN_FOLDER, cache]
+    for candidate in candidates:
+        if source := _folder_of_files(candidate):
+            return _read(source)
+    failure = "not tried"
+    if download and not named:
+        failure = _download(cache)
+        if source := _folder_of_files(cache):
+            return _read(source)
+    raise DataError(
+        f"Fashion-MNIST was not found in {', '.join(map(str, candidates))} (download: {failure}). Remedies: "
+        f"name its folder with --data or {DATA_VARIABLE}; or `apt-get install {DEBIAN_PACKAGE}` on Debian and Ubuntu; "
+        f"or put the four .gz files of github.com/zalandoresearch/fashion-mnist into {cache}; "
+        "or go online and run this again, so that torchvision can download them"
+    )
+
+
+def split_train(train: Images, *, held_out: int, seed: int) -> tuple[Images, Images]:
+    """Split images into a training part and a held-out part with equally many of each class.
+
+    Args:
+        train: the images to split.
+        held_out: how many images to hold out, a multiple of the number of classes.
+        seed: of the permutation that decides which.
+    """
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    labels = train.labels_B[order]
+    each = held_out // len(CLASSES)
+    chosen = torch.cat([order[labels == label][:each] for label in range(len(CLASSES))])
+    is_held_out = torch.zeros(len(train), dtype=torch.bool)
+    is_held_out[chosen] = True
+    return train[~is_held_out], train[is_held_out]
+
+
+def _folder_of_files(folder: Path) -> Path | None:
+    for place in (folder, folder / "FashionMNIST" / "raw"):
+        if all(_path(place, file.name) for file in FILES):
+            return place
+    return None
+
+
+def _path(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _read(source: Path) -> FashionMNIST:
+    arrays = [_read_idx(source, file) for file in FILES]
+    for file, array in zip(FILES, arrays, strict=True):
+        _check(source / file.name, file, array)
+    train_images, train_labels, test_images, test_labels = (torch.from_numpy(array) for array in arrays)
+    return FashionMNIST(
+        train=Images(train_images, train_labels.long()), test=Images(test_images, test_labels.long()), source=source
+    )
+
+
+def _read_idx(folder: Path, file: _File) -> Array:
+    path = _path(folder, file.name) or folder / file.name
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: expected an IDX file, got one that can't be read ({error})") from error
+    # IDX: two zero bytes, type 8 (unsigned byte), number of axes, then each axis as a big-endian 32-bit number.
+    header = bytes((0, 0, 8, len(file.shape))) + np.array(file.shape, dtype=">u4").tobytes()
+    if len(data) != len(header) + math.prod(file.shape) or not data.startswith(header):
+        raise DataError(f"{path}: expected bytes in IDX format of shape {file.shape}, got {len(data)} other bytes")
+    return np.frombuffer(bytearray(data), dtype=np.uint8, offset=len(header)).reshape(file.shape)
+
+
+def _check(path: Path, file: _File, array: Array) -> None:
+    if array.ndim == 1:
+        counts = np.bincount(array, minlength=len(CLASSES)).tolist()
+        if counts != [len(array) // len(CLASSES)] * len(CLASSES):
+            raise DataError(f"{path}: expected equally many labels of {len(CLASSES)} classes, got {counts}")
+    found = hashlib.sha256(array.data).hexdigest()
+    if found != file.sha256:
+        raise DataError(f"{path}: expected contents of sha256 {file.sha256}, got {found}")
+
+
+def _download(cache: Path) -> str:
+    """Let torchvision download into the cache; tell how that went."""
+    from training.vision import torchvision  # noqa: PLC0415 - slow to import, and rarely needed
+
+    try:
+        torchvision.datasets.FashionMNIST(str(cache), train=True, download=True)
+    except (OSError, RuntimeError) as error:
+        return f"failed, {error}"
+    return "done"

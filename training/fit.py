@@ -1,0 +1,205 @@
+"""Fit a network to images by a recipe, one epoch after the other."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from model import build_mlp
+from training.data import Images, as_inputs
+from training.recipes import Recipe
+
+_EVALUATED_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch did; losses are mean cross-entropies in nats, accuracies in [0, 1].
+
+    The training figures are means over the epoch's steps, under dropout and augmentation; the others are measured in
+    eval mode after it.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    held_out_loss: float
+    held_out_accuracy: float
+
+
+class Fit:
+    """A training run that can stop after any epoch and go on from its `state_dict` with the same bits.
+
+    All randomness of an epoch follows from (seed, number of the epoch), so the state needs no generator's.
+
+    Args:
+        recipe: how to train.
+        train: images to train on; kept on the device as a whole.
+        held_out: images to measure each epoch on.
+        seed: of initial weights, order, augmentation and dropout.
+        device: where to compute.
+    """
+
+    def __init__(self, recipe: Recipe, train: Images, held_out: Images, *, seed: int, device: torch.device) -> None:
+        self.recipe = recipe
+        self.seed = seed
+        self.train = train.to(device)
+        self.held_out = held_out.to(device)
+        self.history: list[Epoch] = []
+        _seed_everything(seed, 0)
+        self._network = build_mlp(recipe.architecture)
+        if recipe.initial_std is not None:
+            _initialise_normal(self._network, recipe.initial_std)
+        self._network.to(device)
+        first = next((i for i, layer in enumerate(self._network) if isinstance(layer, nn.Dropout)), 0)
+        self._prefix, self._suffix = self._network[:first], self._network[first:]
+        self._optimizer = _optimizer(recipe, self._network)
+        self._scheduler = _scheduler(recipe, self._optimizer, self._steps_per_epoch)
+        self._average = _average(recipe, self._network)
+
+    @property
+    def network(self) -> nn.Sequential:
+        """The result so far: the averaged weights where the recipe asks for them."""
+        return self._network if self._average is None else self._average.module
+
+    @property
+    def _steps_per_epoch(self) -> int:
+        return -(-len(self.train) // self.recipe.batch_size)
+
+    def run_epoch(self) -> Epoch:
+        """Train for one epoch, measure, and append the result to the history."""
+        number = len(self.history) + 1
+        _seed_everything(self.seed, number)
+        self._network.train()
+        loss_sum = torch.zeros((), device=self.train.images_B.device)
+        correct = torch.zeros_like(loss_sum)
+        for batch in self._batches():
+            loss, hits = self._step(batch)
+            loss_sum += loss * len(batch)
+            correct += hits
+        held_out_loss, held_out_accuracy = measure(self.network, self.held_out)
+        images = len(self.train)
+        epoch = Epoch(number, loss_sum.item() / images, correct.item() / images, held_out_loss, held_out_accuracy)
+        self.history.append(epoch)
+        return epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on, for `torch.save`."""
+        return {
+            "recipe": asdict(self.recipe),
+            "seed": self.seed,
+            "history": [asdict(epoch) for epoch in self.history],
+            "network": self._network.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scheduler": self._scheduler.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of the same recipe and seed.
+
+        Raises:
+            ValueError: the state belongs to another recipe or seed.
+        """
+        for what, mine in (("recipe", asdict(self.recipe)), ("seed", self.seed)):
+            if state[what] != mine:
+                raise ValueError(f"{what}: expected {mine}, got a checkpoint of {state[what]}")
+        self.history = [Epoch(**row) for row in state["history"]]
+        self._network.load_state_dict(state["network"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scheduler.load_state_dict(state["scheduler"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+
+    def _batches(self) -> Iterator[Images]:
+        order = torch.randperm(len(self.train), device=self.train.images_B.device)
+        for index in order.split(self.recipe.batch_size):
+            yield self.train[index]
+
+    def _step(self, batch: Images) -> tuple[Tensor, Tensor]:
+        """Take one optimiser step: mean loss, and number of right answers (a mean over the masks)."""
+        images_B = augment(batch.images_B, flip=self.recipe.flip, shift=self.recipe.shift)
+        features_BH = self._prefix(as_inputs(images_B))
+        masks = self.recipe.masks
+        logits = self._suffix(features_BH.repeat(masks, *(1 for _ in features_BH.shape[1:])))
+        labels = batch.labels_B.repeat(masks)
+        loss = cross_entropy(logits, labels)
+        self._optimizer.zero_grad()
+        loss.backward()
+        self._optimizer.step()
+        self._scheduler.step()
+        if self._average is not None:
+            self._average.update_parameters(self._network)
+        return loss.detach(), (logits.detach().argmax(dim=-1) == labels).sum() / masks
+
+
+def measure(network: nn.Module, images: Images) -> tuple[float, float]:
+    """Mean cross-entropy in nats and accuracy in [0, 1] of a network in eval mode."""
+    was_training = network.training
+    network.eval()
+    with torch.no_grad():
+        logits = torch.cat([network(as_inputs(part)) for part in images.images_B.split(_EVALUATED_AT_ONCE)])
+    network.train(was_training)
+    accuracy = (logits.argmax(dim=-1) == images.labels_B).double().mean()
+    return cross_entropy(logits, images.labels_B).item(), accuracy.item()
+
+
+def augment(images_B: Tensor, *, flip: bool, shift: int) -> Tensor:
+    """Mirror and shift images (B, 28, 28) at random, each half the time; what a shift uncovers is black."""
+    if flip:
+        is_flipped = torch.rand(len(images_B), device=images_B.device) < 0.5
+        images_B = torch.where(is_flipped[:, None, None], images_B.flip(-1), images_B)
+    if shift:
+        images_B = _shift(images_B, shift)
+    return images_B
+
+
+def _shift(images_B: Tensor, shift: int) -> Tensor:
+    count, height, width = images_B.shape
+    device = images_B.device
+    moved = torch.rand(count, 1, device=device) < 0.5
+    offsets = torch.randint(-shift, shift + 1, (count, 2), device=device) * moved + shift
+    rows = offsets[:, 0, None] + torch.arange(height, device=device)
+    columns = offsets[:, 1, None] + torch.arange(width, device=device)
+    padded = pad(images_B, (shift, shift, shift, shift))
+    return padded[torch.arange(count, device=device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def _seed_everything(seed: int, epoch: int) -> None:
+    # nn.Dropout draws from the global generator, so a run owns its process's.
+    torch.manual_seed(int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]))
+
+
+def _initialise_normal(network: nn.Sequential, std: float) -> None:
+    for layer in network:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=std)
+
+
+def _optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(
+        network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+
+
+def _scheduler(
+    recipe: Recipe, optimizer: torch.optim.Optimizer, steps_per_epoch: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    if recipe.schedule == "constant":
+        return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1, total_iters=0)
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=recipe.learning_rate, total_steps=recipe.epochs * steps_per_epoch
+    )
+
+
+def _average(recipe: Recipe, network: nn.Sequential) -> AveragedModel | None:
+    if recipe.average_decay is None:
+        return None
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.average_decay))

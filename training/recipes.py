@@ -1,0 +1,67 @@
+"""How to train: every choice of a run but its seed, by name."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from model import MLPConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One way to train the network.
+
+    Attributes:
+        architecture: layers and dropout probabilities.
+        epochs: passes over the training images.
+        batch_size: images of one step.
+        optimizer: plain SGD, or AdamW.
+        learning_rate: constant for "constant"; the peak for "one-cycle" (Smith & Topin 2018, arXiv:1708.07120).
+        schedule: course of the learning rate over the steps.
+        weight_decay: decoupled, of AdamW.
+        initial_std: standard deviation of normal initial weights; None for PyTorch's default, which biases always have.
+        flip: whether an image is mirrored left to right half the time.
+        shift: pixels by which an image is moved at most, in each direction, half the time.
+        masks: dropout masks that each image of a step is trained under, on a shared prefix.
+        average_decay: of the exponential moving average of the weights over steps, which is the result; None for the
+            last weights.
+        held_out: images of the 60,000 that validate the run instead of training it; 0 trains on all and follows the
+            test set, as the chapter does.
+    """
+
+    architecture: MLPConfig = field(default_factory=MLPConfig)
+    epochs: int
+    batch_size: int = 256
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: float
+    schedule: Literal["constant", "one-cycle"]
+    weight_decay: float = 0.0
+    initial_std: float | None = None
+    flip: bool = False
+    shift: int = 0
+    masks: int = 1
+    average_decay: float | None = None
+    held_out: int = 0
+
+
+RECIPES = {
+    # d2l.ai, "Dropout": SGD 0.5, batch 256, 10 epochs, weights from N(0, 0.01) by its `init_weights`.
+    "chapter": Recipe(
+        epochs=10,
+        optimizer="sgd",
+        learning_rate=0.5,
+        schedule="constant",
+        initial_std=0.01,
+    ),
+    "default": Recipe(
+        epochs=100,
+        optimizer="adamw",
+        learning_rate=3e-3,
+        schedule="one-cycle",
+        weight_decay=0.05,
+        flip=True,
+        shift=1,
+        masks=4,
+        average_decay=0.9995,
+        held_out=5_000,
+    ),
+}

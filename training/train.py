@@ -1,0 +1,228 @@
+"""Train the network and leave an artifact: `python -m training.train --recipe default`."""
+
+import io
+import json
+import platform
+import shlex
+import sys
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from model import save_artifact
+from model.artifact import write_atomically
+from training.data import CLASSES, FILES, DataError, FashionMNIST, load_fashion_mnist, split_train
+from training.evaluate import evaluate, print_metrics
+from training.fit import Epoch, Fit
+from training.plots import learning_curves
+from training.recipes import RECIPES, Recipe
+
+SPLIT_SEED = 0  # the same split for every training seed
+CHECKPOINT = "checkpoint.pt"
+METRIC_SAMPLES = 100
+
+RecipeName = StrEnum("RecipeName", {name: name for name in RECIPES})
+app = typer.Typer(add_completion=False)
+console = Console(highlight=False, soft_wrap=True)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: what to do, where to put it, and the command that does it again."""
+
+    name: str
+    recipe: Recipe
+    seed: int
+    device: torch.device
+    out: Path
+    command: str
+
+    @property
+    def held_out_name(self) -> str:
+        """What the images are called that each epoch is measured on."""
+        return "validation" if self.recipe.held_out else "test"
+
+
+@app.command()
+def main(  # noqa: PLR0913 - one argument an option
+    *,
+    recipe: Annotated[RecipeName, typer.Option(help="'chapter' as in d2l.ai; 'default' makes the embedded model.")] = (
+        RecipeName["default"]
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of weights, order, augmentation, dropout.")] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's number.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/RECIPE-seedSEED]")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of Fashion-MNIST.  [default: $MCD_DATA_DIR, or found]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last epoch, if there is one.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run exists.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps; auto takes a GPU where there is one.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads; their number is part of what fixes the bits.")] = 1,
+    publish: Annotated[bool, typer.Option("--publish", help="Put the artifact into the BentoML model store.")] = False,
+) -> None:
+    """Fit the dropout MLP to Fashion-MNIST; leave artifact, learning curves and log in a folder.
+
+    An epoch is on disk when its line is printed: after Ctrl-C or a crash, --resume goes on from there to the same bits.
+    """
+    torch.set_num_threads(threads)
+    chosen = RECIPES[recipe.value]
+    run = Run(
+        name=recipe.value,
+        recipe=chosen if epochs is None else replace(chosen, epochs=epochs),
+        seed=seed,
+        device=_device(device),
+        out=out or Path("runs") / f"{recipe.value}-seed{seed}",
+        command=_command(recipe=recipe.value, seed=seed, epochs=epochs, threads=threads),
+    )
+    try:
+        if not (resume or overwrite) and (run.out / CHECKPOINT).exists():
+            raise _Refusal(
+                f"{run.out} has a run already: go on with --resume, start anew with --overwrite, or set --out"
+            )
+        fashion = load_fashion_mnist(data)
+        fit = _begin(run, fashion, resume=resume)
+        _train(run, fit)
+    except (DataError, _Refusal) as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail(f"interrupted; the finished epochs are in {run.out}: go on with --resume", 130)
+    _finish(run, fit, fashion, publish=publish)
+
+
+class _Refusal(Exception):  # noqa: N818 - not an error of the program
+    """A request that would lose or mix up something."""
+
+
+def _begin(run: Run, fashion: FashionMNIST, *, resume: bool) -> Fit:
+    if run.recipe.held_out:
+        train, held_out = split_train(fashion.train, held_out=run.recipe.held_out, seed=SPLIT_SEED)
+    else:
+        train, held_out = fashion.train, fashion.test
+    fit = Fit(run.recipe, train, held_out, seed=run.seed, device=run.device)
+    console.print(f"recipe {run.name}: {_differences(run.recipe)}")
+    console.print(
+        f"{len(train):,} training and {len(held_out):,} {run.held_out_name} images from {fashion.source}, "
+        f"seed {run.seed}, {run.device}, {torch.get_num_threads()} thread(s)"
+    )
+    checkpoint = run.out / CHECKPOINT
+    if resume and checkpoint.exists():
+        try:
+            fit.load_state_dict(torch.load(checkpoint, map_location=run.device, weights_only=True))
+        except ValueError as error:
+            raise _Refusal(f"{checkpoint} can't be resumed: {error}") from error
+        console.print(f"going on after epoch {len(fit.history)} of {run.recipe.epochs}")
+    return fit
+
+
+def _train(run: Run, fit: Fit) -> None:
+    run.out.mkdir(parents=True, exist_ok=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        bar = progress.add_task("epochs", total=run.recipe.epochs, completed=len(fit.history))
+        while len(fit.history) < run.recipe.epochs:
+            epoch = fit.run_epoch()
+            _save_checkpoint(run, fit)
+            progress.console.print(_line(epoch, run))
+            progress.advance(bar)
+
+
+def _save_checkpoint(run: Run, fit: Fit) -> None:
+    buffer = io.BytesIO()
+    torch.save(fit.state_dict(), buffer)
+    write_atomically(run.out / CHECKPOINT, buffer.getvalue())
+    log = "".join(json.dumps(asdict(epoch)) + "\n" for epoch in fit.history)
+    write_atomically(run.out / "log.jsonl", log.encode())
+
+
+def _finish(run: Run, fit: Fit, fashion: FashionMNIST, *, publish: bool) -> None:
+    title = f"{run.name}, seed {run.seed}"
+    curves = learning_curves(fit.history, title=title, held_out_name=run.held_out_name)
+    write_atomically(run.out / "curves.png", curves)
+    network = fit.network.cpu()
+    test = evaluate(network, fashion.test, samples=METRIC_SAMPLES, seed=0)
+    folder = run.out / "artifact"
+    save_artifact(folder, network, run.recipe.architecture, _card(run, fit, test))
+    print_metrics(test)
+    console.print(f"artifact {folder}, learning curves {run.out / 'curves.png'}, log {run.out / 'log.jsonl'}")
+    console.print(f"serve it: MCD_MODEL={shlex.quote(str(folder.resolve()))} make serve")
+    if publish:
+        console.print(f"in the BentoML model store: MCD_MODEL=bentoml:{_publish(folder, run)} make serve")
+
+
+def _card(run: Run, fit: Fit, test: dict[str, Any]) -> dict[str, Any]:
+    recipe = {name: value for name, value in asdict(run.recipe).items() if name != "architecture"}
+    return {
+        "classes": list(CLASSES),
+        "input": "float in [0, 1] of shape (B, 1, 28, 28), light on dark",
+        "command": run.command,
+        "recipe": {"name": run.name, **recipe},
+        "seed": run.seed,
+        "data": {
+            "name": "Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747; MIT License, Zalando SE)",
+            "sha256": {file.name: file.sha256 for file in FILES},
+            "split": {
+                "train": len(fit.train),
+                "validation": run.recipe.held_out,
+                "seed": SPLIT_SEED,
+            },
+        },
+        "metrics": {"last_epoch": asdict(fit.history[-1]), "test": test},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "machine": platform.machine(),
+        },
+        "device": run.device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _publish(folder: Path, run: Run) -> str:
+    import bentoml  # noqa: PLC0415 - slow to import, and only wanted here
+
+    with bentoml.models.create("mcd", labels={"recipe": run.name, "seed": str(run.seed)}) as stored:
+        for file in folder.iterdir():
+            Path(stored.path_of(file.name)).write_bytes(file.read_bytes())
+    return str(stored.tag)
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def _command(**options: object) -> str:
+    given = " ".join(f"--{name} {value}" for name, value in options.items() if value is not None)
+    return f"python -m training.train {given}"
+
+
+def _differences(recipe: Recipe) -> str:
+    return ", ".join(f"{name} {value}" for name, value in asdict(recipe).items() if value not in (None, False))
+
+
+def _line(epoch: Epoch, run: Run) -> str:
+    return (
+        f"epoch {epoch.epoch:>3}/{run.recipe.epochs}  train loss {epoch.train_loss:.4f}  "
+        f"accuracy {epoch.train_accuracy:.4f}  |  {run.held_out_name} loss {epoch.held_out_loss:.4f}  "
+        f"accuracy {epoch.held_out_accuracy:.4f}"
+    )
+
+
+def _fail(message: str, code: int) -> None:
+    console.print(f"[bold red]error:[/] {message}")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,35 @@
+"""torchvision, importable beside a CPU-only torch too.
+
+The wheel on PyPI is built against CUDA torch. Beside a CPU-only torch its C++ extension can't load, and the import
+fails on two operators that nobody has declared. Declaring them is enough for data sets and transforms; the operators
+themselves (detection) stay unavailable.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+
+
+def _extension_loads() -> bool:
+    found = importlib.util.find_spec("torchvision")
+    if found is None or found.origin is None:
+        return True  # let the import say what is missing
+    for extension in Path(found.origin).parent.glob("_C.*"):
+        try:
+            torch.ops.load_library(extension)
+        except OSError:
+            return False
+    return True
+
+
+if not _extension_loads():
+    _library = torch.library.Library("torchvision", "FRAGMENT")
+    for _operator in ("nms", "qnms"):
+        _library.define(f"{_operator}{_SCHEMA}")
+
+import torchvision  # noqa: E402 - only now
+
+__all__ = ["torchvision"]
