@@ -74,6 +74,11 @@ def keep_masks(
     return (drawn >= np.uint64(int(p * 2**64))).reshape(shape)
 
 
+def survivor_scale(p: float) -> float:
+    """The factor 1 / (1 - p) of a unit that survives; 0 for p = 1, where none does."""
+    return 0.0 if p == 1 else 1 / (1 - p)
+
+
 def _check_probability(p: float) -> None:
     if not 0 <= p <= 1:
         raise ValueError(f"dropout probability must be in [0, 1], got {p}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from model.dropout import keep_masks
+from model.dropout import keep_masks, survivor_scale
 
 _CHUNK = 128  # masks that pass at once: bounds the memory
 _CACHED_DRAWS = 32  # chunks of masks kept for the next call, one chunk for each layer and 128 samples
@@ -202,5 +202,4 @@ def _draw_multipliers(draw: _Draw, dtype: torch.dtype, device: torch.device) -> 
     keep = keep_masks(
         draw.shape, draw.p, samples=len(draw.chunk), seed=draw.seed, layer=draw.layer, first=draw.chunk.start
     )
-    scale = 0 if draw.p == 1 else 1 / (1 - draw.p)
-    return torch.from_numpy(keep).to(device, dtype) * scale
+    return torch.from_numpy(keep).to(device, dtype) * survivor_scale(draw.p)

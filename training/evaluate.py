@@ -56,13 +56,13 @@ def evaluate(network: nn.Sequential, images: Images, *, samples: int, seed: int)
 
 def print_metrics(metrics: dict[str, Any]) -> None:
     """Print what `evaluate` returned as a table."""
-    table = Table(title="10,000 test images")
-    for column in ("mode", "accuracy", "NLL (nats)", "entropy (nats)", "mutual information (nats)"):
+    masks = metrics["mc"]
+    table = Table(title="10,000 test images", caption=f"mc: {masks['samples']} masks, seed {masks['seed']}; in nats")
+    for column in ("mode", "accuracy", "NLL", "entropy", "mutual information"):
         table.add_column(column, justify="right")
     for mode, row in metrics.items():
-        name = f"{mode}, {row['samples']} masks, seed {row['seed']}" if "samples" in row else mode
         numbers = [row["accuracy"], row["nll"], row["entropy"], row.get("mutual_information")]
-        table.add_row(name, *("" if number is None else f"{number:.4f}" for number in numbers))
+        table.add_row(mode, *("" if number is None else f"{number:.4f}" for number in numbers))
     console.print(table)
 
 
