@@ -16,7 +16,7 @@ SIDE = 28
 
 _MARGIN_TOLERANCE = 13  # 5 % of full scale, the margin rule of Fashion-MNIST's own preparation (arXiv:1708.07747, 2)
 _UNSURE_POLARITY = range(96, 160)
-_BUSY_BORDER = 40
+_BUSY_BORDER = 0.5  # share of border pixels off their median; 21 of the 70,000 garments have more
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -150,12 +150,12 @@ def prepare(grey: Pixels, *, source: str, invert: Invert = Invert.AUTO) -> Prepa
     if invert is Invert.YES or (invert is Invert.AUTO and brightness > 127.5):
         grey = 255 - grey
         steps.append("inverted")
-    if float(_border(grey).std()) > _BUSY_BORDER:
+    background = int(np.median(_border(grey)))
+    if np.mean(_stands_out(_border(grey), background)) > _BUSY_BORDER:
         warnings.append("the background is not plain: Fashion-MNIST shows one garment on an even background")
     if int(grey.max()) - int(grey.min()) <= _MARGIN_TOLERANCE:
         warnings.append("the image is blank")
     if (height, width) != (SIDE, SIDE):
-        background = int(np.median(_border(grey)))
         trimmed = _without_margins(grey, background)
         if trimmed.shape != grey.shape:
             steps.append("trimmed")
@@ -211,8 +211,12 @@ def _border(grey: Pixels) -> Pixels:
     return np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
 
 
+def _stands_out(grey: Pixels, background: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return np.abs(grey.astype(np.int16) - background) > _MARGIN_TOLERANCE
+
+
 def _without_margins(grey: Pixels, background: int) -> Pixels:
-    stands_out = np.abs(grey.astype(np.int16) - background) > _MARGIN_TOLERANCE
+    stands_out = _stands_out(grey, background)
     rows, columns = np.flatnonzero(stands_out.any(axis=1)), np.flatnonzero(stands_out.any(axis=0))
     if not len(rows):
         return grey

@@ -1,9 +1,12 @@
-"""What several test files share: the real data, and the rule for what is missing."""
+"""What several test files share: the real data, a real server, and the rule for what is missing."""
 
 import os
+from collections.abc import Iterator
 from typing import NoReturn
 
+import httpx
 import pytest
+from server import Server, serve
 
 from training.data import DataError, FashionMNIST, load_fashion_mnist
 
@@ -21,3 +24,16 @@ def fashion() -> FashionMNIST:
         return load_fashion_mnist(download=False)
     except DataError as error:
         missing(str(error))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory) -> Iterator[Server]:
+    """The embedded model behind two workers."""
+    with serve(tmp_path_factory.mktemp("server") / "home", MCD_WORKERS="2") as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=30) as opened:
+        yield opened

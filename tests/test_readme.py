@@ -1,0 +1,97 @@
+"""What the README says is run, or held against the code that it speaks of."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from itertools import chain
+
+import pytest
+from server import ROOT
+
+from model import load_artifact
+from service.schemas import Parameters
+from service.settings import PREFIX, Settings
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+CURLS = [line.removeprefix("$ ") for kind, text in BLOCKS if kind == "console" for line in text.splitlines()]
+
+
+def rows(header: str) -> list[list[str]]:
+    """The cells of the table that has this header in its first column."""
+    table = re.search(rf"^\| {header} \|.*\n\|.*\n((?:\|.*\n)+)", README, re.MULTILINE)
+    assert table, header
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()]
+
+
+def run_shell(command: str, url: str) -> dict:
+    there = command.replace("localhost:3000", url.removeprefix("http://"))
+    completed = subprocess.run(["bash", "-c", there], cwd=ROOT, capture_output=True, check=True, timeout=30)
+    return json.loads(completed.stdout)
+
+
+def assert_alike(shown: object, found: object) -> None:
+    """Equal but for the digits that the README leaves out."""
+    if isinstance(shown, dict):
+        assert shown.keys() == found.keys()
+        for name, value in shown.items():
+            assert_alike(value, found[name])
+    elif isinstance(shown, list | float):
+        assert found == pytest.approx(shown, rel=0.02, abs=1e-6)
+    else:
+        assert found == shown
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_answers_shown_are_the_servers(server, number):
+    answers = [json.loads(text) for kind, text in BLOCKS if kind == "json"]
+    assert_alike(answers[number], run_shell(CURLS[number], server.url))
+
+
+def test_the_ways_to_send_an_image_are_one(server):
+    answers = [run_shell(command, server.url) for command in CURLS[2:]]
+    assert len(answers) == 3
+    assert all(answer == answers[0] for answer in answers)
+    assert (answers[0]["label"], answers[0]["samples"], answers[0]["seed"]) == ("ankle boot", 100, 1)
+
+
+@pytest.mark.parametrize("snippet", [text for kind, text in BLOCKS if kind == "python"])
+def test_the_python_snippets_run(server, snippet):
+    code = snippet.replace("http://localhost:3000", server.url)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_the_settings_are_all_there_with_their_defaults():
+    shown = {name.strip("`"): default for name, _, default in rows("variable")}
+    assert shown.pop("MCD_DATA_DIR") == ""
+    assert shown == {PREFIX + name.upper(): str(value) for name, value in Settings()}
+
+
+def test_the_parameters_are_all_there_with_their_defaults():
+    shown = {name.strip("`"): default.strip("`") for name, _, default in rows("parameter")}
+    assert shown == {name: str(value) for name, value in Parameters()}
+
+
+def test_every_dependency_is_named_with_a_reason():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    named = ", ".join(re.sub(r"\(.*?\)", "", packages) for packages, _ in rows("package"))
+    assert {re.match(r"[\w-]+", line)[0] for line in listed} == {name.strip() for name in named.split(",")}
+    pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    assert {re.match(r"[\w-]+", line)[0] for line in listed} <= pinned
+
+
+def test_the_figures_are_the_cards():
+    metrics = load_artifact().card["metrics"]["test"]
+    for mode, *figures in rows("mode"):
+        found = metrics[mode.partition(",")[0]]
+        names = ("accuracy", "nll", "entropy", "mutual_information")
+        assert [f"{found[name]:.4f}" if name in found else "" for name in names] == figures
+
+
+def test_every_make_target_named_exists():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"(?:^    |`)make (\w+)", README, re.MULTILINE)):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -1,0 +1,391 @@
+"""The real server: `bentoml serve` with two workers, real test images."""
+
+import asyncio
+import base64
+import io
+import json
+import math
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import bentoml
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from server import ROOT, bentoml_command, environment, refused_start, serve
+
+from model import MonteCarloDropout, load_artifact, summarize
+from model.artifact import CARD, PRETRAINED, WEIGHTS
+
+ACCURACY_IMAGES = 500
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def boot() -> np.ndarray:
+    """The first test image of Fashion-MNIST, which ships with the docs."""
+    return np.asarray(Image.open(ROOT / "docs" / "images" / "fashion-mnist-ankle-boot.png"))
+
+
+def post(client: httpx.Client, pixels: np.ndarray, **params: object) -> dict:
+    response = client.post("/predict", files={"image": png(pixels)}, params=params)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+@pytest.mark.parametrize("params", [{}, {"samples": 100}])
+def test_real_images_are_classified_in_both_modes(client, fashion, params):
+    images, labels = fashion.test.images_B[:ACCURACY_IMAGES].numpy(), fashion.test.labels_B[:ACCURACY_IMAGES].tolist()
+    answers = [post(client, pixels, **params) for pixels in images]
+    accuracy = np.mean([answer["class_index"] == label for answer, label in zip(answers, labels, strict=True)])
+    assert accuracy >= 0.87
+    for answer in answers:
+        assert answer["confidence"] == answer["probabilities"][answer["class_index"]] == max(answer["probabilities"])
+        assert sum(answer["probabilities"]) == pytest.approx(1)
+        assert answer["warnings"] == [] or "background" in answer["warnings"][0]
+        if params:
+            spread = answer["uncertainty"]
+            values = np.hstack([np.ravel(value) for value in spread.values()])
+            assert np.isfinite(values).all()
+            assert (values >= 0).all()
+            assert len(spread["variance"]) == len(spread["standard_error"]) == 10
+        else:
+            assert answer["uncertainty"] is None
+
+
+def test_an_answer_is_what_the_library_computes(client, fashion):
+    artifact = load_artifact()
+    mc = MonteCarloDropout(artifact.network)
+    images = fashion.test.images_B[:10]
+    inputs = fashion.test[np.arange(10)].inputs_B
+    expected = summarize(mc.sample(inputs, samples=30, seed=5))
+    probs_BC = mc.predict(inputs)
+    for b, pixels in enumerate(images.numpy()):
+        answer = post(client, pixels, samples=30, seed=5)
+        assert answer["probabilities"] == pytest.approx(expected.mean[b].tolist(), rel=1e-5, abs=1e-9)
+        for name, value in answer["uncertainty"].items():
+            assert value == pytest.approx(getattr(expected, name)[b].tolist(), rel=1e-4, abs=1e-9)
+        assert post(client, pixels)["probabilities"] == pytest.approx(probs_BC[b].tolist(), rel=1e-5, abs=1e-9)
+        assert answer["label"] == artifact.classes[answer["class_index"]]
+
+
+def test_mode_samples_and_seed_are_told(client, boot):
+    assert {name: post(client, boot)[name] for name in ("mode", "samples", "seed")} == {
+        "mode": "eval", "samples": 0, "seed": 0,
+    }  # fmt: skip
+    answer = post(client, boot, samples=20, seed=9)
+    assert (answer["mode"], answer["samples"], answer["seed"]) == ("mc", 20, 9)
+
+
+def test_another_seed_gives_another_answer_and_more_samples_a_smaller_error(client, boot):
+    assert post(client, boot, samples=50, seed=1)["probabilities"] != post(client, boot, samples=50)["probabilities"]
+    few, many = (max(post(client, boot, samples=n)["uncertainty"]["standard_error"]) for n in (10, 1000))
+    assert many < few / 3
+
+
+def ways_to_send(boot: np.ndarray) -> dict[str, dict]:
+    """The same 28 x 28 image in every way that keeps its pixels."""
+    rows, data = boot.tolist(), png(boot)
+    encoded = base64.b64encode(data).decode()
+    lossless = io.BytesIO()
+    Image.fromarray(boot).save(lossless, "WEBP", lossless=True)
+    return {
+        "form": {"files": {"image": data}, "data": {"samples": "30", "seed": "3"}},
+        "form and query": {"files": {"image": data}, "params": {"samples": 30, "seed": 3}},
+        "raw": {"content": data, "params": {"samples": 30, "seed": 3}},
+        "raw, typed": {
+            "content": data,
+            "params": {"samples": 30, "seed": 3},
+            "headers": {"Content-Type": "image/png; charset=binary"},
+        },
+        "curl --data-binary": {
+            "content": data,
+            "params": {"samples": 30, "seed": 3},
+            "headers": {"Content-Type": "application/x-www-form-urlencoded"},
+        },
+        "webp": {"content": lossless.getvalue(), "params": {"samples": 30, "seed": 3}},
+        "base64": {"json": {"image": encoded, "samples": 30, "seed": 3}},
+        "data url": {"json": {"image": f"data:image/png;base64,{encoded}", "samples": 30}, "params": {"seed": 3}},
+        "rows": {"json": {"image": rows, "samples": 30, "seed": 3}},
+        "flat": {"json": {"image": boot.ravel().tolist(), "samples": 30, "seed": 3}},
+        "floats": {"json": {"image": (boot / 255).tolist(), "dtype": "float", "samples": 30, "seed": 3}},
+    }
+
+
+def test_every_way_to_send_an_image_gives_the_same_numbers(client, boot):
+    answers = {}
+    for way, request in ways_to_send(boot).items():
+        response = client.post("/predict", **request)
+        assert response.status_code == 200, (way, response.text)
+        answers[way] = {name: value for name, value in response.json().items() if name != "preprocessing"}
+    assert answers["form"]["label"] == "ankle boot"
+    assert all(answer == answers["form"] for answer in answers.values())
+
+
+def test_a_dark_on_light_photograph_gets_the_same_label(client, boot):
+    paper = Image.new("RGB", (300, 400), "white")
+    paper.paste(Image.fromarray(255 - boot).resize((300, 300), Image.Resampling.BICUBIC), (0, 50))
+    buffer = io.BytesIO()
+    paper.save(buffer, "JPEG")
+    response = client.post("/predict", files={"image": buffer.getvalue()}, params={"samples": 100})
+    answer = response.json()
+    assert answer["label"] == "ankle boot"
+    assert answer["preprocessing"] == {
+        "source": "JPEG",
+        "width": 300,
+        "height": 400,
+        "inverted": True,
+        "steps": ["greyscale", "inverted", "trimmed", "padded", "resized"],
+    }
+    refused = client.post("/predict", files={"image": buffer.getvalue()}, params={"invert": "no"}).json()
+    assert not refused["preprocessing"]["inverted"]
+
+
+def test_a_thousand_mixed_requests_at_once_are_each_answered_as_if_alone(server, client, fashion):
+    rng = random.Random(11)
+    requests = []
+    for index in range(1000):
+        pixels = fashion.test.images_B[rng.randrange(10_000)].numpy()
+        if index % 10 == 0:  # some are decoded aside, in a thread
+            pixels = np.kron(pixels, np.ones((32, 32), np.uint8))
+        requests.append((png(pixels), {"samples": rng.choice([0, 2, 10, 100, 300, 1000]), "seed": rng.randrange(3)}))
+
+    async def send_all() -> list[bytes]:
+        limits = httpx.Limits(max_connections=100)
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as many:
+
+            async def send(image: bytes, params: dict) -> bytes:
+                response = await many.post("/predict", content=image, params=params)
+                assert response.status_code == 200, response.text
+                return response.content
+
+            return await asyncio.gather(*(send(image, params) for image, params in requests))
+
+    together = asyncio.run(send_all())
+    for (image, params), answer in zip(requests, together, strict=True):
+        assert client.post("/predict", content=image, params=params).content == answer
+    assert len(server.worker_pids) == 2
+    counted = {path.stem.rpartition("_")[2] for path in server.home.glob("prometheus_multiproc_dir/histogram_*.db")}
+    assert {str(pid) for pid in server.worker_pids} <= counted
+
+
+REFUSALS = {
+    "no image": ({"data": {"samples": "3"}, "files": {"picture": b"x"}}, 422, "invalid-parameter"),
+    "empty body": ({"content": b""}, 422, "invalid-parameter"),
+    "text file": ({"content": b"hello", "headers": {"Content-Type": "image/png"}}, 415, "unsupported-image-format"),
+    "gif": ({"files": {"image": b"GIF89a" + bytes(50)}}, 415, "unsupported-image-format"),
+    "plain text": ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, 415, "unsupported-media-type"),
+    "broken json": ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "malformed-body"),
+    "wrong shape": ({"json": {"image": [[0] * 28] * 27}}, 422, "invalid-image"),
+    "no boundary": (
+        {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}},
+        400,
+        "malformed-body",
+    ),
+    "broken form": (
+        {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}},
+        400,
+        "malformed-body",
+    ),
+    "two images": ({"files": [("image", b"a"), ("image", b"b")]}, 422, "invalid-parameter"),
+    "image as text": ({"data": {"image": "abc"}, "files": {"x": b""}}, 422, "invalid-parameter"),
+    "many fields": ({"files": [(f"f{i}", b"a") for i in range(50)]}, 400, "malformed-body"),
+    "one sample": ({"content": b"x", "params": {"samples": 1}}, 422, "invalid-parameter"),
+    "typo": ({"content": b"x", "params": {"sampels": 10}}, 422, "invalid-parameter"),
+    "contradiction": (
+        {"files": {"image": b"x"}, "data": {"seed": "1"}, "params": {"seed": 2}},
+        422,
+        "invalid-parameter",
+    ),
+    "large body": ({"content": bytes(11 * 2**20)}, 413, "body-too-large"),
+    "large body in chunks": ({"content": (bytes(2**20) for _ in range(11))}, 413, "body-too-large"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_wrong_input_is_a_client_error_with_its_reason(client, case):
+    request, status, kind = REFUSALS[case]
+    response = client.post("/predict", **request)
+    problem = response.json()
+    assert (response.status_code, problem["type"]) == (status, f"urn:mcd:problem:{kind}")
+    assert response.headers["content-type"] == "application/problem+json"
+    assert problem["detail"]
+
+
+def test_truncated_images_are_refused(client, boot):
+    for end in (20, 60, -60):
+        assert client.post("/predict", content=png(boot)[:end]).status_code in {415, 422}
+
+
+def test_a_huge_picture_is_refused_by_its_header(client):
+    buffer = io.BytesIO()
+    Image.new("1", (6000, 5000)).save(buffer, "PNG")
+    response = client.post("/predict", content=buffer.getvalue())
+    assert (response.status_code, response.json()["type"]) == (413, "urn:mcd:problem:image-too-large")
+
+
+def test_unknown_paths_and_methods_are_told_apart(client):
+    assert client.get("/nothing").status_code == 404
+    response = client.get("/predict")
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert client.post("/metrics").status_code == 405
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz", "/", "/docs.json", "/schema.json", "/metrics"])
+def test_health_and_descriptions_answer(client, path):
+    assert client.get(path).status_code == 200
+
+
+def metric_samples(client: httpx.Client) -> dict[tuple, float]:
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return {
+        (sample.name, *sorted(sample.labels.items())): sample.value for family in families for sample in family.samples
+    }
+
+
+def test_metrics_count_what_was_asked_over_both_workers(client, boot):
+    before = metric_samples(client)
+    entropies = [post(client, boot, samples=10, seed=seed)["uncertainty"]["predictive_entropy"] for seed in range(20)]
+    post(client, boot)
+    client.post("/predict", content=b"no image")
+    after = metric_samples(client)
+
+    def grown(name: str, **labels: str) -> float:
+        key = (name, *sorted(labels.items()))
+        return after.get(key, 0) - before.get(key, 0)
+
+    route = {"route": "/predict", "method": "POST"}
+    assert grown("mcd_http_requests_total", code="200", **route) == 21
+    assert grown("mcd_http_requests_total", code="415", **route) == 1
+    assert grown("mcd_http_request_duration_seconds_count", **route) == 22
+    assert grown("mcd_samples_per_prediction_sum") == 200
+    assert grown("mcd_samples_per_prediction_bucket", le="0.0") == 1
+    assert grown("mcd_predictive_entropy_ratio_count", mode="mc") == 20
+    assert grown("mcd_predictive_entropy_ratio_sum", mode="mc") == pytest.approx(sum(entropies) / math.log(10))
+
+
+def test_unknown_paths_and_methods_add_one_series_each_not_one_a_path(client):
+    client.request("BREW", "/coffee")
+    client.get("/scan")
+    before = len(metric_samples(client))
+    for number in range(300):
+        client.get(f"/scan/{number}")
+        client.request(f"M{number}", f"/static_content/{number}")
+    assert len(metric_samples(client)) - before <= 20  # the first request for static content made its own series
+
+
+def test_bentomls_client_gets_the_same_answer(server, client, boot):
+    with bentoml.SyncHTTPClient(server.url) as official:
+        answer = official.predict(image=base64.b64encode(png(boot)).decode(), samples=40, seed=2)
+        assert answer == post(client, boot, samples=40, seed=2)
+        with pytest.raises(bentoml.exceptions.BentoMLException, match=r"samples must be 0 or 2\.\.1000, got 1"):
+            official.predict(image=boot.tolist(), samples=1)
+
+
+def test_the_server_logs_no_stack_trace_for_a_clients_mistake(server, client):
+    client.post("/predict", content=b"no image")
+    client.post("/predict", content=b"{", headers={"Content-Type": "application/json"})
+    assert "Traceback" not in server.log.read_text()
+
+
+def damaged(folder: Path, damage) -> Path:
+    shutil.copytree(PRETRAINED, folder)
+    damage(folder)
+    return folder
+
+
+def flip_a_byte(folder: Path) -> None:
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    data[-100] ^= 1
+    (folder / WEIGHTS).write_bytes(data)
+
+
+def rewrite_card(folder: Path, change) -> None:
+    card = json.loads((folder / CARD).read_text())
+    change(card)
+    (folder / CARD).write_text(json.dumps(card))
+
+
+DAMAGES = {
+    "flipped byte": (flip_a_byte, r"weights\.safetensors: expected sha256 \w{64}, got \w{64}"),
+    "missing key": (
+        lambda folder: rewrite_card(folder, lambda card: card["weights"].pop("sha256")),
+        r"card\.json: expected an entry weights\.sha256, got none",
+    ),
+    "wrong shape": (
+        lambda folder: rewrite_card(folder, lambda card: card["architecture"].update(hidden=[256, 128])),
+        r"weights\.safetensors: tensor hidden2\.bias: expected float32\[128\], got float32\[256\]",
+    ),
+    "no dropout": (
+        lambda folder: rewrite_card(folder, lambda card: card["architecture"].update(dropout=[0, 0])),
+        r"the network has no active dropout",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_bad_artifact_is_refused_at_the_start_in_one_line(tmp_path, damage):
+    change, reason = DAMAGES[damage]
+    folder = damaged(tmp_path / "artifact", change)
+    code, printed = refused_start(tmp_path / "home", MCD_MODEL=str(folder))
+    assert code != 0
+    (line,) = printed.strip().splitlines()
+    assert line.startswith("mcd: the model can't be served: ")
+    assert re.search(reason, line)
+
+
+def test_a_bad_setting_and_a_missing_tag_are_refused_in_one_line(tmp_path):
+    for variables, reason in (
+        ({"MCD_WORKERS": "two"}, "mcd: MCD_WORKERS: "),
+        ({"MCD_MODEL": "bentoml:nothing"}, "mcd: the model can't be served: "),
+        ({"MCD_MODEL": str(tmp_path / "nothing")}, "mcd: the model can't be served: "),
+    ):
+        code, printed = refused_start(tmp_path / "home", **variables)
+        assert code != 0
+        assert printed.startswith(reason)
+        assert len(printed.strip().splitlines()) == 1
+
+
+def test_the_built_bento_serves_the_same_bytes_without_training_code(tmp_path, client, boot):
+    home = tmp_path / "home"
+    home.mkdir()
+    built = subprocess.run(
+        bentoml_command("build", "--output", "tag", "."),
+        cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    tag = built.stdout.strip().removeprefix("__tag__:")
+    (source,) = (home / "bentos").glob("*/*/src")
+    assert {path.name for path in source.iterdir() if path.is_dir()} == {"model", "service"}
+    requirements = (source.parent / "env" / "python" / "requirements.txt").read_text()
+    assert "torch==" in requirements
+    assert "torchvision" not in requirements
+    with serve(home, tag) as bento:
+        for params in ({}, {"samples": 100, "seed": 4}):
+            there = httpx.post(f"{bento.url}/predict", files={"image": png(boot)}, params=params)
+            here = client.post("/predict", files={"image": png(boot)}, params=params)
+            assert (there.status_code, there.content) == (200, here.content)
+
+
+def test_a_model_of_the_bentoml_store_is_served(tmp_path, boot):
+    home = tmp_path / "home"
+    store = (
+        "import bentoml, shutil, sys\n"
+        "with bentoml.models.create('other') as stored:\n"
+        "    shutil.copytree(sys.argv[1], stored.path, dirs_exist_ok=True)"
+    )
+    subprocess.run([sys.executable, "-c", store, str(PRETRAINED)], check=True, env=environment(home))
+    with serve(home, MCD_MODEL="bentoml:other:latest") as running:
+        response = httpx.post(f"{running.url}/predict", content=png(boot))
+        assert response.json()["label"] == "ankle boot"
