@@ -128,8 +128,9 @@ def _read(path: Path) -> bytes:
 
 
 def _read_card(path: Path) -> dict[str, Any]:
+    text = _read(path)
     try:
-        card = json.loads(_read(path))
+        card = json.loads(text)
     except ValueError as error:
         raise ArtifactError(f"{path}: expected JSON, got {error}") from error
     if not isinstance(card, dict):

@@ -6,9 +6,13 @@ from typing import NoReturn
 
 import httpx
 import pytest
+import torch
 from server import Server, serve
 
 from training.data import DataError, FashionMNIST, load_fashion_mnist
+
+# The matrices are small and the cores few: several threads would mostly wait for each other.
+torch.set_num_threads(1)
 
 
 def missing(what: str) -> NoReturn:

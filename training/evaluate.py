@@ -88,6 +88,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
 ) -> None:
     """Measure accuracy, likelihood and uncertainty of an artifact on the test images of Fashion-MNIST."""
+    torch.set_num_threads(1)  # one image at a time: too small to share
     try:
         network = load_artifact(artifact).network
         test = load_fashion_mnist(data).test

@@ -58,9 +58,9 @@ def main(  # noqa: PLR0913 - one argument an option
     ),
     seed: Annotated[int, typer.Option(min=0, help="Of weights, order, augmentation, dropout.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's number.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run.  [default: runs/RECIPE-seedSEED]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/RECIPE-seedSEED")] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder of Fashion-MNIST.  [default: $MCD_DATA_DIR, or found]")
+        Path | None, typer.Option(help="Folder of Fashion-MNIST.", show_default="$MCD_DATA_DIR, or found")
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last epoch, if there is one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run exists.")] = False,
@@ -74,27 +74,28 @@ def main(  # noqa: PLR0913 - one argument an option
     """
     torch.set_num_threads(threads)
     chosen = RECIPES[recipe.value]
-    run = Run(
-        name=recipe.value,
-        recipe=chosen if epochs is None else replace(chosen, epochs=epochs),
-        seed=seed,
-        device=_device(device),
-        out=out or Path("runs") / f"{recipe.value}-seed{seed}",
-        command=_command(recipe=recipe.value, seed=seed, epochs=epochs, threads=threads),
-    )
+    folder = out or Path("runs") / f"{recipe.value}-seed{seed}"
     try:
-        if not (resume or overwrite) and (run.out / CHECKPOINT).exists():
+        run = Run(
+            name=recipe.value,
+            recipe=chosen if epochs is None else replace(chosen, epochs=epochs),
+            seed=seed,
+            device=_device(device),
+            out=folder,
+            command=_command(recipe=recipe.value, seed=seed, epochs=epochs, threads=threads),
+        )
+        if not (resume or overwrite) and (folder / CHECKPOINT).exists():
             raise _Refusal(
-                f"{run.out} has a run already: go on with --resume, start anew with --overwrite, or set --out"
+                f"{folder} has a run already: go on with --resume, start anew with --overwrite, or set --out"
             )
         fashion = load_fashion_mnist(data)
         fit = _begin(run, fashion, resume=resume)
         _train(run, fit)
-    except (DataError, _Refusal) as error:
+        _finish(run, fit, fashion, publish=publish)
+    except (DataError, _Refusal, OSError) as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail(f"interrupted; the finished epochs are in {run.out}: go on with --resume", 130)
-    _finish(run, fit, fashion, publish=publish)
+        _fail(f"interrupted; the finished epochs are in {folder}: go on with --resume", 130)
 
 
 class _Refusal(Exception):  # noqa: N818 - not an error of the program
@@ -196,10 +197,13 @@ def _publish(folder: Path, run: Run) -> str:
 
 
 def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    if name == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise _Refusal(f"--device {name} can't be used here: {str(error).splitlines()[0]}") from error
 
 
 def _command(**options: object) -> str:

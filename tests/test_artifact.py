@@ -1,0 +1,205 @@
+import hashlib
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from model import ArtifactError, MLPConfig, build_mlp, load_artifact, save_artifact
+from model.artifact import CARD, WEIGHTS, write_atomically
+
+CONFIG = MLPConfig(image=(1, 4, 4), hidden=(6, 5), dropout=(0.1, 0.3), classes=3)
+CLASSES = ["a", "b", "c"]
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(31)
+    return build_mlp(CONFIG)
+
+
+@pytest.fixture
+def folder(tmp_path, network) -> Path:
+    save_artifact(tmp_path / "artifact", network, CONFIG, {"classes": CLASSES, "seed": 7})
+    return tmp_path / "artifact"
+
+
+def change_card(folder: Path, change) -> None:
+    card = json.loads((folder / CARD).read_text())
+    change(card)
+    (folder / CARD).write_text(json.dumps(card))
+
+
+def replace_weights(folder: Path, data: bytes) -> None:
+    """Other weights that the card vouches for."""
+    (folder / WEIGHTS).write_bytes(data)
+    change_card(folder, lambda card: card["weights"].update(sha256=hashlib.sha256(data).hexdigest()))
+
+
+def assert_refused(folder: Path, file: str, message: str) -> None:
+    """Refused in one line that names the file."""
+    with pytest.raises(ArtifactError, match=f"^{re.escape(str(folder / file))}: {message}$"):
+        load_artifact(folder)
+
+
+def test_what_was_saved_is_loaded(folder, network):
+    artifact = load_artifact(folder)
+    images_B = torch.rand(4, 1, 4, 4)
+    assert torch.equal(artifact.network(images_B), network.eval()(images_B))
+    assert artifact.classes == ("a", "b", "c")
+    assert artifact.card["seed"] == 7
+    assert artifact.card["architecture"] == {
+        "image": [1, 4, 4], "hidden": [6, 5], "dropout": [0.1, 0.3], "classes": 3,
+    }  # fmt: skip
+    assert artifact.sha256 == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+
+
+def test_the_network_comes_in_eval_mode_without_gradients(folder):
+    network = load_artifact(str(folder)).network
+    assert not any(module.training for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_loading_draws_no_random_numbers(folder):
+    before = torch.get_rng_state()
+    load_artifact(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("position", [0, 100, -1])
+def test_a_flipped_byte_is_noticed(folder, position):
+    data = bytearray((folder / WEIGHTS).read_bytes())
+    data[position] ^= 1
+    (folder / WEIGHTS).write_bytes(data)
+    assert_refused(folder, WEIGHTS, r"expected sha256 \w{64}, got \w{64}")
+
+
+@pytest.mark.parametrize("file", [CARD, WEIGHTS])
+def test_a_missing_file_is_named(folder, file):
+    (folder / file).unlink()
+    assert_refused(folder, file, "expected a readable file, got No such file or directory")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected JSON, got .*"),
+        ("\x00", "expected JSON, got .*"),
+        ("[]", "expected a JSON object, got list"),
+        ("{}", "format: expected 1, got None"),
+        ('{"format": 2}', "format: expected 1, got 2"),
+    ],
+)
+def test_a_card_that_is_none_is_refused(folder, text, message):
+    (folder / CARD).write_text(text)
+    assert_refused(folder, CARD, message)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [["architecture"], ["architecture", "hidden"], ["architecture", "classes"], ["classes"], ["weights"],
+     ["weights", "sha256"]],
+)  # fmt: skip
+def test_a_missing_entry_is_named(folder, keys):
+    def remove(card: dict) -> None:
+        for key in keys[:-1]:
+            card = card[key]
+        del card[keys[-1]]
+
+    change_card(folder, remove)
+    assert_refused(folder, CARD, rf"expected an entry {re.escape('.'.join(keys))}(\.\w+)?, got none")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"hidden": "many"}, {"hidden": 5}, {"hidden": [6, -5]}, {"hidden": [6, "5"]}, {"dropout": [0.1, 2]},
+     {"dropout": [0.1]}, {"dropout": None}, {"classes": None}, {"image": [1, 4.5, 4]}],
+)  # fmt: skip
+def test_an_architecture_that_is_none_is_refused(folder, change):
+    change_card(folder, lambda card: card["architecture"].update(change))
+    assert_refused(folder, CARD, r"architecture: expected sizes and probabilities, got \{.*\} \(.*\)")
+
+
+@pytest.mark.parametrize("classes", [["a", "b"], "abc", [1, 2, 3], None])
+def test_classes_must_be_as_many_names_as_outputs(folder, classes):
+    change_card(folder, lambda card: card.update(classes=classes))
+    assert_refused(folder, CARD, "classes: expected 3 names, got .*")
+
+
+def test_an_enormous_architecture_costs_no_memory_before_it_is_refused(folder):
+    change_card(folder, lambda card: card["architecture"].update(hidden=[10**7, 10**7]))
+    assert_refused(folder, WEIGHTS, r"tensor hidden1\.bias: expected float32\[10000000\], got float32\[6\]")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("logits.bias"), r"tensor logits\.bias: expected float32\[3\], got none"),
+        (lambda state: state.update(extra=torch.ones(2)), r"tensor extra: expected none, got float32\[2\]"),
+        (
+            lambda state: state.update({"hidden1.bias": torch.ones(7)}),
+            r"tensor hidden1\.bias: expected float32\[6\], got float32\[7\]",
+        ),
+        (
+            lambda state: state.update({"hidden1.bias": torch.ones(6).half()}),
+            r"tensor hidden1\.bias: expected float32\[6\], got float16\[6\]",
+        ),
+    ],
+)
+def test_tensors_other_than_the_architectures_are_refused(folder, change, message):
+    state = safetensors.torch.load_file(folder / WEIGHTS)
+    change(state)
+    replace_weights(folder, safetensors.torch.save(state))
+    assert_refused(folder, WEIGHTS, message)
+
+
+class Trap:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_is_refused_and_never_run(folder, tmp_path):
+    replace_weights(folder, pickle.dumps(Trap(tmp_path / "sprung")))
+    assert_refused(folder, WEIGHTS, r"expected safetensors, got a file that can't be read \(.*\)")
+    assert not (tmp_path / "sprung").exists()
+    pickle.loads((folder / WEIGHTS).read_bytes())  # noqa: S301 - shows that the trap would have worked
+    assert (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("size", [0, 7, 200, -1])
+def test_a_truncated_file_is_refused_even_if_the_card_vouches_for_it(folder, size):
+    replace_weights(folder, (folder / WEIGHTS).read_bytes()[:size])
+    assert_refused(folder, WEIGHTS, "expected safetensors, got .*")
+
+
+def test_a_network_of_another_shape_is_not_saved(tmp_path, network):
+    with pytest.raises(ArtifactError, match=r"tensor hidden2\.bias: expected float32\[9\], got float32\[5\]"):
+        save_artifact(tmp_path / "x", network, MLPConfig(image=(1, 4, 4), hidden=(6, 9), classes=3), {})
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def fail(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_embedded_default_loads_and_says_how_it_was_made():
+    artifact = load_artifact()
+    assert artifact.card["command"].startswith("python -m training.train")
+    assert artifact.network(torch.zeros(2, 1, 28, 28)).shape == (2, len(artifact.classes))

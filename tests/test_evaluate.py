@@ -1,0 +1,195 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import training.evaluate
+from model import MLPConfig, build_mlp, keep_masks, save_artifact
+from training.data import CLASSES, FashionMNIST, Images
+from training.evaluate import app, evaluate, print_metrics
+
+ROOT = Path(__file__).parent.parent
+CONFIG = MLPConfig(hidden=(8, 6), dropout=(0.1, 0.4))
+
+
+def cli(*arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the program as a user would, writing to a pipe."""
+    terminal = {"FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "COLUMNS"}
+    return subprocess.run(
+        [sys.executable, "-m", "training.evaluate", *map(str, arguments)],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name not in terminal} | environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("artifact")
+    torch.manual_seed(0)
+    save_artifact(folder, build_mlp(CONFIG), CONFIG, {"classes": list(CLASSES)})
+    return folder
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def entropy(probs: np.ndarray) -> np.ndarray:
+    return -(probs * np.log(probs)).sum(axis=-1)
+
+
+def test_figures_equal_those_of_a_second_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.evaluate, "_IMAGES_AT_ONCE", 5)  # 12 images: two full parts and a rest
+    torch.manual_seed(5)
+    images = Images(torch.randint(0, 256, (12, 4, 3), dtype=torch.uint8), torch.randint(0, 5, (12,)))
+    hidden, logits = nn.Linear(12, 6), nn.Linear(6, 5)
+    nn.init.normal_(hidden.weight)
+    nn.init.normal_(logits.weight)
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), hidden, nn.ReLU(), nn.Dropout(0.3), logits)
+
+    found = evaluate(network, images, samples=7, seed=5)
+
+    inputs_BP = images.images_B.double().numpy().reshape(12, 12) / 255
+    (W1, b1), (W2, b2) = (
+        (layer.weight.detach().double().numpy(), layer.bias.detach().numpy()) for layer in (hidden, logits)
+    )
+    keep1_SP = keep_masks((12,), 0.2, samples=7, seed=5, layer=0)
+    keep2_SH = keep_masks((6,), 0.3, samples=7, seed=5, layer=1)
+    eval_BC = softmax(np.maximum(inputs_BP @ W1.T + b1, 0) @ W2.T + b2)
+    probs_SBC = np.array(
+        [
+            softmax((np.maximum((inputs_BP * keep1_P / 0.8) @ W1.T + b1, 0) * keep2_H / 0.7) @ W2.T + b2)
+            for keep1_P, keep2_H in zip(keep1_SP, keep2_SH, strict=True)
+        ]
+    )
+    mean_BC = probs_SBC.mean(axis=0)
+    labels_B = images.labels_B.numpy()
+    expected = {
+        mode: {
+            "accuracy": np.mean(probs_BC.argmax(axis=1) == labels_B),
+            "nll": -np.mean(np.log(probs_BC[np.arange(12), labels_B])),
+            "entropy": np.mean(entropy(probs_BC)),
+        }
+        for mode, probs_BC in (("eval", eval_BC), ("mc", mean_BC))
+    }
+    expected["mc"] |= {
+        "mutual_information": np.mean(entropy(mean_BC) - entropy(probs_SBC).mean(axis=0)),
+        "samples": 7,
+        "seed": 5,
+    }
+    assert found.keys() == expected.keys()
+    for mode, row in expected.items():
+        assert found[mode] == pytest.approx(row, rel=1e-5)
+    assert 0 < expected["eval"]["accuracy"] < 1
+    assert expected["eval"] != expected["mc"]
+
+
+def test_the_same_seed_gives_the_same_figures_and_another_seed_others() -> None:
+    torch.manual_seed(1)
+    images = Images(torch.randint(0, 256, (9, 28, 28), dtype=torch.uint8), torch.arange(9))
+    network = build_mlp(CONFIG)
+    first, again, other = (evaluate(network, images, samples=4, seed=seed) for seed in (8, 8, 9))
+    assert first == again
+    assert first["eval"] == other["eval"]
+    assert first["mc"]["nll"] != other["mc"]["nll"]
+
+
+def test_evaluation_leaves_mode_and_global_generator_alone() -> None:
+    images = Images(torch.zeros(3, 28, 28, dtype=torch.uint8), torch.arange(3))
+    network = build_mlp(CONFIG).train()
+    before = torch.random.get_rng_state()
+    evaluate(network, images, samples=4, seed=8)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(module.training for module in network.modules())
+
+
+def test_the_table_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
+    print_metrics(
+        {
+            "eval": {"accuracy": 0.90123, "nll": 0.28123, "entropy": 0.23123},
+            "mc": {
+                "samples": 37, "seed": 21,
+                "accuracy": 0.91234, "nll": 0.27234, "entropy": 0.30234, "mutual_information": 0.04234,
+            },
+        }
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    rows = {
+        mode: re.findall(r"\d\.\d+", line) for line in printed.splitlines() for mode in re.findall("eval|mc ", line)
+    }
+    assert rows["eval"] == ["0.9012", "0.2812", "0.2312"]
+    assert rows["mc "] == ["0.9123", "0.2723", "0.3023", "0.0423"]
+    assert "37 masks, seed 21" in printed
+
+
+def test_the_program_prints_a_table_and_writes_the_figures_as_json(
+    fashion: FashionMNIST, artifact: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "metrics.json"
+    done = cli(artifact, "--data", fashion.source, "--samples", "3", "--seed", "11", "--out", out)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(out.read_text())
+    assert (metrics["mc"]["samples"], metrics["mc"]["seed"]) == (3, 11)
+    for row in metrics.values():
+        for name in ("accuracy", "nll", "entropy"):
+            assert f"{row[name]:.4f}" in done.stdout
+    torch.manual_seed(0)
+    with torch.no_grad():
+        logits_BC = build_mlp(CONFIG).eval()(fashion.test.inputs_B)
+    right_B = logits_BC.argmax(dim=1) == fashion.test.labels_B
+    assert metrics["eval"]["accuracy"] == pytest.approx(right_B.double().mean().item(), abs=1e-4)
+    loss = nn.functional.cross_entropy(logits_BC, fashion.test.labels_B).item()
+    assert metrics["eval"]["nll"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_a_missing_artifact_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    missing = tmp_path / "a-folder-with-a-name-that-would-not-fit-into-a-narrow-terminal" / "artifact"
+    done = cli(missing)
+    assert done.returncode == 1
+    assert (done.stdout + done.stderr).splitlines() == [
+        f"error: {missing / 'card.json'}: expected a readable file, got No such file or directory"
+    ]
+
+
+def test_missing_data_is_one_line_and_exit_code_1(artifact: Path, tmp_path: Path) -> None:
+    done = cli(artifact, "--data", tmp_path)
+    assert done.returncode == 1
+    [line] = (done.stdout + done.stderr).splitlines()
+    assert line.startswith(f"error: Fashion-MNIST was not found in {tmp_path} ")
+    assert "dataset-fashion-mnist" in line
+
+
+def test_a_flipped_byte_in_the_weights_is_an_error_that_tells_so(artifact: Path, tmp_path: Path) -> None:
+    weights = bytearray((artifact / "weights.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "weights.safetensors").write_bytes(weights)
+    (tmp_path / "card.json").write_bytes((artifact / "card.json").read_bytes())
+    done = CliRunner().invoke(app, [str(tmp_path)])
+    assert done.exit_code == 1
+    assert "weights.safetensors: expected sha256" in done.output.replace("\n", "")
+
+
+def test_one_mask_is_refused(artifact: Path) -> None:
+    done = CliRunner().invoke(app, [str(artifact), "--samples", "1"])
+    assert done.exit_code == 2
+    assert "--samples" in done.output
+
+
+@pytest.mark.parametrize("folder", ["[old]", "[/old]"])
+def test_brackets_in_a_path_are_no_markup(folder: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, [str(tmp_path / folder)])
+    assert done.exit_code == 1
+    assert f"{folder}/card.json" in done.output.replace("\n", "")

@@ -1,0 +1,72 @@
+import pytest
+import torch
+from torch import nn
+
+from model import MLPConfig, build_mlp, dropout_layer
+
+
+def from_scratch(network: nn.Sequential, images_B: torch.Tensor, dropout: tuple[float, ...]) -> torch.Tensor:
+    """The chapter's network by hand: the same weights, dropout from its definition."""
+    hidden = images_B.flatten(1)
+    for number, p in enumerate(dropout, start=1):
+        linear = getattr(network, f"hidden{number}")
+        hidden = dropout_layer(torch.clamp(hidden @ linear.weight.T + linear.bias, min=0), p)
+    return hidden @ network.logits.weight.T + network.logits.bias
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Sequential:
+    torch.manual_seed(3)
+    return build_mlp(MLPConfig(hidden=(40, 30), dropout=(0.3, 0.6), classes=4, image=(1, 5, 5))).requires_grad_(False)
+
+
+IMAGES_B = torch.rand(3, 1, 5, 5, generator=torch.Generator().manual_seed(9))
+
+
+def test_the_defaults_are_the_chapters():
+    layers = list(build_mlp(MLPConfig()))
+    assert [type(layer) for layer in layers] == [
+        nn.Flatten,
+        *[nn.Linear, nn.ReLU, nn.Dropout] * 2,
+        nn.Linear,
+    ]
+    assert [(layer.in_features, layer.out_features) for layer in layers if isinstance(layer, nn.Linear)] == [
+        (784, 256),
+        (256, 256),
+        (256, 10),
+    ]
+    assert [layer.p for layer in layers if isinstance(layer, nn.Dropout)] == [0.2, 0.5]
+
+
+def test_without_dropout_the_layers_and_the_hand_written_network_agree(network):
+    assert torch.allclose(network.eval()(IMAGES_B), from_scratch(network, IMAGES_B, (0, 0)), atol=1e-6)
+
+
+def test_with_dropout_they_agree_in_distribution(network):
+    """Means of n passes differ by less than 5 standard errors, variances by less than 5 of theirs (kurtosis < 4)."""
+    torch.manual_seed(12)
+    n = 20_000
+    network.train()
+    layers, hand = (
+        torch.stack([forward(IMAGES_B) for _ in range(n)]).double()
+        for forward in (network, lambda images_B: from_scratch(network, images_B, (0.3, 0.6)))
+    )
+    variance = (layers.var(0) + hand.var(0)) / 2
+    assert ((layers.mean(0) - hand.mean(0)).abs() <= 5 * (2 * variance / n).sqrt()).all()
+    assert ((layers.var(0) / hand.var(0) - 1).abs() <= 5 * (2 * 3 / n) ** 0.5).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden": (256,)}, "one dropout probability for each hidden layer"),
+        ({"dropout": (0.2, 1.5)}, r"dropout probabilities must be in \[0, 1\]"),
+        ({"hidden": (256, 0)}, "sizes must be whole numbers of at least 1"),
+        ({"hidden": (256, 2.5)}, "sizes must be whole numbers of at least 1"),
+        ({"classes": -1}, "sizes must be whole numbers of at least 1"),
+        ({"image": (0, 28)}, "sizes must be whole numbers of at least 1"),
+    ],
+)
+def test_a_shape_that_is_none_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        MLPConfig(**fields)

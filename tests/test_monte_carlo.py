@@ -1,0 +1,300 @@
+"""The fast path against the obvious loops: exactly with explicit masks, in distribution with train-mode passes."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model import MLPConfig, MonteCarloDropout, build_mlp, keep_masks, summarize
+
+CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+def loop_of_passes(network: nn.Sequential, images_B: Tensor, passes: int) -> Tensor:
+    """What most people write: the whole batch through the network in train mode, again and again."""
+    was_training = network.training
+    network.train()
+    with torch.no_grad():
+        probs_SBC = torch.stack([network(images_B).softmax(dim=-1) for _ in range(passes)])
+    network.train(was_training)
+    return probs_SBC
+
+
+def loop_of_masks(layers: list[nn.Module], images_B: Tensor, samples: int, seed: int) -> Tensor:
+    """One pass of the whole batch for each mask, every layer in full."""
+    passes = []
+    for sample in range(samples):
+        features, dropouts = images_B, 0
+        for layer in layers:
+            if isinstance(layer, (nn.Dropout, *CHANNELWISE)) and layer.p > 0:
+                shape = features.shape[1:]
+                shape = (shape[0], *[1] * (len(shape) - 1)) if isinstance(layer, CHANNELWISE) else shape
+                keep = keep_masks(shape, layer.p, samples=1, seed=seed, layer=dropouts, first=sample)[0]
+                features = features * torch.tensor(keep) / (1 - layer.p) if layer.p < 1 else torch.zeros_like(features)
+                dropouts += 1
+            elif not isinstance(layer, nn.Dropout):
+                features = layer(features)
+        passes.append(features.softmax(dim=-1))
+    return torch.stack(passes)
+
+
+def mlp() -> nn.Sequential:
+    return build_mlp(MLPConfig(image=(1, 6, 6), hidden=(32, 24), dropout=(0.2, 0.5), classes=5))
+
+
+def cnn() -> nn.Sequential:
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout2d(0.3),
+        nn.Conv2d(4, 6, 3),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Dropout(0.4),
+        nn.Linear(24, 5),
+    )
+    network(torch.randn(64, 1, 6, 6))  # gives the batch norm its statistics
+    return network
+
+
+def nested() -> nn.Sequential:
+    inner = nn.Sequential(nn.Linear(36, 16), nn.Tanh(), nn.Sequential(nn.Dropout(0.25)))
+    return nn.Sequential(nn.Flatten(), nn.Dropout(0), inner, nn.Linear(16, 5))
+
+
+def first_layer() -> nn.Sequential:
+    return nn.Sequential(nn.Dropout(0.1), nn.Flatten(), nn.Linear(36, 8), nn.Dropout1d(0.2), nn.Linear(8, 5))
+
+
+def sequence() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(2), nn.Conv1d(1, 8, 5), nn.Dropout1d(0.5), nn.Flatten(), nn.Linear(256, 5))
+
+
+NETWORKS = [mlp, cnn, nested, sequence]
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request) -> nn.Sequential:
+    torch.manual_seed(21)
+    return request.param().eval().requires_grad_(requires_grad=False)
+
+
+@pytest.fixture
+def images_B() -> Tensor:
+    return torch.rand(5, 1, 6, 6, generator=torch.Generator().manual_seed(22))
+
+
+def flat(network: nn.Sequential) -> list[nn.Module]:
+    return [leaf for layer in network for leaf in (flat(layer) if isinstance(layer, nn.Sequential) else [layer])]
+
+
+@pytest.mark.parametrize("samples", [2, 127, 128, 129, 300])
+def test_with_explicit_masks_it_equals_the_loop(network, images_B, samples):
+    expected = loop_of_masks(flat(network), images_B, samples, seed=6)
+    assert torch.allclose(MonteCarloDropout(network).sample(images_B, samples=samples, seed=6), expected, atol=1e-6)
+
+
+def test_in_double_precision_it_equals_the_loop_to_twelve_digits(network, images_B):
+    network, images_B = network.double(), images_B.double()
+    found = MonteCarloDropout(network).sample(images_B, samples=40, seed=7)
+    assert found.dtype == torch.float64
+    assert torch.allclose(found, loop_of_masks(flat(network), images_B, 40, seed=7), rtol=0, atol=1e-12)
+
+
+def test_it_has_the_distribution_of_train_mode_passes(images_B):
+    """Means of n passes differ by less than 5 standard errors, variances by less than 15 %."""
+    torch.manual_seed(23)
+    network = mlp().eval()
+    n = 6000
+    fast = MonteCarloDropout(network).sample(images_B, samples=n, seed=8).double()
+    loop = loop_of_passes(network, images_B, n).double()
+    assert ((fast.mean(0) - loop.mean(0)).abs() <= 5 * ((fast.var(0) + loop.var(0)) / n).sqrt()).all()
+    assert torch.allclose(fast.var(0), loop.var(0), rtol=0.15)
+    one, other = summarize(fast), summarize(loop)
+    assert torch.allclose(one.mutual_information, other.mutual_information, rtol=0.15)
+
+
+def test_an_image_doesnt_depend_on_its_neighbours(network, images_B):
+    mc = MonteCarloDropout(network)
+    together, predicted = mc.sample(images_B, samples=50, seed=3), mc.predict(images_B)
+    for b in range(len(images_B)):
+        alone = images_B[b : b + 1]
+        assert torch.equal(mc.sample(alone, samples=50, seed=3)[:, 0], together[:, b])
+        assert torch.equal(mc.predict(alone)[0], predicted[b])
+
+
+def test_all_images_see_the_same_masks(images_B):
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 5))
+    twins_B = images_B[:1].expand(4, -1, -1, -1)
+    probs_SBC = MonteCarloDropout(network).sample(twins_B, samples=30)
+    assert torch.equal(probs_SBC, probs_SBC[:, :1].expand(-1, 4, -1))
+    assert probs_SBC[:, 0].var(dim=0).min() > 0
+
+
+def test_the_seed_fixes_the_bits_and_the_first_masks_of_more_are_those_of_fewer(network, images_B):
+    mc = MonteCarloDropout(network)
+    few, many = (mc.sample(images_B, samples=n, seed=1) for n in (20, 200))
+    assert torch.allclose(many[:20], few, atol=1e-6)
+    assert torch.equal(MonteCarloDropout(network).sample(images_B, samples=20, seed=1), few)
+    assert not torch.allclose(mc.sample(images_B, samples=20, seed=2), few, atol=1e-3)
+
+
+def test_predict_is_the_eval_mode_forward(network, images_B):
+    assert torch.allclose(MonteCarloDropout(network).predict(images_B), network(images_B).softmax(dim=-1), atol=1e-6)
+
+
+def test_the_mode_is_neither_changed_nor_of_any_effect(images_B):
+    torch.manual_seed(24)
+    network = mlp()
+    mc = MonteCarloDropout(network)
+    network.eval()
+    in_eval = mc.sample(images_B, samples=20), mc.predict(images_B)
+    network.train()
+    network.dropout1.eval()
+    modes = [module.training for module in network.modules()]
+    in_train = mc.sample(images_B, samples=20), mc.predict(images_B)
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(one, other) for one, other in zip(in_eval, in_train, strict=True))
+
+
+def test_no_global_random_state_is_touched(network, images_B):
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 - it is asked about
+    MonteCarloDropout(network).sample(images_B, samples=20)
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    assert np.array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002 - likewise
+
+
+def test_layers_before_the_first_active_dropout_run_once_for_each_image(images_B):
+    network = mlp()
+    calls = dict.fromkeys(("hidden1", "hidden2"), 0)
+    for name in calls:
+        network.get_submodule(name).register_forward_hook(
+            lambda *_, name=name: calls.update({name: calls[name] + 1}),
+        )
+    MonteCarloDropout(network).sample(images_B, samples=300)
+    assert calls == {"hidden1": len(images_B), "hidden2": 3 * len(images_B)}
+
+
+def test_arrays_are_taken_like_tensors_and_the_result_is_an_ordinary_tensor(images_B):
+    mc = MonteCarloDropout(mlp())
+    found = mc.sample(images_B.numpy(), samples=4)
+    assert torch.equal(found, mc.sample(images_B, samples=4))
+    assert not found.requires_grad
+    found += 1  # an inference tensor would refuse
+
+
+def test_images_are_left_alone_by_in_place_layers(images_B):
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.ReLU(inplace=True), nn.Linear(36, 5))
+    before = images_B.clone()
+    MonteCarloDropout(network).sample(images_B - 0.5, samples=4)
+    MonteCarloDropout(network).sample(images_B, samples=4)
+    assert torch.equal(images_B, before)
+
+
+def test_no_images_give_no_rows(images_B):
+    mc = MonteCarloDropout(mlp())
+    assert mc.sample(images_B[:0], samples=7).shape == (7, 0, 5)
+    assert mc.predict(images_B[:0]).shape == (0, 5)
+
+
+def test_a_layer_that_drops_everything_leaves_the_rest(images_B):
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(1.0), nn.Linear(36, 5))
+    expected = network[2].bias.softmax(dim=-1).expand(3, 5, -1)
+    assert torch.allclose(MonteCarloDropout(network).sample(images_B, samples=3), expected)
+
+
+def test_dropout_on_the_input_has_no_prefix(images_B):
+    network = first_layer()
+    found = MonteCarloDropout(network).sample(images_B, samples=20, seed=2)
+    assert torch.allclose(found, loop_of_masks(flat(network), images_B, 20, seed=2), atol=1e-6)
+
+
+class Residual(nn.Module):
+    def __init__(self, *, p: float) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(36, 36), nn.Dropout(p))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features + self.inner(features)
+
+
+DROPOUT, END = nn.Dropout(0.5), nn.Linear(36, 5)
+
+
+@pytest.mark.parametrize(
+    ("layers", "error", "message"),
+    [
+        ([nn.Flatten(), END], ValueError, "no active dropout: it needs an nn.Dropout with p > 0"),
+        ([nn.Flatten(), nn.Dropout(0), END], ValueError, "no active dropout"),
+        ([], ValueError, "no active dropout"),
+        (
+            [nn.Flatten(), DROPOUT, END, nn.Softmax(-1)],
+            TypeError,
+            "must end in logits, but its last layer 3 is Softmax",
+        ),
+        ([nn.Flatten(), DROPOUT, END, nn.LogSoftmax(-1)], TypeError, "last layer 3 is LogSoftmax"),
+        ([nn.Flatten(), nn.AlphaDropout(0.5), END], TypeError, "layer 1: AlphaDropout can't be masked there"),
+        ([nn.Flatten(), Residual(p=0.2), DROPOUT, END], TypeError, r"layer 1\.inner\.1: Dropout can't be masked there"),
+    ],
+)
+def test_networks_that_cant_be_sampled_are_refused(layers, error, message):
+    with pytest.raises(error, match=message):
+        MonteCarloDropout(nn.Sequential(*layers))
+
+
+def test_what_is_no_sequence_is_refused():
+    with pytest.raises(TypeError, match=r"needs an nn\.Sequential, got Residual"):
+        MonteCarloDropout(Residual(p=0.5))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.BatchNorm1d(36), nn.RReLU(), Residual(p=0), nn.LayerNorm(36).eval()],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_depend_on_chance_or_batch_must_be_in_eval_mode(layer, images_B):
+    network = nn.Sequential(nn.Flatten(), layer, DROPOUT, END)
+    mc = MonteCarloDropout(network)
+    if not isinstance(layer, nn.LayerNorm):  # which computes the same in either mode
+        for call in (mc.predict, mc.sample):
+            with pytest.raises(ValueError, match=rf"layer 1: {type(layer).__name__} depends on chance or on the batch"):
+                call(images_B)
+    network.eval()
+    assert mc.sample(images_B, samples=2).shape == (2, 5, 5)
+
+
+def test_a_batch_norm_without_statistics_is_refused_in_eval_mode_too(images_B):
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36, track_running_stats=False), DROPOUT, END).eval()
+    with pytest.raises(ValueError, match="a batch norm also needs running statistics"):
+        MonteCarloDropout(network).sample(images_B)
+
+
+def test_bad_requests_are_refused(images_B):
+    mc = MonteCarloDropout(mlp())
+    with pytest.raises(ValueError, match="samples must be at least 2, got 1: one mask has no spread"):
+        mc.sample(images_B, samples=1)
+    with pytest.raises(ValueError, match=r"seed must be in 0\.\.2\*\*64 - 1, got -1"):
+        mc.sample(images_B, seed=-1)
+    for call in (mc.sample, mc.predict):
+        with pytest.raises(TypeError, match=r"must be floating-point, got torch\.uint8: divide 0\.\.255 by 255"):
+            call((images_B * 255).to(torch.uint8))
+
+
+def test_memory_stays_bounded_for_many_images_and_samples():
+    script = """
+import resource, torch
+from model import MLPConfig, MonteCarloDropout, build_mlp
+torch.set_num_threads(1)
+mc = MonteCarloDropout(build_mlp(MLPConfig()))
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+mc.sample(torch.rand(1, 1, 28, 28), samples=2)
+before = peak()
+mc.sample(torch.rand(256, 1, 28, 28), samples=1000)
+print(peak() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert float(done.stdout) < 200  # MB; a full (S, B, H) float32 tensor alone would take 262
