@@ -50,7 +50,7 @@ def serve(home: Path, target: str = ".", **variables: str) -> Iterator[Server]:
     log = home / "server.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            bentoml_command("serve", "--host", "127.0.0.1", "--port", str(port), target),
+            bentoml_command("serve", "--timeout-keep-alive", "75", "--host", "127.0.0.1", "--port", str(port), target),
             cwd=ROOT,
             env=environment(home, **variables),
             stdout=output,

@@ -43,6 +43,10 @@ def striped(count: int, *, seed: int = 0) -> Images:
     return Images(images_B, labels_B)
 
 
+def copies(image: Images, count: int) -> Images:
+    return Images(image.images_B.expand(count, -1, -1), image.labels_B.expand(count))
+
+
 def begin(recipe: Recipe, *, seed: int = 0, train: Images | None = None, held_out: Images | None = None) -> Fit:
     # 100 images in batches of 32: the last batch is smaller.
     return Fit(recipe, train or striped(100), held_out or striped(30, seed=1), seed=seed, device=torch.device("cpu"))
@@ -261,6 +265,33 @@ def test_an_image_passes_under_several_masks_on_one_prefix() -> None:
         alive = alive_BH.sum().item()
         differing = (one_BH != other_BH)[alive_BH].sum().item()
         assert abs(differing - 0.32 * alive) < 5 * np.sqrt(alive * 0.32 * 0.68)
+
+
+def test_no_two_images_steps_epochs_or_seeds_share_a_mask() -> None:
+    # 32 copies of one image at learning rate 0, so that nothing but its mask tells one pass from another.
+    architecture = MLPConfig(hidden=(256, 8), dropout=(0.5, 0.5))
+    recipe = replace(CHAPTER, architecture=architecture, epochs=2, batch_size=16, learning_rate=0.0, initial_std=None)
+    kept = []
+    for seed in (1, 2):
+        with recording_linears() as calls:
+            run(replace(recipe, masks=3), seed=seed, train=copies(striped(1), 32))
+        kept.append(torch.cat([inputs != 0 for width, inputs, _ in calls if width == 256]))
+    assert [len(kept_BH) for kept_BH in kept] == [32 * 3 * 2] * 2
+    alive_H = kept[0].any(dim=0) & kept[1].any(dim=0)  # by either seed's weights
+    masks_BH = torch.cat(kept)[:, alive_H]
+    assert len(masks_BH.unique(dim=0)) == len(masks_BH)
+
+
+@pytest.mark.parametrize(("flip", "shift", "forms"), [(False, 0, 1), (True, 0, 2), (False, 1, 9), (True, 1, 18)])
+def test_the_network_is_trained_on_images_augmented_as_the_recipe_asks(flip: bool, shift: int, forms: int) -> None:
+    torch.manual_seed(8)
+    noise = Images(torch.randint(0, 256, (1, 28, 28), dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    with recording_linears() as calls:
+        begin(replace(CHAPTER, flip=flip, shift=shift), train=copies(noise, 400)).run_epoch()
+    inputs_BP = torch.cat([inputs for width, inputs, _ in calls if width == 28 * 28])
+    seen = (inputs_BP * 255).round().byte().unique(dim=0).view(-1, 28, 28).tolist()
+    assert sorted(seen) == sorted(variants(noise.images_B[0], flip=flip, shift=shift))
+    assert len(seen) == forms
 
 
 def test_dropout_in_training_drops_at_its_rate_and_scales_the_survivors() -> None:

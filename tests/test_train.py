@@ -2,7 +2,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -66,11 +65,6 @@ def started(*options: object, **environ: str) -> Iterator[subprocess.Popen[str]]
 def wait(process: subprocess.Popen[str], out: Path) -> Finished:
     stdout, stderr = process.communicate(timeout=SECONDS)
     return Finished(out, process.returncode, stdout, stderr)
-
-
-def cli(*options: object, **environ: str) -> Finished:
-    with started(*options, **environ) as process:
-        return wait(process, Path())
 
 
 def signal_after_first_epoch(process: subprocess.Popen[str], out: Path, number: signal.Signals) -> Finished:
@@ -145,17 +139,6 @@ def interrupted(fashion: FashionMNIST, tmp_path_factory: pytest.TempPathFactory)
     out = tmp_path_factory.mktemp("interrupted") / "run"
     with started(*chapter(fashion, out)) as process:
         return signal_after_first_epoch(process, out, signal.SIGINT)
-
-
-@pytest.fixture(scope="module")
-def resumed_after_the_end(fashion: FashionMNIST, runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A run that was killed after its last checkpoint and before its last log was written, and resumed."""
-    out = tmp_path_factory.mktemp("ended") / "run"
-    shutil.copytree(runs.whole.out, out)
-    log = (out / "log.jsonl").read_text()
-    (out / "log.jsonl").write_text("".join(log.splitlines(keepends=True)[:-1]))
-    with started(*chapter(fashion, out), "--resume") as process:
-        return wait(process, out)
 
 
 @pytest.fixture
@@ -358,27 +341,35 @@ def test_a_run_that_would_lose_or_mix_up_another_is_refused(
     assert contents(interrupted.out) == before
 
 
-def test_resuming_a_finished_run_does_no_further_epoch(runs: Runs, resumed_after_the_end: Finished) -> None:
-    assert resumed_after_the_end.code == 0, resumed_after_the_end.stderr
-    assert epoch_lines(resumed_after_the_end.stdout) == []
-    assert weights_sha256(resumed_after_the_end.out) == weights_sha256(runs.whole.out)
+def test_resuming_a_finished_run_does_no_further_epoch(small: None, tmp_path: Path) -> None:
+    options = ["--out", tmp_path, "--device", "cpu"]
+    assert invoke(*options).exit_code == 0
+    before, weights = rows(tmp_path), weights_sha256(tmp_path)
+    done = invoke(*options, "--resume")
+    assert done.exit_code == 0, done.output
+    assert "going on after epoch 2 of 2" in done.output
+    assert epoch_lines(done.output) == []
+    assert (rows(tmp_path), weights_sha256(tmp_path)) == (before, weights)
 
 
-def test_resuming_a_finished_run_completes_a_log_that_lacks_its_last_line(
-    runs: Runs, resumed_after_the_end: Finished
-) -> None:
-    assert rows(resumed_after_the_end.out) == rows(runs.whole.out)
+def test_resuming_completes_a_log_that_a_crash_left_behind_the_checkpoint(small: None, tmp_path: Path) -> None:
+    options = ["--out", tmp_path, "--device", "cpu"]
+    assert invoke(*options).exit_code == 0
+    before = (tmp_path / "log.jsonl").read_text()
+    (tmp_path / "log.jsonl").write_text(before.splitlines(keepends=True)[0])
+    assert invoke(*options, "--resume").exit_code == 0
+    assert (tmp_path / "log.jsonl").read_text() == before
 
 
 def test_an_unknown_recipe_is_refused_with_the_choices() -> None:
-    done = cli("--recipe", "nonsense")
-    assert done.code == 2
-    assert "nonsense" in done.stderr
-    assert all(name in done.stderr for name in RECIPES)
+    done = invoke("--recipe", "nonsense")
+    assert done.exit_code == 2
+    assert all(name in done.output for name in ("nonsense", *RECIPES))
 
 
 def test_help_names_every_option_and_where_results_and_data_are_by_default() -> None:
-    done = cli("--help")
+    with started("--help") as process:
+        done = wait(process, Path())
     assert done.code == 0
     for option in ("recipe", "seed", "epochs", "out", "data", "resume", "overwrite", "device", "threads", "publish"):
         assert f"--{option} " in done.stdout
@@ -386,10 +377,10 @@ def test_help_names_every_option_and_where_results_and_data_are_by_default() -> 
     assert "MCD_DATA_DIR" in done.stdout
 
 
-def test_missing_data_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    done = cli("--recipe", "chapter", "--data", tmp_path, "--out", tmp_path / "run")
-    assert done.code == 1
-    [line] = (done.stdout + done.stderr).splitlines()
+def test_missing_data_is_one_line_and_exit_code_1(threads_kept: None, tmp_path: Path) -> None:
+    done = invoke("--recipe", "chapter", "--data", tmp_path, "--out", tmp_path / "run")
+    assert done.exit_code == 1
+    [line] = done.output.splitlines()
     assert line.startswith(f"error: Fashion-MNIST was not found in {tmp_path} ")
     assert not (tmp_path / "run").exists()
 

@@ -17,7 +17,7 @@ from training.data import DataError, Images, load_fashion_mnist
 _IMAGES_AT_ONCE = 500
 
 app = typer.Typer(add_completion=False)
-console = Console()
+console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 def evaluate(network: nn.Sequential, images: Images, *, samples: int, seed: int) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def main(
         network = load_artifact(artifact).network
         test = load_fashion_mnist(data).test
     except (ArtifactError, DataError) as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False)
+        console.print(f"error: {error}", style="bold red")
         raise typer.Exit(1) from error
     metrics = evaluate(network, test, samples=samples, seed=seed)
     print_metrics(metrics)

@@ -30,7 +30,7 @@ METRIC_SAMPLES = 100
 
 RecipeName = StrEnum("RecipeName", {name: name for name in RECIPES})
 app = typer.Typer(add_completion=False)
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ def _begin(run: Run, fashion: FashionMNIST, *, resume: bool) -> Fit:
             fit.load_state_dict(torch.load(checkpoint, map_location=run.device, weights_only=True))
         except ValueError as error:
             raise _Refusal(f"{checkpoint} can't be resumed: {error}") from error
+        _save_log(run, fit)  # a crash between checkpoint and log may have left it one epoch short
         console.print(f"going on after epoch {len(fit.history)} of {run.recipe.epochs}")
     return fit
 
@@ -139,6 +140,10 @@ def _save_checkpoint(run: Run, fit: Fit) -> None:
     buffer = io.BytesIO()
     torch.save(fit.state_dict(), buffer)
     write_atomically(run.out / CHECKPOINT, buffer.getvalue())
+    _save_log(run, fit)
+
+
+def _save_log(run: Run, fit: Fit) -> None:
     log = "".join(json.dumps(asdict(epoch)) + "\n" for epoch in fit.history)
     write_atomically(run.out / "log.jsonl", log.encode())
 
@@ -224,7 +229,7 @@ def _line(epoch: Epoch, run: Run) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    console.print(f"[bold red]error:[/] {message}")
+    console.print(f"error: {message}", style="bold red")
     sys.exit(code)
 
 
