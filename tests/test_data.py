@@ -341,6 +341,11 @@ def test_a_split_holds_out_equally_many_of_each_class() -> None:
     assert train.labels_B.bincount().tolist() == [23] * 10
 
 
+def test_a_split_that_cant_be_even_is_refused() -> None:
+    with pytest.raises(ValueError, match="held_out must be a multiple of 10, got 25"):
+        split_train(numbered(30), held_out=25, seed=5)
+
+
 def test_a_split_keeps_images_and_labels_together() -> None:
     images = numbered(30)
     for part in split_train(images, held_out=70, seed=5):

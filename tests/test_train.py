@@ -325,8 +325,9 @@ def test_after_ctrl_c_the_finished_epochs_are_on_disk(interrupted: Finished) -> 
         (["--resume", "--seed", 8], "can't be resumed: seed: expected 8, got a checkpoint of 7"),
         (["--resume", "--epochs", 4], "can't be resumed: recipe: expected "),
         (["--resume", "--recipe", "default"], "can't be resumed: recipe: expected "),
+        (["--resume", "--threads", 2], "can't be resumed: threads: expected 2, got a checkpoint of 1"),
     ],
-    ids=["no choice", "another seed", "other epochs", "another recipe"],
+    ids=["no choice", "another seed", "other epochs", "another recipe", "other threads"],
 )
 def test_a_run_that_would_lose_or_mix_up_another_is_refused(
     fashion: FashionMNIST, interrupted: Finished, threads_kept: None, changed: list[object], message: str
@@ -339,6 +340,21 @@ def test_a_run_that_would_lose_or_mix_up_another_is_refused(
     assert message in line
     assert str(interrupted.out) in line
     assert contents(interrupted.out) == before
+
+
+@pytest.mark.parametrize("size", [0, 100, -100])
+def test_a_damaged_checkpoint_is_refused_and_can_be_overwritten(small: None, tmp_path: Path, size: int) -> None:
+    options = ["--out", tmp_path, "--device", "cpu"]
+    assert invoke(*options).exit_code == 0
+    weights = weights_sha256(tmp_path)
+    checkpoint = tmp_path / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:size])
+    refused = invoke(*options, "--resume")
+    assert refused.exit_code == 1
+    assert "can't be resumed" in refused.output
+    assert "start anew with --overwrite" in refused.output
+    assert invoke(*options, "--overwrite").exit_code == 0
+    assert weights_sha256(tmp_path) == weights
 
 
 def test_resuming_a_finished_run_does_no_further_epoch(small: None, tmp_path: Path) -> None:

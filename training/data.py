@@ -7,6 +7,7 @@ import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +138,15 @@ def split_train(train: Images, *, held_out: int, seed: int) -> tuple[Images, Ima
         train: the images to split.
         held_out: how many images to hold out, a multiple of the number of classes.
         seed: of the permutation that decides which.
+
+    Raises:
+        ValueError: `held_out` can't be shared out evenly.
     """
+    each, rest = divmod(held_out, len(CLASSES))
+    if rest:
+        raise ValueError(f"held_out must be a multiple of {len(CLASSES)}, got {held_out}")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     labels = train.labels_B[order]
-    each = held_out // len(CLASSES)
     chosen = torch.cat([order[labels == label][:each] for label in range(len(CLASSES))])
     is_held_out = torch.zeros(len(train), dtype=torch.bool)
     is_held_out[chosen] = True
@@ -149,19 +155,20 @@ def split_train(train: Images, *, held_out: int, seed: int) -> tuple[Images, Ima
 
 def _folder_of_files(folder: Path) -> Path | None:
     for place in (folder, folder / "FashionMNIST" / "raw"):
-        if all(_path(place, file.name) for file in FILES):
+        if all(_path(place, file.name).is_file() for file in FILES):
             return place
     return None
 
 
-def _path(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+def _path(folder: Path, name: str) -> Path:
+    plain = folder / name
+    return plain if plain.is_file() else folder / f"{name}.gz"
 
 
 def _read(source: Path) -> FashionMNIST:
     arrays = [_read_idx(source, file) for file in FILES]
     for file, array in zip(FILES, arrays, strict=True):
-        _check(source / file.name, file, array)
+        _check(_path(source, file.name), file, array)
     train_images, train_labels, test_images, test_labels = (torch.from_numpy(array) for array in arrays)
     return FashionMNIST(
         train=Images(train_images, train_labels.long()), test=Images(test_images, test_labels.long()), source=source
@@ -169,7 +176,7 @@ def _read(source: Path) -> FashionMNIST:
 
 
 def _read_idx(folder: Path, file: _File) -> Array:
-    path = _path(folder, file.name) or folder / file.name
+    path = _path(folder, file.name)
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
@@ -197,6 +204,6 @@ def _download(cache: Path) -> str:
 
     try:
         torchvision.datasets.FashionMNIST(str(cache), train=True, download=True)
-    except (OSError, RuntimeError) as error:
-        return f"failed, {error}"
+    except (OSError, RuntimeError, HTTPException) as error:
+        return f"failed, {' '.join(str(error).split())}"
     return "done"

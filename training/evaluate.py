@@ -11,13 +11,16 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from model import ArtifactError, MonteCarloDropout, entropy, load_artifact, summarize
+from model import MonteCarloDropout, entropy, load_artifact, summarize
+from model.artifact import write_atomically
+from model.dropout import MAX_SEED
 from training.data import DataError, Images, load_fashion_mnist
 
 _IMAGES_AT_ONCE = 500
 
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False, soft_wrap=True, markup=False)
+errors = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
 
 
 def evaluate(network: nn.Sequential, images: Images, *, samples: int, seed: int) -> dict[str, Any]:
@@ -83,22 +86,22 @@ def main(
     ] = None,
     *,
     samples: Annotated[int, typer.Option(min=2, help="Dropout masks.")] = 100,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the masks.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the masks.")] = 0,
     data: Annotated[Path | None, typer.Option(help="Folder of Fashion-MNIST; else found as for training.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
 ) -> None:
     """Measure accuracy, likelihood and uncertainty of an artifact on the test images of Fashion-MNIST."""
     torch.set_num_threads(1)  # one image at a time: too small to share
     try:
-        network = load_artifact(artifact).network
-        test = load_fashion_mnist(data).test
-    except (ArtifactError, DataError) as error:
-        console.print(f"error: {error}", style="bold red")
+        if out is not None and not out.parent.is_dir():
+            raise FileNotFoundError(f"--out: there is no folder {out.parent}")
+        metrics = evaluate(load_artifact(artifact).network, load_fashion_mnist(data).test, samples=samples, seed=seed)
+        if out is not None:
+            write_atomically(out, (json.dumps(metrics, indent=2) + "\n").encode())
+    except (DataError, OSError, TypeError, ValueError) as error:
+        errors.print(f"error: {error}", style="bold red")
         raise typer.Exit(1) from error
-    metrics = evaluate(network, test, samples=samples, seed=seed)
     print_metrics(metrics)
-    if out is not None:
-        out.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 if __name__ == "__main__":

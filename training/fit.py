@@ -95,6 +95,8 @@ class Fit:
         return {
             "recipe": asdict(self.recipe),
             "seed": self.seed,
+            "device": self.train.images_B.device.type,
+            "threads": torch.get_num_threads(),
             "history": [asdict(epoch) for epoch in self.history],
             "network": self._network.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -103,14 +105,15 @@ class Fit:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of the same recipe and seed.
+        """Go on from a state of the same recipe and seed, on the same kind of device with as many threads.
 
         Raises:
-            ValueError: the state belongs to another recipe or seed.
+            ValueError: the state belongs to another run; going on would not end with the bits of either.
         """
-        for what, mine in (("recipe", asdict(self.recipe)), ("seed", self.seed)):
-            if state[what] != mine:
-                raise ValueError(f"{what}: expected {mine}, got a checkpoint of {state[what]}")
+        mine = self.state_dict()
+        for what in ("recipe", "seed", "device", "threads"):
+            if state[what] != mine[what]:
+                raise ValueError(f"{what}: expected {mine[what]}, got a checkpoint of {state[what]}")
         self.history = [Epoch(**row) for row in state["history"]]
         self._network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])

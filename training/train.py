@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Annotated, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model import save_artifact
-from model.artifact import write_atomically
+from model.artifact import CARD, WEIGHTS, write_atomically
 from training.data import CLASSES, FILES, DataError, FashionMNIST, load_fashion_mnist, split_train
 from training.evaluate import evaluate, print_metrics
 from training.fit import Epoch, Fit
@@ -26,11 +27,15 @@ from training.recipes import RECIPES, Recipe
 
 SPLIT_SEED = 0  # the same split for every training seed
 CHECKPOINT = "checkpoint.pt"
+LOG = "log.jsonl"
+CURVES = "curves.png"
+ARTIFACT = "artifact"
 METRIC_SAMPLES = 100
 
 RecipeName = StrEnum("RecipeName", {name: name for name in RECIPES})
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False, soft_wrap=True, markup=False)
+errors = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
 
 
 @dataclass(frozen=True)
@@ -89,13 +94,16 @@ def main(  # noqa: PLR0913 - one argument an option
                 f"{folder} has a run already: go on with --resume, start anew with --overwrite, or set --out"
             )
         fashion = load_fashion_mnist(data)
+        if overwrite:
+            _discard(folder)
         fit = _begin(run, fashion, resume=resume)
         _train(run, fit)
         _finish(run, fit, fashion, publish=publish)
     except (DataError, _Refusal, OSError) as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail(f"interrupted; the finished epochs are in {folder}: go on with --resume", 130)
+        kept = f"the finished epochs are in {folder}" if (folder / CHECKPOINT).exists() else "no epoch was finished"
+        _fail(f"interrupted; {kept}: go on with --resume", 130)
 
 
 class _Refusal(Exception):  # noqa: N818 - not an error of the program
@@ -117,11 +125,18 @@ def _begin(run: Run, fashion: FashionMNIST, *, resume: bool) -> Fit:
     if resume and checkpoint.exists():
         try:
             fit.load_state_dict(torch.load(checkpoint, map_location=run.device, weights_only=True))
-        except ValueError as error:
-            raise _Refusal(f"{checkpoint} can't be resumed: {error}") from error
+        except (ValueError, KeyError, RuntimeError, EOFError, UnpicklingError) as error:
+            reason = str(error).partition("\n")[0]
+            raise _Refusal(f"{checkpoint} can't be resumed: {reason}; start anew with --overwrite") from error
         _save_log(run, fit)  # a crash between checkpoint and log may have left it one epoch short
         console.print(f"going on after epoch {len(fit.history)} of {run.recipe.epochs}")
     return fit
+
+
+def _discard(folder: Path) -> None:
+    """Remove an old run's files, so that they never stand beside a new one's."""
+    for name in (CHECKPOINT, LOG, CURVES, f"{ARTIFACT}/{CARD}", f"{ARTIFACT}/{WEIGHTS}"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _train(run: Run, fit: Fit) -> None:
@@ -145,19 +160,19 @@ def _save_checkpoint(run: Run, fit: Fit) -> None:
 
 def _save_log(run: Run, fit: Fit) -> None:
     log = "".join(json.dumps(asdict(epoch)) + "\n" for epoch in fit.history)
-    write_atomically(run.out / "log.jsonl", log.encode())
+    write_atomically(run.out / LOG, log.encode())
 
 
 def _finish(run: Run, fit: Fit, fashion: FashionMNIST, *, publish: bool) -> None:
     title = f"{run.name}, seed {run.seed}"
     curves = learning_curves(fit.history, title=title, held_out_name=run.held_out_name)
-    write_atomically(run.out / "curves.png", curves)
+    write_atomically(run.out / CURVES, curves)
     network = fit.network.cpu()
     test = evaluate(network, fashion.test, samples=METRIC_SAMPLES, seed=0)
-    folder = run.out / "artifact"
+    folder = run.out / ARTIFACT
     save_artifact(folder, network, run.recipe.architecture, _card(run, fit, test))
     print_metrics(test)
-    console.print(f"artifact {folder}, learning curves {run.out / 'curves.png'}, log {run.out / 'log.jsonl'}")
+    console.print(f"artifact {folder}, learning curves {run.out / CURVES}, log {run.out / LOG}")
     console.print(f"serve it: MCD_MODEL={shlex.quote(str(folder.resolve()))} make serve")
     if publish:
         console.print(f"in the BentoML model store: MCD_MODEL=bentoml:{_publish(folder, run)} make serve")
@@ -229,7 +244,7 @@ def _line(epoch: Epoch, run: Run) -> str:
 
 
 def _fail(message: str, code: int) -> None:
-    console.print(f"error: {message}", style="bold red")
+    errors.print(f"error: {message}", style="bold red")
     sys.exit(code)
 
 
