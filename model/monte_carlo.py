@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from model.dropout import keep_masks, survivor_scale
 
@@ -117,15 +118,23 @@ class MonteCarloDropout:
 
     def _masked(self, features: Tensor, chunk: range, seed: int) -> Tensor:
         """Run one image's features (1, ...) through the layers from the first active dropout on: logits (S, C)."""
-        dropouts = 0
-        for layer in self._suffix:
+        layers, dropouts = self._suffix, 0
+        match layers:
+            case [nn.Dropout() as dropout, nn.Linear() as linear, *_] if _is_plain(linear) and features.ndim == 2:
+                multipliers_SH = self._multiply_by(features, dropout, chunk, seed, 0)
+                features = _linear_of_active(features, multipliers_SH, linear)
+                layers, dropouts = layers[2:], 1
+        for layer in layers:
             if isinstance(layer, _KNOWN_DROPOUT):
-                draw = _Draw(_mask_shape(layer, features), layer.p, chunk, seed, dropouts)
-                features = features * self._multipliers(draw, features.dtype, features.device)
+                features = features * self._multiply_by(features, layer, chunk, seed, dropouts)
                 dropouts += 1
             else:
                 features = layer(features)
         return features
+
+    def _multiply_by(self, features: Tensor, layer: _DropoutNd, chunk: range, seed: int, dropouts: int) -> Tensor:
+        draw = _Draw(_mask_shape(layer, features), layer.p, chunk, seed, dropouts)
+        return self._multipliers(draw, features.dtype, features.device)
 
     def _prepare(self, images_B: Tensor | np.ndarray) -> Tensor:
         for name, module in self._may_vary:
@@ -174,6 +183,21 @@ def _run(layers: Iterable[nn.Module], features: Tensor) -> Tensor:
     for layer in layers:
         features = layer(features)
     return features
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    """Whether calling the layer does no more than its formula: no subclass, no hooks."""
+    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)  # noqa: SLF001
+
+
+def _linear_of_active(features: Tensor, multipliers_SH: Tensor, linear: nn.Linear) -> Tensor:
+    """Apply masks and a linear layer to one image's features (1, H) through the units that aren't 0: (S, out).
+
+    After a ReLU most units are 0, and a 0 stays 0 under every mask: leaving it out changes nothing but the time.
+    """
+    active = features[0].nonzero().squeeze(1)
+    masked = multipliers_SH.index_select(1, active) * features[:, active]
+    return nn.functional.linear(masked, linear.weight.index_select(1, active), linear.bias)
 
 
 def _chunks(samples: int) -> Iterator[range]:

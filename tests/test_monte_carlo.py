@@ -298,3 +298,28 @@ print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert float(done.stdout) < 200  # MB; a full (S, B, H) float32 tensor alone would take 262
+
+
+def test_a_linear_layer_with_hooks_or_another_forward_is_called_not_bypassed(images_B):
+    network = mlp()
+    plain = MonteCarloDropout(network).sample(images_B, samples=5)
+    handle = network.hidden2.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],))
+    hooked = MonteCarloDropout(network).sample(images_B, samples=5)
+    handle.remove()
+    assert torch.equal(MonteCarloDropout(network).sample(images_B, samples=5), plain)
+    assert not torch.allclose(hooked, plain, atol=1e-3)
+
+
+def test_weights_changed_after_construction_are_the_ones_used(images_B):
+    network = mlp()
+    mc = MonteCarloDropout(network)
+    mc.sample(images_B, samples=5)
+    with torch.no_grad():
+        network.hidden2.weight.mul_(3)
+    assert torch.equal(mc.sample(images_B, samples=5), MonteCarloDropout(network).sample(images_B, samples=5))
+
+
+def test_units_that_are_nan_are_not_left_out(images_B):
+    network = mlp()
+    images_B[0, 0, 0, 0] = torch.nan
+    assert MonteCarloDropout(network).sample(images_B, samples=5)[:, 0].isnan().all()
