@@ -2,6 +2,7 @@
 
 import io
 import math
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SIDE = 28
@@ -17,6 +18,19 @@ SIDE = 28
 _MARGIN_TOLERANCE = 13  # 5 % of full scale, the margin rule of Fashion-MNIST's own preparation (arXiv:1708.07747, 2)
 _UNSURE_POLARITY = range(96, 160)
 _BUSY_BORDER = 0.5  # share of border pixels off their median; 21 of the 70,000 garments have more
+
+# What Pillow's parsers raise on broken files.
+_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, struct.error)
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -106,8 +120,7 @@ def decode_image(encoded: EncodedImage, *, invert: Invert = Invert.AUTO) -> Prep
     size = image.size
     with _as_image_error():
         frames = getattr(image, "n_frames", 1)
-        upright = ImageOps.exif_transpose(image)
-        grey, steps = _to_grey(upright)
+        grey, steps = _to_grey(_upright(image))
     prepared = prepare(grey, source=source, invert=invert)
     if frames > 1:
         prepared = replace(prepared, warnings=(f"only the first of {frames} frames was used", *prepared.warnings))
@@ -175,8 +188,14 @@ def _as_image_error() -> Iterator[None]:
         raise
     except Image.DecompressionBombError as error:
         raise TooManyPixelsError(f"the image has too many pixels: {error}") from error
-    except (OSError, ValueError, SyntaxError, EOFError, OverflowError, ArithmeticError, LookupError) as error:
+    except _PILLOW_ERRORS as error:
         raise ImageError(f"the image is broken: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # ImageOps.exif_transpose would also write the other EXIF data anew, which fails for many a harmless photograph.
+    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_grey(image: Image.Image) -> tuple[Pixels, list[str]]:

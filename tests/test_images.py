@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from service.images import (
     FORMATS,
@@ -144,11 +144,13 @@ def test_one_bit_and_colour_images_are_read(garment):
     assert decode(encode(photo(garment).convert("CMYK"), "JPEG")).inverted
 
 
-def test_the_orientation_in_exif_is_applied(garment):
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_in_exif_is_applied(garment, orientation):
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned by 90 degrees
-    turned = Image.fromarray(np.rot90(garment).copy())
-    assert_similar(decode(encode(turned, "JPEG", exif=exif, quality=95)).pixels, garment)
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(np.triu(garment)), "PNG", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(decode(data).pixels, np.asarray(expected))
 
 
 def test_only_the_first_frame_counts_and_that_is_said(garment):
