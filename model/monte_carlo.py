@@ -150,7 +150,7 @@ class MonteCarloDropout:
 
 
 def _flatten(network: nn.Sequential, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    for name, layer in network.named_children():
+    for name, layer in network._modules.items():  # noqa: SLF001 - named_children tells a layer used twice only once
         if isinstance(layer, nn.Sequential):
             yield from _flatten(layer, f"{path}{name}.")
         else:

@@ -1,6 +1,10 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import binom
 from torch import nn
 
@@ -49,27 +53,50 @@ def test_a_generator_fixes_the_mask_and_leaves_the_global_one_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_dropped_infinity_is_zero():
-    out = dropout_layer(torch.full((100,), torch.inf), 0.5, generator=seeded(6))
-    assert set(out.tolist()) == {0.0, torch.inf}
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
+def test_a_dropped_unit_is_zero_whatever_it_was(value):
+    X = torch.full((100,), value)
+    out = dropout_layer(X, 0.5, generator=seeded(6))
+    kept = out != 0
+    assert 0 < kept.sum() < 100
+    assert torch.equal(out[kept].nan_to_num(), X[kept].nan_to_num())
+    assert not dropout_layer(X, 1).any()
 
 
-@pytest.mark.parametrize("p", [0.2, 0.5])
-@pytest.mark.parametrize("make", [nn.Dropout, lambda p: lambda X: dropout_layer(X, p)])
+def test_the_gradient_flows_through_the_survivors_alone():
+    X = torch.randn(200, generator=seeded(9)).add(5).requires_grad_()
+    out = dropout_layer(X, 0.2, generator=seeded(10))
+    out.sum().backward()
+    assert torch.allclose(X.grad, torch.where(out == 0, 0, 1.25))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_precision_is_that_of_the_input(dtype):
+    assert dropout_layer(torch.ones(4, dtype=dtype), 0.3).dtype == dtype
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize("make", [nn.Dropout, lambda p: lambda X: dropout_layer(X, p)], ids=["torch", "definition"])
 def test_the_definition_and_torchs_layer_have_the_moments_of_inverted_dropout(p, make):
-    """E[out] = x and Var[out] = E[x^2] / (1 - p) - E[x]^2: here of one value x, in draws enough to see it."""
+    """E[out] = E[x] and Var[out] = E[x^2] / (1 - p) - E[x]^2, each within 5 standard errors; x is uniform on [1, 4].
+
+    Those of the mean and of the variance over n draws: sqrt(m2 / n) and sqrt((m4 - m2^2) / n), of central moments m.
+    """
     torch.manual_seed(7)
-    x, draws = 3.0, 400_000
-    out = make(p)(torch.full((draws,), x))
-    variance = x**2 / (1 - p) - x**2
+    draws = 400_000
+    mean, mean_of_squares = 2.5, 7.0  # (1 + 4) / 2 and (4^3 - 1^3) / (3 * 3)
+    out = make(p)(1 + 3 * torch.rand(draws, dtype=torch.float64))
+    variance = mean_of_squares / (1 - p) - mean**2
+    fourth = (out - mean).pow(4).mean().item()
     assert_rate(int((out == 0).sum()), draws, p)
-    assert out.mean().item() == pytest.approx(x, abs=5 * (variance / draws) ** 0.5)
-    assert out.var().item() == pytest.approx(variance, rel=0.02)
+    assert out.mean().item() == pytest.approx(mean, abs=5 * (variance / draws) ** 0.5)
+    assert out.var().item() == pytest.approx(variance, abs=5 * ((fourth - variance**2) / draws) ** 0.5)
 
 
-def test_torchs_layer_outside_training_is_the_definition_at_zero():
+def test_torchs_layer_outside_training_is_the_identity_which_is_the_definition_at_zero():
     X = torch.randn(20, 30, generator=seeded(8))
-    assert torch.equal(nn.Dropout(0.5).eval()(X), dropout_layer(X, 0))
+    assert torch.equal(nn.Dropout(0.5).eval()(X), X)
+    assert torch.equal(dropout_layer(X, 0), X)
 
 
 def drawn(samples: int = 40, **changes: object) -> np.ndarray:
@@ -77,19 +104,35 @@ def drawn(samples: int = 40, **changes: object) -> np.ndarray:
 
 
 def test_masks_are_nested_in_their_number():
-    assert np.array_equal(drawn(20), drawn(40)[:20])
+    assert np.array_equal(drawn(20), drawn(100)[:20])
 
 
-@pytest.mark.parametrize("units", [1, 3, 4, 21, 256])
-@pytest.mark.parametrize("first", [0, 1, 7, 128])
-def test_any_range_of_samples_is_a_slice_of_all(units, first):
-    draw = {"shape_U": (units,), "p": 0.4, "seed": 3}
-    assert np.array_equal(
-        keep_masks(**draw, samples=9, first=first), keep_masks(**draw, samples=140)[first : first + 9]
-    )
+@given(
+    shape_U=st.lists(st.integers(1, 9), max_size=3),
+    first=st.integers(0, 150),
+    samples=st.integers(0, 40),
+    p=st.floats(0, 1),
+    seed=st.integers(0, 2**64 - 1),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_range_of_samples_is_a_slice_of_all(shape_U, first, samples, p, seed):
+    part = keep_masks(shape_U, p, samples=samples, seed=seed, first=first)
+    assert part.shape == (samples, *shape_U)
+    assert np.array_equal(part, keep_masks(shape_U, p, samples=first + samples, seed=seed)[first:])
 
 
-@pytest.mark.parametrize("change", [{"seed": 6}, {"layer": 0}, {"seed": 2**64 - 1}])
+def test_a_sample_far_out_is_drawn_without_those_before_it():
+    found = drawn(3, first=2**70)
+    assert found.shape == (3, 7, 3)
+    assert not np.array_equal(found, drawn(3))
+
+
+def test_neighbouring_samples_are_unrelated():
+    masks = keep_masks((50,), 0.5, samples=2001, seed=12)
+    assert_rate(int((masks[1:] == masks[:-1]).sum()), 100_000, 0.5)
+
+
+@pytest.mark.parametrize("change", [{"seed": 6}, {"layer": 0}, {"seed": 2**64 - 1}, {"seed": 1, "layer": 5}])
 def test_another_seed_or_layer_gives_unrelated_masks(change):
     shape = {"shape_U": (50,), "samples": 2000, "p": 0.5}
     agree = int((drawn(**shape) == drawn(**shape | change)).sum())
@@ -110,12 +153,52 @@ def test_all_are_kept_at_zero_and_none_at_one():
     assert not drawn(p=1).any()
 
 
-def test_a_second_implementation_draws_the_same_masks():
-    uniform = np.random.Generator(np.random.Philox(key=np.array([5, 1], dtype=np.uint64))).random((40, 7, 3))
-    assert np.array_equal(drawn(), uniform >= 0.3)
+@pytest.mark.parametrize("p", [0.01, 0.2, 1 / 3, 0.5, 0.99])
+@pytest.mark.parametrize("seed", [0, 5, 2**63, 2**64 - 1])
+def test_numpys_uniform_numbers_compared_with_p_give_the_same_masks(p, seed):
+    uniform = np.random.Generator(np.random.Philox(key=np.array([seed, 3], dtype=np.uint64))).random((40, 7, 3))
+    assert np.array_equal(drawn(p=p, seed=seed, layer=3), uniform >= p)
+
+
+def philox4x64(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...]:
+    """Ten rounds of Philox-4x64 as its paper has them (Salmon et al. 2011, section 3.3), in whole numbers."""
+    (a, b, c, d), (k, m) = counter, key
+    for _ in range(10):
+        first, second = a * 0xD2E7470EE14C6C93, c * 0xCA5A826395121157
+        low = 2**64 - 1
+        a, b, c, d = second >> 64 ^ b ^ k, second & low, first >> 64 ^ d ^ m, first & low
+        k, m = (k + 0x9E3779B97F4A7C15) & low, (m + 0xBB67AE8584CAA73B) & low
+    return a, b, c, d
+
+
+def test_the_generator_written_out_gives_its_authors_known_answers():
+    """Two lines of `kat_vectors` in Random123, the code of the paper: of zeros and of the digits of pi."""
+    assert philox4x64((0, 0, 0, 0), (0, 0)) == (
+        0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B,
+    )  # fmt: skip
+    assert philox4x64(
+        (0x243F6A8885A308D3, 0x13198A2E03707344, 0xA4093822299F31D0, 0x082EFA98EC4E6C89),
+        (0x452821E638D01377, 0xBE5466CF34E90C6C),
+    ) == (0xA528F45403E61D95, 0x38C72DBD566E9788, 0xA5A1610E72FD18B5, 0x57BD43B5E52B7FE6)
+
+
+@pytest.mark.parametrize(("seed", "layer"), [(0, 0), (5, 1), (2**64 - 1, 7)])
+def test_masks_are_those_of_the_generator_written_out_on_every_system(seed, layer):
+    """NumPy steps the counter before its first words, so they are those of counter 1."""
+    units, p = 5, 0.3
+    words = [word for step in range(1, 6) for word in philox4x64((step, 0, 0, 0), (seed, layer))]
+    expected = np.array([word >= Fraction(p) * 2**64 for word in words]).reshape(4, units)
+    assert np.array_equal(keep_masks((units,), p, samples=4, seed=seed, layer=layer), expected)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_out_of_range_is_refused(seed):
-    with pytest.raises(ValueError, match=r"seed must be in 0\.\.2\*\*64 - 1, got"):
+    with pytest.raises(ValueError, match=rf"seed must be in 0\.\.2\*\*64 - 1, got {seed}"):
         drawn(seed=seed)
+    with pytest.raises(ValueError, match=rf"seed must be in 0\.\.2\*\*64 - 1, got {seed}"):
+        drawn(seed=seed, p=1)
+
+
+def test_a_seed_that_is_no_whole_number_is_refused():
+    with pytest.raises((TypeError, ValueError), match="seed"):
+        drawn(seed=1.7)

@@ -38,6 +38,32 @@ def test_the_defaults_are_the_chapters():
     assert [layer.p for layer in layers if isinstance(layer, nn.Dropout)] == [0.2, 0.5]
 
 
+def test_the_layers_and_so_the_tensors_have_names(network):
+    assert [name for name, _ in network.named_children()] == [
+        "flatten",
+        *["hidden1", "relu1", "dropout1"],
+        *["hidden2", "relu2", "dropout2"],
+        "logits",
+    ]
+    assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == {
+        "hidden1.weight": (40, 25), "hidden1.bias": (40,),
+        "hidden2.weight": (30, 40), "hidden2.bias": (30,),
+        "logits.weight": (4, 30), "logits.bias": (4,),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("image", [(7,), (2, 3, 4)])
+def test_an_image_of_any_shape_gives_logits(image):
+    network = build_mlp(MLPConfig(image=image, hidden=(6,), dropout=(0.1,), classes=3))
+    assert network(torch.rand(5, *image)).shape == (5, 3)
+
+
+def test_no_hidden_layer_is_softmax_regression():
+    network = build_mlp(MLPConfig(image=(4, 2), hidden=(), dropout=(), classes=3))
+    assert [type(layer) for layer in network] == [nn.Flatten, nn.Linear]
+    assert network(torch.rand(5, 4, 2)).shape == (5, 3)
+
+
 def test_without_dropout_the_layers_and_the_hand_written_network_agree(network):
     assert torch.allclose(network.eval()(IMAGES_B), from_scratch(network, IMAGES_B, (0, 0)), atol=1e-6)
 
@@ -60,9 +86,14 @@ def test_with_dropout_they_agree_in_distribution(network):
     ("fields", "message"),
     [
         ({"hidden": (256,)}, "one dropout probability for each hidden layer"),
-        ({"dropout": (0.2, 1.5)}, r"dropout probabilities must be in \[0, 1\]"),
+        ({"dropout": (0.2, 0.5, 0.5)}, "one dropout probability for each hidden layer"),
+        ({"dropout": (0.2, 1.5)}, r"dropout probabilities must be in \[0, 1\], got \(0\.2, 1\.5\)"),
+        ({"dropout": (-0.1, 0.5)}, r"dropout probabilities must be in \[0, 1\]"),
+        ({"dropout": (0.2, float("nan"))}, r"dropout probabilities must be in \[0, 1\]"),
         ({"hidden": (256, 0)}, "sizes must be whole numbers of at least 1"),
         ({"hidden": (256, 2.5)}, "sizes must be whole numbers of at least 1"),
+        ({"hidden": (256, True)}, "sizes must be whole numbers of at least 1"),
+        ({"classes": 0}, "sizes must be whole numbers of at least 1"),
         ({"classes": -1}, "sizes must be whole numbers of at least 1"),
         ({"image": (0, 28)}, "sizes must be whole numbers of at least 1"),
     ],

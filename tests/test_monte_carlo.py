@@ -70,11 +70,16 @@ def first_layer() -> nn.Sequential:
     return nn.Sequential(nn.Dropout(0.1), nn.Flatten(), nn.Linear(36, 8), nn.Dropout1d(0.2), nn.Linear(8, 5))
 
 
+def repeated() -> nn.Sequential:
+    square, drop, relu = nn.Linear(36, 36), nn.Dropout(0.3), nn.ReLU()
+    return nn.Sequential(nn.Flatten(), square, relu, drop, square, relu, drop, square, relu, nn.Linear(36, 5))
+
+
 def sequence() -> nn.Sequential:
     return nn.Sequential(nn.Flatten(2), nn.Conv1d(1, 8, 5), nn.Dropout1d(0.5), nn.Flatten(), nn.Linear(256, 5))
 
 
-NETWORKS = [mlp, cnn, nested, sequence]
+NETWORKS = [mlp, cnn, nested, repeated, sequence]
 
 
 @pytest.fixture(params=NETWORKS)
