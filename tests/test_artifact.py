@@ -3,6 +3,8 @@ import json
 import os
 import pickle
 import re
+import stat
+import struct
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,45 @@ def test_the_network_comes_in_eval_mode_without_gradients(folder):
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
+def test_every_bit_of_the_tensors_survives(folder, network):
+    loaded = load_artifact(folder).network.state_dict()
+    assert loaded.keys() == network.state_dict().keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_saving_leaves_the_network_alone_and_writes_the_same_bytes_again(tmp_path, folder, network):
+    network.train()
+    save_artifact(tmp_path / "again", network, CONFIG, {"classes": CLASSES, "seed": 7})
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    for file in (CARD, WEIGHTS):
+        assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()
+
+
+def test_the_card_is_returned_as_written(tmp_path, network):
+    card = save_artifact(tmp_path, network, CONFIG, {"classes": CLASSES})
+    assert json.loads(json.dumps(card)) == json.loads((tmp_path / CARD).read_text())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CARD, WEIGHTS]
+
+
+def test_a_card_cant_contradict_the_network_it_is_saved_with(tmp_path, network):
+    """Such as that of another artifact, given as the rest of what there is to tell."""
+    foreign = {"classes": CLASSES, "format": 9, "architecture": {"hidden": [1]}, "weights": {"sha256": "0"}}
+    try:
+        save_artifact(tmp_path, network, CONFIG, foreign)
+    except ValueError:
+        assert not list(tmp_path.iterdir())
+    else:
+        assert torch.equal(load_artifact(tmp_path).network.logits.bias, network.logits.bias)
+
+
+@pytest.mark.parametrize("card", [{}, {"classes": ["a", "b"]}])
+def test_a_card_without_a_name_for_each_class_is_not_saved(tmp_path, network, card):
+    with pytest.raises(ValueError, match="classes"):
+        save_artifact(tmp_path / "x", network, CONFIG, card)
+    assert not (tmp_path / "x").exists()
+
+
 def test_loading_draws_no_random_numbers(folder):
     before = torch.get_rng_state()
     load_artifact(folder)
@@ -84,9 +125,28 @@ def test_a_missing_file_is_named(folder, file):
     assert_refused(folder, file, "expected a readable file, got No such file or directory")
 
 
+@pytest.mark.parametrize("file", [CARD, WEIGHTS])
+def test_a_folder_in_place_of_a_file_is_named(folder, file):
+    (folder / file).unlink()
+    (folder / file).mkdir()
+    assert_refused(folder, file, "expected a readable file, got Is a directory")
+
+
+def test_a_file_in_place_of_the_folder_is_named(folder):
+    assert_refused(folder / WEIGHTS, CARD, "expected a readable file, got Not a directory")
+
+
+def test_a_card_that_is_no_text_is_refused(folder):
+    (folder / CARD).write_bytes(b'{"format": "\xff\xfe"}')
+    assert_refused(folder, CARD, "expected JSON, got .*")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("", "expected JSON, got .*"),
+        ("null", "expected a JSON object, got NoneType"),
+        pytest.param("[" * 100_000, "expected JSON, got .*", id="deeply nested"),
         ("{", "expected JSON, got .*"),
         ("\x00", "expected JSON, got .*"),
         ("[]", "expected a JSON object, got list"),
@@ -101,8 +161,8 @@ def test_a_card_that_is_none_is_refused(folder, text, message):
 
 @pytest.mark.parametrize(
     "keys",
-    [["architecture"], ["architecture", "hidden"], ["architecture", "classes"], ["classes"], ["weights"],
-     ["weights", "sha256"]],
+    [["architecture"], ["architecture", "image"], ["architecture", "hidden"], ["architecture", "dropout"],
+     ["architecture", "classes"], ["classes"], ["weights"], ["weights", "sha256"]],
 )  # fmt: skip
 def test_a_missing_entry_is_named(folder, keys):
     def remove(card: dict) -> None:
@@ -117,11 +177,20 @@ def test_a_missing_entry_is_named(folder, keys):
 @pytest.mark.parametrize(
     "change",
     [{"hidden": "many"}, {"hidden": 5}, {"hidden": [6, -5]}, {"hidden": [6, "5"]}, {"dropout": [0.1, 2]},
-     {"dropout": [0.1]}, {"dropout": None}, {"classes": None}, {"image": [1, 4.5, 4]}],
+     {"dropout": [0.1]}, {"dropout": None}, {"classes": None}, {"image": [1, 4.5, 4]}, {"hidden": [0, 5]},
+     {"hidden": [[6], 5]}, {"hidden": {"6": 5}}, {"dropout": ["0.1", 0.3]}, {"dropout": [float("nan"), 0.3]},
+     {"hidden": [True, 5]}],
 )  # fmt: skip
 def test_an_architecture_that_is_none_is_refused(folder, change):
     change_card(folder, lambda card: card["architecture"].update(change))
     assert_refused(folder, CARD, r"architecture: expected sizes and probabilities, got \{.*\} \(.*\)")
+
+
+@pytest.mark.parametrize("section", ["architecture", "weights"])
+@pytest.mark.parametrize("value", [None, 3, "text", []])
+def test_a_section_that_is_no_object_has_no_entries(folder, section, value):
+    change_card(folder, lambda card: card.update({section: value}))
+    assert_refused(folder, CARD, rf"expected an entry {section}\.\w+, got none")
 
 
 @pytest.mark.parametrize("classes", [["a", "b"], "abc", [1, 2, 3], None])
@@ -133,6 +202,14 @@ def test_classes_must_be_as_many_names_as_outputs(folder, classes):
 def test_an_enormous_architecture_costs_no_memory_before_it_is_refused(folder):
     change_card(folder, lambda card: card["architecture"].update(hidden=[10**7, 10**7]))
     assert_refused(folder, WEIGHTS, r"tensor hidden1\.bias: expected float32\[10000000\], got float32\[6\]")
+
+
+@pytest.mark.parametrize("size", [10**12, 2**62, 2**63, 10**30])
+def test_an_architecture_beyond_all_addresses_is_refused_too(folder, size):
+    change_card(folder, lambda card: card["architecture"].update(hidden=[size, size]))
+    with pytest.raises(ArtifactError, match=f"^{re.escape(str(folder))}/.*: .*expected .*, got .*$") as refusal:
+        load_artifact(folder)
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -148,6 +225,11 @@ def test_an_enormous_architecture_costs_no_memory_before_it_is_refused(folder):
             lambda state: state.update({"hidden1.bias": torch.ones(6).half()}),
             r"tensor hidden1\.bias: expected float32\[6\], got float16\[6\]",
         ),
+        (
+            lambda state: state.update({"hidden1.weight": torch.ones(16, 6)}),
+            r"tensor hidden1\.weight: expected float32\[6, 16\], got float32\[16, 6\]",
+        ),
+        (lambda state: state.clear(), r"tensor hidden1\.bias: expected float32\[6\], got none"),
     ],
 )
 def test_tensors_other_than_the_architectures_are_refused(folder, change, message):
@@ -155,6 +237,21 @@ def test_tensors_other_than_the_architectures_are_refused(folder, change, messag
     change(state)
     replace_weights(folder, safetensors.torch.save(state))
     assert_refused(folder, WEIGHTS, message)
+
+
+def test_a_dtype_that_torch_doesnt_know_is_refused(folder):
+    """safetensors has more of them than its own reader for torch."""
+    header = json.dumps({"logits.bias": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    replace_weights(folder, struct.pack("<Q", len(header)) + header + b"\0")
+    assert_refused(folder, WEIGHTS, "expected safetensors, got .*")
+
+
+def test_the_refusal_of_a_tensor_is_one_line_whatever_its_name(folder):
+    state = safetensors.torch.load_file(folder / WEIGHTS)
+    replace_weights(folder, safetensors.torch.save({**state, "a\nb\x1b[2J": torch.ones(2)}))
+    with pytest.raises(ArtifactError, match=r"tensor .*: expected none, got float32\[2\]") as refusal:
+        load_artifact(folder)
+    assert str(refusal.value).isprintable()
 
 
 class Trap:
@@ -185,18 +282,52 @@ def test_a_network_of_another_shape_is_not_saved(tmp_path, network):
     assert not (tmp_path / "x").exists()
 
 
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+def no_space(*_: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(("where", "what"), [(os, "fsync"), (Path, "replace")])
+@pytest.mark.parametrize("before", [b"old", None])
+def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, where, what, before):
     path = tmp_path / "file"
-    write_atomically(path, b"old")
-
-    def fail(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
+    if before is not None:
+        write_atomically(path, before)
+    monkeypatch.setattr(where, what, no_space)
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == ({path: before} if before else {})
+
+
+def test_a_write_replaces_the_whole_file(tmp_path):
+    for data in (b"a long one", b"short", b""):
+        write_atomically(tmp_path / "file", data)
+        assert (tmp_path / "file").read_bytes() == data
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_what_is_on_disk_is_complete_before_it_takes_the_files_name(tmp_path, monkeypatch):
+    """The data are synced, the file is renamed, the folder that holds the name is synced."""
+    steps = []
+    fsync, replace = os.fsync, Path.replace
+
+    def noted_fsync(number: int) -> None:
+        status = os.fstat(number)
+        steps.append("folder" if stat.S_ISDIR(status.st_mode) else f"{status.st_size} bytes")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "replace", lambda self, to: (steps.append("rename"), replace(self, to)))
+    write_atomically(tmp_path / "file", b"data")
+    assert steps == ["4 bytes", "rename", "folder"]
+
+
+def test_a_save_cut_off_between_its_files_is_refused_rather_than_mixed(folder, monkeypatch):
+    """New weights beside an old card."""
+    monkeypatch.setattr("model.artifact.CARD", "missing/card.json")
+    with pytest.raises(FileNotFoundError):
+        save_artifact(folder, build_mlp(CONFIG), CONFIG, {"classes": CLASSES})
+    monkeypatch.undo()
+    assert_refused(folder, WEIGHTS, r"expected sha256 \w{64}, got \w{64}")
 
 
 def test_the_embedded_default_loads_and_says_how_it_was_made():
