@@ -22,7 +22,10 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 
 
 class ArtifactError(ValueError):
-    """An artifact that is not what it claims to be: the message says where, what was expected and what was found."""
+    """An artifact that is not what it claims to be: one line says where, what was expected and what was found."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ def load_artifact(path: str | os.PathLike[str] | None = None) -> Artifact:
         raise ArtifactError(f"{where}: expected sha256 {expected}, got {found}")
     try:
         state = safetensors.torch.load(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype of safetensors that torch doesn't have
         raise ArtifactError(f"{where}: expected safetensors, got a file that can't be read ({error})") from error
-    network = _skeleton(config)
+    network = _skeleton(folder / CARD, config)
     _check_tensors(where, _describe(network.state_dict()), _describe(state))
     network.load_state_dict(state, assign=True)
     return Artifact(network=network.eval().requires_grad_(requires_grad=False), card=card)
@@ -86,16 +89,20 @@ def save_artifact(folder: Path, network: nn.Sequential, config: MLPConfig, card:
 
     Returns:
         The card as written, with format, architecture and the hash of the weights added.
+
+    Raises:
+        ArtifactError: the network is not of that architecture, or the classes aren't as many names as it has outputs.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    _check_tensors(folder / WEIGHTS, _describe(_skeleton(config).state_dict()), _describe(state))
+    _check_tensors(folder / WEIGHTS, _describe(_skeleton(folder / CARD, config).state_dict()), _describe(state))
+    _check_classes(folder / CARD, card, config)
     data = safetensors.torch.save(state)
-    full_card = {
+    computed = {
         "format": FORMAT,
         "architecture": asdict(config),
-        **card,
         "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(data).hexdigest()},
     }
+    full_card = computed | dict(card) | computed  # first in order, and not to be contradicted
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS, data)
     write_atomically(folder / CARD, (json.dumps(full_card, indent=2) + "\n").encode())
@@ -131,7 +138,7 @@ def _read_card(path: Path) -> dict[str, Any]:
     text = _read(path)
     try:
         card = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: expected JSON, got {error}") from error
     if not isinstance(card, dict):
         raise ArtifactError(f"{path}: expected a JSON object, got {type(card).__name__}")
@@ -147,25 +154,32 @@ def _read_config(path: Path, card: dict[str, Any]) -> MLPConfig:
         config = MLPConfig(**fields)
     except (TypeError, ValueError) as error:
         raise ArtifactError(f"{path}: architecture: expected sizes and probabilities, got {given} ({error})") from error
-    classes = _entry(path, card, "classes")
-    if not (isinstance(classes, list) and len(classes) == config.classes and all(isinstance(c, str) for c in classes)):
-        raise ArtifactError(f"{path}: classes: expected {config.classes} names, got {classes!r}")
+    _check_classes(path, card, config)
     return config
 
 
-def _entry(path: Path, card: dict[str, Any], *keys: str) -> Any:
+def _check_classes(path: Path, card: Mapping[str, Any], config: MLPConfig) -> None:
+    classes = _entry(path, card, "classes")
+    if not (isinstance(classes, list) and len(classes) == config.classes and all(isinstance(c, str) for c in classes)):
+        raise ArtifactError(f"{path}: classes: expected {config.classes} names, got {classes!r}")
+
+
+def _entry(path: Path, card: Mapping[str, Any], *keys: str) -> Any:
     value: Any = card
     for key in keys:
-        if not isinstance(value, dict) or key not in value:
+        if not isinstance(value, Mapping) or key not in value:
             raise ArtifactError(f"{path}: expected an entry {'.'.join(keys)}, got none")
         value = value[key]
     return value
 
 
-def _skeleton(config: MLPConfig) -> nn.Sequential:
+def _skeleton(path: Path, config: MLPConfig) -> nn.Sequential:
     """Build the network without memory for its weights and without drawing any."""
-    with torch.device("meta"):
-        return build_mlp(config)
+    try:
+        with torch.device("meta"):
+            return build_mlp(config)
+    except (RuntimeError, TypeError) as error:  # what torch makes of sizes whose product is no 64-bit address
+        raise ArtifactError(f"{path}: architecture: expected sizes that memory can hold, got {config}") from error
 
 
 def _describe(state: Mapping[str, torch.Tensor]) -> dict[str, str]:

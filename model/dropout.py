@@ -59,11 +59,11 @@ def keep_masks(
         Booleans of shape (samples, *shape_U), true where a unit is kept.
 
     Raises:
+        TypeError: the seed is no whole number.
         ValueError: p lies outside [0, 1], or the seed outside its range.
     """
     _check_probability(p)
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed must be in 0..2**64 - 1, got {seed}")
+    check_seed(seed)
     shape = (samples, *shape_U)
     if p == 1:
         return np.zeros(shape, dtype=np.bool_)
@@ -72,6 +72,19 @@ def keep_masks(
     words = np.random.Philox(key=np.array([seed, layer], dtype=np.uint64), counter=counter)
     drawn = words.random_raw(offset + samples * units)[offset:]
     return (drawn >= np.uint64(int(p * 2**64))).reshape(shape)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed.
+
+    Raises:
+        TypeError: not a whole number.
+        ValueError: outside 0 .. 2**64 - 1.
+    """
+    if not isinstance(seed, (int, np.integer)):
+        raise TypeError(f"seed must be a whole number, got {seed!r}")
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must be in 0..2**64 - 1, got {seed}")
 
 
 def survivor_scale(p: float) -> float:

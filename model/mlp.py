@@ -24,7 +24,7 @@ class MLPConfig:
 
     def __post_init__(self) -> None:
         sizes = (*self.image, *self.hidden, self.classes)
-        if not all(isinstance(size, int) and size >= 1 for size in sizes):
+        if not all(type(size) is int and size >= 1 for size in sizes):
             raise ValueError(f"sizes must be whole numbers of at least 1, got {self}")
         if len(self.dropout) != len(self.hidden):
             raise ValueError(f"one dropout probability for each hidden layer: got {self.dropout} for {self.hidden}")

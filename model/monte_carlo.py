@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -10,14 +11,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from model.dropout import keep_masks, survivor_scale
+from model.dropout import check_seed, keep_masks, survivor_scale
 
 _CHUNK = 128  # masks that pass at once: bounds the memory
 _CACHED_DRAWS = 32  # chunks of masks kept for the next call, one chunk for each layer and 128 samples
 
-_CHANNEL_DROPOUT = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_KNOWN_DROPOUT = (nn.Dropout, *_CHANNEL_DROPOUT)
-_ANY_DROPOUT = (*_KNOWN_DROPOUT, nn.AlphaDropout, nn.FeatureAlphaDropout)
+# Axes of the features, batch included, at which channel dropout drops channels: with one axis fewer, torch takes the
+# first for channels and the batch for one example.
+_CHANNEL_DROPOUT = {nn.Dropout1d: (3,), nn.Dropout2d: (3, 4), nn.Dropout3d: (5,)}
+_DROPOUT_FORWARDS = {kind.forward for kind in (nn.Dropout, *_CHANNEL_DROPOUT)}
 _PROBABILITIES = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.Sigmoid)
 # What torch.nn computes at random, or from the whole batch, in train mode.
 _MODE_SENSITIVE = (
@@ -50,21 +52,19 @@ class MonteCarloDropout:
     """
 
     def __init__(self, network: nn.Sequential) -> None:
-        if not isinstance(network, nn.Sequential):
-            raise TypeError(f"MonteCarloDropout needs an nn.Sequential, got {type(network).__name__}")
+        if not _is_sequence(network):
+            raise TypeError(
+                f"MonteCarloDropout needs an nn.Sequential, got {type(network).__name__} "
+                "(hooks and a forward of its own would be passed over)"
+            )
         layers = list(_flatten(network))
         for name, layer in layers:
             _refuse_unreachable_dropout(name, layer)
-        active = [isinstance(layer, _KNOWN_DROPOUT) and layer.p > 0 for _, layer in layers]
-        if not any(active):
-            raise ValueError("the network has no active dropout: it needs an nn.Dropout with p > 0")
+        self._layers = [layer for _, layer in layers]
+        self._split_at_first_dropout()
         last_name, last = layers[-1]
         if isinstance(last, _PROBABILITIES):
             raise TypeError(f"the network must end in logits, but its last layer {last_name} is {type(last).__name__}")
-        self._layers = [layer for _, layer in layers if not isinstance(layer, _KNOWN_DROPOUT)]
-        first = active.index(True)
-        self._prefix = [layer for _, layer in layers[:first] if not isinstance(layer, _KNOWN_DROPOUT)]
-        self._suffix = [layer for _, layer in layers[first:]]
         self._may_vary = [(name, module) for name, layer in layers for module in layer.modules() if _may_vary(module)]
         self._parameter = next(network.parameters(), None)
         self._multipliers = lru_cache(maxsize=_CACHED_DRAWS)(_draw_multipliers)
@@ -100,35 +100,45 @@ class MonteCarloDropout:
             Class probabilities of each pass, `probs_SBC`.
 
         Raises:
-            TypeError: the images are not floating-point.
+            TypeError: the images are not floating-point, or the seed is no whole number.
             ValueError: fewer than 2 samples, a seed out of range, or a layer in train mode as in `predict`.
         """
+        check_seed(seed)
         if samples < 2:
             raise ValueError(f"samples must be at least 2, got {samples}: one mask has no spread")
         images_B = self._prepare(images_B)
         if len(images_B) == 0:
             return self.predict(images_B).expand(samples, -1, -1)
+        before, after = self._split_at_first_dropout()
         with torch.no_grad():
-            features_B = [_run(self._prefix, image) for image in torch.split(images_B, 1)]
+            features_B = [_run(before, image) for image in torch.split(images_B, 1)]
             chunks = [
-                torch.stack([self._masked(features, chunk, seed) for features in features_B], dim=1).softmax(dim=-1)
+                torch.stack([self._run_masked(after, features, chunk, seed) for features in features_B], dim=1).softmax(
+                    dim=-1
+                )
                 for chunk in _chunks(samples)
             ]
         return torch.cat(chunks)
 
-    def _masked(self, features: Tensor, chunk: range, seed: int) -> Tensor:
+    def _split_at_first_dropout(self) -> tuple[list[nn.Module], list[nn.Module]]:
+        for first, layer in enumerate(self._layers):
+            if _is_active(layer):
+                return self._layers[:first], self._layers[first:]
+        raise ValueError("the network has no active dropout: it needs an nn.Dropout with p > 0")
+
+    def _run_masked(self, layers: list[nn.Module], features: Tensor, chunk: range, seed: int) -> Tensor:
         """Run one image's features (1, ...) through the layers from the first active dropout on: logits (S, C)."""
-        layers, dropouts = self._suffix, 0
+        dropouts = 0
         match layers:
-            case [nn.Dropout() as dropout, nn.Linear() as linear, *_] if _is_plain(linear) and features.ndim == 2:
+            case [nn.Dropout() as dropout, nn.Linear() as linear, *_] if _fits_plainly(linear, features):
                 multipliers_SH = self._multiply_by(features, dropout, chunk, seed, 0)
                 features = _linear_of_active(features, multipliers_SH, linear)
                 layers, dropouts = layers[2:], 1
         for layer in layers:
-            if isinstance(layer, _KNOWN_DROPOUT):
+            if _is_active(layer):
                 features = features * self._multiply_by(features, layer, chunk, seed, dropouts)
                 dropouts += 1
-            else:
+            elif not _is_dropout(layer):
                 features = layer(features)
         return features
 
@@ -149,19 +159,41 @@ class MonteCarloDropout:
         return images_B if self._parameter is None else images_B.to(self._parameter)
 
 
+def _is_dropout(layer: nn.Module) -> TypeGuard[_DropoutNd]:
+    """Whether the layer is dropout that masks stand in for: torch's own, of units or channels, and nothing besides."""
+    return isinstance(layer, _DropoutNd) and type(layer).forward in _DROPOUT_FORWARDS
+
+
+def _is_active(layer: nn.Module) -> TypeGuard[_DropoutNd]:
+    return _is_dropout(layer) and layer.p > 0
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001 - torch has no public question
+
+
+def _is_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether calling the module does no more than calling its children one after the other."""
+    return (
+        isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and not _has_hooks(module)
+    )
+
+
 def _flatten(network: nn.Sequential, path: str = "") -> Iterator[tuple[str, nn.Module]]:
     for name, layer in network._modules.items():  # noqa: SLF001 - named_children tells a layer used twice only once
-        if isinstance(layer, nn.Sequential):
+        if _is_sequence(layer):
             yield from _flatten(layer, f"{path}{name}.")
         else:
             yield f"{path}{name}", layer
 
 
 def _refuse_unreachable_dropout(name: str, layer: nn.Module) -> None:
-    if isinstance(layer, _KNOWN_DROPOUT):
+    if _is_dropout(layer):
         return
     for inner, module in layer.named_modules(prefix=name):
-        if isinstance(module, _ANY_DROPOUT) and module.p > 0:
+        if (isinstance(module, _DropoutNd) and module.p > 0) or (
+            isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) and module.dropout > 0
+        ):
             raise TypeError(
                 f"layer {inner}: {type(module).__name__} can't be masked there; "
                 "use nn.Dropout or nn.Dropout1d/2d/3d directly in an nn.Sequential"
@@ -170,7 +202,7 @@ def _refuse_unreachable_dropout(name: str, layer: nn.Module) -> None:
 
 def _may_vary(module: nn.Module) -> bool:
     """Whether the mode decides what a module computes: known of torch.nn's own, feared of all others."""
-    if isinstance(module, _KNOWN_DROPOUT):
+    if _is_dropout(module):
         return False
     return isinstance(module, _MODE_SENSITIVE) or not type(module).__module__.startswith("torch.nn.")
 
@@ -179,15 +211,18 @@ def _needs_batch(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and module.running_mean is None
 
 
-def _run(layers: Iterable[nn.Module], features: Tensor) -> Tensor:
+def _run(layers: Iterable[nn.Module], image: Tensor) -> Tensor:
+    """Run one image through the layers with every unit kept."""
+    features = image.clone()  # which in-place layers may write to
     for layer in layers:
-        features = layer(features)
+        if not _is_dropout(layer):
+            features = layer(features)
     return features
 
 
-def _is_plain(layer: nn.Linear) -> bool:
-    """Whether calling the layer does no more than its formula: no subclass, no hooks."""
-    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)  # noqa: SLF001
+def _fits_plainly(layer: nn.Linear, features: Tensor) -> bool:
+    """Whether calling the layer does no more than its formula (no subclass, no hooks), and has features (1, H) to."""
+    return type(layer) is nn.Linear and not _has_hooks(layer) and features.shape == (1, layer.in_features)
 
 
 def _linear_of_active(features: Tensor, multipliers_SH: Tensor, linear: nn.Linear) -> Tensor:
@@ -205,9 +240,17 @@ def _chunks(samples: int) -> Iterator[range]:
         yield range(first, min(first + _CHUNK, samples))
 
 
-def _mask_shape(layer: nn.Module, features: Tensor) -> tuple[int, ...]:
+def _mask_shape(layer: _DropoutNd, features: Tensor) -> tuple[int, ...]:
     shape = tuple(features.shape[1:])
-    return (shape[0], *(1 for _ in shape[1:])) if isinstance(layer, _CHANNEL_DROPOUT) else shape
+    for kind, axes in _CHANNEL_DROPOUT.items():
+        if isinstance(layer, kind):
+            if features.ndim not in axes:
+                raise ValueError(
+                    f"{kind.__name__} masks features of {' or '.join(map(str, axes))} axes, the batch included; "
+                    f"got {features.ndim}"
+                )
+            return (shape[0], *(1 for _ in shape[1:]))
+    return shape
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def summarize(probs_SBC: Tensor | np.ndarray) -> Uncertainty:
     _check_probabilities(probs_SBC)
     passes = probs_SBC.shape[0]
     mean_BC = probs_SBC.mean(dim=0)
-    variance_BC = probs_SBC.var(dim=0, correction=0)
+    variance_BC = (probs_SBC - mean_BC).square().mean(dim=0)
     predictive_B = entropy(mean_BC)
     expected_B = entropy(probs_SBC).mean(dim=0)
     return Uncertainty(

@@ -174,18 +174,22 @@ def test_what_changes_in_the_network_between_calls_is_seen(images_B):
     network = nn.Sequential(nn.Dropout(0.2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 5))
     mc = MonteCarloDropout(network)
 
-    def assert_right(images_B: Tensor) -> None:
+    def assert_right(images_B: Tensor, atol: float = 1e-6) -> None:
         expected = loop_of_masks(flat(network), images_B, 10, seed=6)
-        assert torch.allclose(mc.sample(images_B, samples=10, seed=6), expected, atol=1e-6)
+        assert torch.allclose(mc.sample(images_B, samples=10, seed=6), expected, rtol=0, atol=atol)
 
     assert_right(images_B)
-    network[0].p = 0.6
+    network[0].p = 0.7
     assert_right(images_B)
     assert_right(images_B[..., :4, :4])
+    network[0].p = 0
+    with pytest.raises(ValueError, match="no active dropout"):
+        mc.sample(images_B)
+    network[0].p = 0.2
     network.double()
-    assert_right(images_B.double())
-    nn.init.ones_(network[3].weight)
-    assert_right(images_B.double())
+    assert_right(images_B[..., :4, :4].double(), atol=1e-12)
+    nn.init.uniform_(network[3].weight)
+    assert_right(images_B[..., :4, :4].double(), atol=1e-12)
 
 
 def test_all_images_see_the_same_masks(images_B):
@@ -325,6 +329,26 @@ def test_dropout_in_a_sequence_with_a_forward_of_its_own_is_refused():
         MonteCarloDropout(nn.Sequential(nn.Flatten(), inner, nn.Dropout(0.5), nn.Linear(36, 5)))
     with pytest.raises(TypeError, match="Skip"):
         MonteCarloDropout(inner)
+
+
+def test_hooks_of_a_sequence_are_not_passed_over(images_B):
+    network = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Dropout(0)), nn.Dropout(0.5), nn.Linear(36, 5)).eval()
+    handle = network[0].register_forward_hook(lambda *args: 2 * args[-1])
+    assert torch.allclose(MonteCarloDropout(network).predict(images_B), network(images_B).softmax(dim=-1), atol=1e-6)
+    handle.remove()
+    network.register_forward_pre_hook(lambda *_: None)
+    with pytest.raises(TypeError, match=r"Sequential .*hooks"):
+        MonteCarloDropout(network)
+
+
+class OwnDropout(nn.Dropout):
+    def forward(self, features: Tensor) -> Tensor:
+        return features + torch.rand_like(features)
+
+
+def test_dropout_with_a_forward_of_its_own_is_refused():
+    with pytest.raises(TypeError, match="layer 1: OwnDropout can't be masked there"):
+        MonteCarloDropout(nn.Sequential(nn.Flatten(), OwnDropout(0.5), nn.Dropout(0.5), nn.Linear(36, 5)))
 
 
 class OfRows(nn.Module):
