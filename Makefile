@@ -6,6 +6,7 @@ PORT ?= 3000
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+BENCH := .venv-bench
 
 # BentoML reports usage unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
@@ -45,8 +46,21 @@ train: $(INSTALLED)
 evaluate: $(INSTALLED)
 	$(BIN)/python -m training.evaluate $(MODEL)
 
-bench: $(INSTALLED)
-	$(BIN)/python -m benchmarks.epoch
+# The libraries that we compare with live in an environment of their own; one that can't be installed is left out.
+bench: $(BENCH)/installed
+	$(BENCH)/bin/python -m benchmarks.epoch
+	$(BENCH)/bin/python -W ignore -m benchmarks.inference
+	$(BENCH)/bin/python -m benchmarks.error
+	$(BENCH)/bin/python -m benchmarks.latency
+
+$(BENCH)/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[train]'
+	grep -v '^#' benchmarks/requirements.txt | while read -r peer; do \
+		$(BENCH)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt $$peer \
+			|| echo "could not install $$peer: the tables go without it"; \
+	done
+	touch $@
 
 bento: $(INSTALLED)
 	$(BIN)/bentoml build .
@@ -60,4 +74,4 @@ lock: $(INSTALLED)
 		--constraint constraints.txt pyproject.toml | grep -vE '^(cuda-|nvidia-|triton)' > service/requirements.txt
 
 clean:
-	rm -rf $(VENV) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(BENCH) *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

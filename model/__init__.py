@@ -1,8 +1,9 @@
 """The numbers: networks with dropout, their masks, and what the masks say about uncertainty."""
 
 from model.artifact import Artifact, ArtifactError, load_artifact, save_artifact
-from model.dropout import dropout_layer, keep_masks
+from model.dropout import Masks, dropout_layer, keep_masks
 from model.mlp import MLPConfig, build_mlp
+from model.moments import MomentPropagation, Moments
 from model.monte_carlo import MonteCarloDropout
 from model.uncertainty import Uncertainty, entropy, summarize
 
@@ -10,6 +11,9 @@ __all__ = [
     "Artifact",
     "ArtifactError",
     "MLPConfig",
+    "Masks",
+    "MomentPropagation",
+    "Moments",
     "MonteCarloDropout",
     "Uncertainty",
     "build_mlp",

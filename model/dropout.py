@@ -2,12 +2,18 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 MAX_SEED = 2**64 - 1
+BLOCK = 10  # stratified masks that belong together
+
+Masks = Literal["stratified", "independent"]
+_DESIGNS = get_args(Masks)
+
 _WORDS_PER_COUNTER = 4  # one step of Philox-4x64's counter yields four 64-bit words
 
 
@@ -38,14 +44,28 @@ def dropout_layer(X: Tensor, p: float, *, generator: torch.Generator | None = No
 
 
 def keep_masks(
-    shape_U: Sequence[int], p: float, *, samples: int, seed: int, layer: int = 0, first: int = 0
+    shape_U: Sequence[int],
+    p: float,
+    *,
+    samples: int,
+    seed: int,
+    layer: int = 0,
+    first: int = 0,
+    masks: Masks = "stratified",
 ) -> np.ndarray:
-    """Draw independent keep-masks as a pure function of (seed, layer, sample, unit).
+    """Draw keep-masks as a pure function of (seed, layer, sample, unit).
 
     Sample s is the same mask whatever range it is drawn in, so the first 20 of 100 masks are the 20 masks of that
     seed; the same key gives the same bits on every system. The words come from the counter-based generator Philox
-    (Salmon et al. 2011, doi:10.1145/2063384.2063405), keyed by seed and layer; a unit is kept where its 64-bit word
-    is at least p * 2**64.
+    (Salmon et al. 2011, doi:10.1145/2063384.2063405), keyed by seed and layer.
+
+    Each mask keeps each unit with probability 1 - p, independently of the other units, in both designs:
+
+    - "independent": a unit is kept where its 64-bit word is at least p * 2**64.
+    - "stratified": samples 0..9, 10..19 and so on are blocks, independent of each other. Within a block every unit
+      has its own Latin hypercube (McKay et al. 1979, doi:10.1080/00401706.1979.10489755): its ten uniform numbers,
+      compared with p, are one in each tenth of [0, 1), in random order. It is so dropped p * 10 times in each block,
+      or, where that is not whole, as often as the next whole number below or above it.
 
     Args:
         shape_U: shape of one mask.
@@ -54,24 +74,63 @@ def keep_masks(
         seed: 0 .. 2**64 - 1.
         layer: position of the dropout layer in its network, 0 .. 2**64 - 1.
         first: index of the first sample to draw.
+        masks: the design.
 
     Returns:
         Booleans of shape (samples, *shape_U), true where a unit is kept.
 
     Raises:
         TypeError: the seed is no whole number.
-        ValueError: p lies outside [0, 1], or the seed outside its range.
+        ValueError: p lies outside [0, 1], the seed outside its range, or the design is unknown.
     """
     _check_probability(p)
     check_seed(seed)
+    check_masks(masks)
     shape = (samples, *shape_U)
     if p == 1:
         return np.zeros(shape, dtype=np.bool_)
-    units = math.prod(shape_U)
-    counter, offset = divmod(first * units, _WORDS_PER_COUNTER)
-    words = np.random.Philox(key=np.array([seed, layer], dtype=np.uint64), counter=counter)
-    drawn = words.random_raw(offset + samples * units)[offset:]
-    return (drawn >= np.uint64(int(p * 2**64))).reshape(shape)
+    draw = _independent if masks == "independent" else _stratified
+    return draw(math.prod(shape_U), p, range(first, first + samples), (seed, layer)).reshape(shape)
+
+
+def _independent(units: int, p: float, samples: range, key: tuple[int, int]) -> np.ndarray:
+    words = _words(samples.start * units, len(samples) * units, key)
+    return words >= np.uint64(int(p * 2**64))
+
+
+def _stratified(units: int, p: float, samples: range, key: tuple[int, int]) -> np.ndarray:
+    """Keep a unit where its word ranks high enough among the ten of its block.
+
+    Rank r stands for a uniform number in [r / 10, (r + 1) / 10). The tenth that p lies in is kept or dropped as a
+    whole, which an eleventh word decides.
+    """
+    blocks = range(samples.start // BLOCK, -(-samples.stop // BLOCK))
+    per_block = (BLOCK + 1) * units
+    words = _words(blocks.start * per_block, len(blocks) * per_block, key).reshape(len(blocks), BLOCK + 1, units)
+    ranked, deciding = words[:, :BLOCK], words[:, BLOCK]
+    dropped = math.floor(p * BLOCK)
+    keeps_one_more = deciding >= np.uint64(int((p * BLOCK - dropped) * 2**64))
+    ascending = np.sort(ranked, axis=1)
+    highest_dropped = np.where(
+        keeps_one_more,
+        ascending[:, dropped - 1] if dropped else np.uint64(0),
+        ascending[:, min(dropped, BLOCK - 1)],
+    )
+    keep = ranked > highest_dropped[:, None]
+    skip = samples.start - blocks.start * BLOCK
+    return keep.reshape(len(blocks) * BLOCK, units)[skip : skip + len(samples)]
+
+
+def _words(first: int, count: int, key: tuple[int, int]) -> np.ndarray:
+    """Words first .. first + count - 1 of a key's stream."""
+    counter, offset = divmod(first, _WORDS_PER_COUNTER)
+    return np.random.Philox(key=np.array(key, dtype=np.uint64), counter=counter).random_raw(offset + count)[offset:]
+
+
+def check_masks(masks: str) -> None:
+    """Refuse a design that is neither "stratified" nor "independent", with a ValueError."""
+    if masks not in _DESIGNS:
+        raise ValueError(f"masks must be one of {', '.join(_DESIGNS)}, got {masks!r}")
 
 
 def check_seed(seed: int) -> None:

@@ -1,9 +1,8 @@
 """Monte-Carlo dropout: many masks for the price of little more than one pass."""
 
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -11,16 +10,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from model.dropout import check_seed, keep_masks, survivor_scale
+from model.dropout import BLOCK, Masks, check_masks, check_seed, keep_masks, survivor_scale
+from model.layers import as_images, flatten, has_hooks, is_active, is_dropout, is_sequence
+from model.uncertainty import Uncertainty, summarize
 
-_CHUNK = 128  # masks that pass at once: bounds the memory
-_CACHED_DRAWS = 32  # chunks of masks kept for the next call, one chunk for each layer and 128 samples
+# Masks pass in chunks that bound the memory: of at most 100 masks, and about a million numbers.
+_CHUNK = 100
+_CHUNK_NUMBERS = 2**20
+_FIRST_SAMPLES = 2 * BLOCK
+_CACHED_CHUNKS = 32  # kept for the next call, one for each dropout layer and chunk of samples
 
 # Axes of the features, batch included, at which channel dropout drops channels: with one axis fewer, torch takes the
 # first for channels and the batch for one example.
 _CHANNEL_DROPOUT = {nn.Dropout1d: (3,), nn.Dropout2d: (3, 4), nn.Dropout3d: (5,)}
-_DROPOUT_FORWARDS = {kind.forward for kind in (nn.Dropout, *_CHANNEL_DROPOUT)}
 _PROBABILITIES = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.Sigmoid)
+# What works on units, wherever they stand.
+_ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Tanh, nn.Sigmoid, nn.Identity)
+_OF_UNITS = {nn.Linear, nn.Dropout, *_ELEMENTWISE}
 # What torch.nn computes at random, or from the whole batch, in train mode.
 _MODE_SENSITIVE = (
     _NormBase,
@@ -52,12 +58,12 @@ class MonteCarloDropout:
     """
 
     def __init__(self, network: nn.Sequential) -> None:
-        if not _is_sequence(network):
+        if not is_sequence(network):
             raise TypeError(
                 f"MonteCarloDropout needs an nn.Sequential, got {type(network).__name__} "
                 "(hooks and a forward of its own would be passed over)"
             )
-        layers = list(_flatten(network))
+        layers = list(flatten(network))
         for name, layer in layers:
             _refuse_unreachable_dropout(name, layer)
         self._layers = [layer for _, layer in layers]
@@ -66,8 +72,12 @@ class MonteCarloDropout:
         if isinstance(last, _PROBABILITIES):
             raise TypeError(f"the network must end in logits, but its last layer {last_name} is {type(last).__name__}")
         self._may_vary = [(name, module) for name, layer in layers for module in layer.modules() if _may_vary(module)]
+        known = all(_is_of_torch(module) for layer in self._layers for module in layer.modules())
+        # Faster; but what a module keeps of its input for later could not be used with gradients.
+        self._without_gradients = torch.inference_mode if known else torch.no_grad
+        self._may_write = not known or any(_may_write(module) for layer in self._layers for module in layer.modules())
         self._parameter = next(network.parameters(), None)
-        self._multipliers = lru_cache(maxsize=_CACHED_DRAWS)(_draw_multipliers)
+        self._multipliers = lru_cache(maxsize=_CACHED_CHUNKS)(_draw_multipliers)
 
     def predict(self, images_B: Tensor | np.ndarray) -> Tensor:
         """Predict with every unit kept, as in eval mode.
@@ -84,67 +94,146 @@ class MonteCarloDropout:
         """
         images_B = self._prepare(images_B)
         with torch.no_grad():
-            return torch.cat([_run(self._layers, image) for image in torch.split(images_B, 1)]).softmax(dim=-1)
+            return _join([_run(self._layers, image).softmax(dim=-1) for image in self._one_by_one(images_B)], dim=0)
 
-    def sample(self, images_B: Tensor | np.ndarray, *, samples: int = 100, seed: int = 0) -> Tensor:
+    def sample(
+        self, images_B: Tensor | np.ndarray, *, samples: int = 100, seed: int = 0, masks: Masks = "stratified"
+    ) -> Tensor:
         """Predict once under each of the first `samples` dropout masks of a seed.
 
-        Memory beyond input and result stays bounded: 128 masks of one image pass at a time.
+        Memory beyond input and result stays bounded: up to 100 masks of one image pass at a time.
 
         Args:
             images_B: floating-point images of shape (B, ...).
             samples: number S of masks, at least 2.
             seed: 0 .. 2**64 - 1; the same seed gives the same masks everywhere.
+            masks: the design, see `keep_masks`. Means over stratified masks have the error of several times as many
+                independent ones.
 
         Returns:
             Class probabilities of each pass, `probs_SBC`.
 
         Raises:
             TypeError: the images are not floating-point, or the seed is no whole number.
-            ValueError: fewer than 2 samples, a seed out of range, or a layer in train mode as in `predict`.
+            ValueError: fewer than 2 samples, a seed out of range, an unknown design, or a layer in train mode as in
+                `predict`.
         """
         check_seed(seed)
+        check_masks(masks)
         if samples < 2:
             raise ValueError(f"samples must be at least 2, got {samples}: one mask has no spread")
         images_B = self._prepare(images_B)
         if len(images_B) == 0:
             return self.predict(images_B).expand(samples, -1, -1)
         before, after = self._split_at_first_dropout()
-        with torch.no_grad():
-            features_B = [_run(before, image) for image in torch.split(images_B, 1)]
-            chunks = [
-                torch.stack([self._run_masked(after, features, chunk, seed) for features in features_B], dim=1).softmax(
-                    dim=-1
-                )
-                for chunk in _chunks(samples)
+        with self._without_gradients():
+            features_B = [_run(before, image) for image in self._one_by_one(images_B)]
+            run = self._run_units if _is_chain_of_units(after, features_B[0]) else self._run_any
+            logits = [
+                [run(after, features, (chunk, seed, masks)) for features in features_B]
+                for chunk in _chunks(samples, features_B[0].numel())
             ]
-        return torch.cat(chunks)
+        probs_CBS = [_join([logits_CBS.softmax(dim=0) for logits_CBS in of_chunk], dim=1) for of_chunk in logits]
+        return _join(probs_CBS, dim=2).permute(2, 1, 0)
+
+    def sample_until(
+        self,
+        images_B: Tensor | np.ndarray,
+        *,
+        tolerance: float = 0.005,
+        max_samples: int = 1000,
+        seed: int = 0,
+        masks: Masks = "stratified",
+    ) -> tuple[Tensor, Uncertainty]:
+        """Predict under as many masks as it takes to know the probability of the most probable class.
+
+        The number grows from 20, by what the standard error so far lets expect, until that of the most probable class
+        of every image is within the tolerance, or `max_samples` is reached. The result is that of `sample` with the
+        number used.
+
+        Args:
+            images_B: floating-point images of shape (B, ...).
+            tolerance: standard error that suffices, above 0.
+            max_samples: where to stop in any case, at least 2.
+            seed: as in `sample`.
+            masks: as in `sample`.
+
+        Returns:
+            `probs_SBC`, and their summary, whose standard errors tell whether the tolerance was met.
+
+        Raises:
+            TypeError: as in `sample`.
+            ValueError: a tolerance of 0 or less, or as in `sample`.
+        """
+        if not tolerance > 0:
+            raise ValueError(f"the tolerance must be above 0, got {tolerance}")
+        samples = min(_FIRST_SAMPLES, max_samples)
+        while True:
+            probs_SBC = self.sample(images_B, samples=samples, seed=seed, masks=masks)
+            found = summarize(probs_SBC, masks=masks)
+            top_B = found.mean.argmax(dim=-1, keepdim=True)
+            error = float(found.standard_error.gather(1, top_B).amax()) if len(top_B) else 0.0
+            if error <= tolerance or samples == max_samples:
+                return probs_SBC, found
+            excess = min(error / tolerance, max_samples)  # whose square can't overflow
+            wanted = math.ceil(samples * excess**2 / BLOCK) * BLOCK
+            samples = min(max(wanted, samples + BLOCK), 4 * samples, max_samples)
+
+    def _one_by_one(self, images_B: Tensor) -> Iterable[Tensor]:
+        """Split into batches of one; copies, where a layer might write to its input."""
+        images = [images_B] if len(images_B) == 1 else torch.split(images_B, 1)
+        return [image.clone() for image in images] if self._may_write else images
 
     def _split_at_first_dropout(self) -> tuple[list[nn.Module], list[nn.Module]]:
         for first, layer in enumerate(self._layers):
-            if _is_active(layer):
+            if is_active(layer):
                 return self._layers[:first], self._layers[first:]
         raise ValueError("the network has no active dropout: it needs an nn.Dropout with p > 0")
 
-    def _run_masked(self, layers: list[nn.Module], features: Tensor, chunk: range, seed: int) -> Tensor:
-        """Run one image's features (1, ...) through the layers from the first active dropout on: logits (S, C)."""
+    def _run_any(self, layers: list[nn.Module], features: Tensor, draw: "_Draw") -> Tensor:
+        """Run one image's features (1, ...) through the layers from the first active dropout on: logits (C, 1, S)."""
         dropouts = 0
-        match layers:
-            case [nn.Dropout() as dropout, nn.Linear() as linear, *_] if _fits_plainly(linear, features):
-                multipliers_SH = self._multiply_by(features, dropout, chunk, seed, 0)
-                features = _linear_of_active(features, multipliers_SH, linear)
-                layers, dropouts = layers[2:], 1
         for layer in layers:
-            if _is_active(layer):
-                features = features * self._multiply_by(features, layer, chunk, seed, dropouts)
+            if is_active(layer):
+                features = features * self._multiply_by(_mask_shape(layer, features), layer.p, dropouts, draw, features)
                 dropouts += 1
-            elif not _is_dropout(layer):
+            elif not is_dropout(layer):
                 features = layer(features)
-        return features
+        return features.T.unsqueeze(1)
 
-    def _multiply_by(self, features: Tensor, layer: _DropoutNd, chunk: range, seed: int, dropouts: int) -> Tensor:
-        draw = _Draw(_mask_shape(layer, features), layer.p, chunk, seed, dropouts)
-        return self._multipliers(draw, features.dtype, features.device)
+    def _run_units(self, layers: list[nn.Module], features: Tensor, draw: "_Draw") -> Tensor:
+        """Do what `_run_any` does for a chain of units, a row for each unit and a column for each sample.
+
+        Units that are 0 stay 0 under every mask (after a ReLU most are), so the first masks and the weights behind them
+        are narrowed to the others. That changes nothing but the time, as the layout does.
+        """
+        linear: nn.Linear
+        dropout, linear, *others = layers  # type: ignore[assignment] # _is_chain_of_units looked
+        features = features.view(-1)
+        active = features.nonzero().view(-1)
+        p = float(dropout.p)  # type: ignore[arg-type]
+        multipliers_HS = self._multiply_by(features.shape, p, 0, draw, features, samples_axis=-1)
+        units_HS = multipliers_HS.index_select(0, active).mul_(features.index_select(0, active).view(-1, 1))
+        weight, bias_V = _parameters(linear)
+        units_HS = _linear(weight.index_select(1, active), bias_V, units_HS)
+        dropouts = 1
+        for layer in others:
+            if isinstance(layer, nn.Linear):
+                weight, bias_V = _parameters(layer)
+                units_HS = _linear(weight, bias_V, units_HS)
+            elif isinstance(layer, nn.ReLU):
+                units_HS.relu_()
+            elif is_active(layer):
+                units_HS *= self._multiply_by(units_HS.shape[:1], layer.p, dropouts, draw, features, samples_axis=-1)
+                dropouts += 1
+            elif not is_dropout(layer):
+                units_HS = layer(units_HS)
+        return units_HS.unsqueeze(1)
+
+    def _multiply_by(
+        self, shape: tuple[int, ...], p: float, dropouts: int, draw: "_Draw", like: Tensor, *, samples_axis: int = 0
+    ) -> Tensor:
+        return self._multipliers(tuple(shape), p, dropouts, draw, samples_axis, like.dtype, like.device)
 
     def _prepare(self, images_B: Tensor | np.ndarray) -> Tensor:
         for name, module in self._may_vary:
@@ -153,42 +242,11 @@ class MonteCarloDropout:
                     f"layer {name}: {type(module).__name__} depends on chance or on the batch; "
                     "call network.eval() first (a batch norm also needs running statistics)"
                 )
-        images_B = torch.as_tensor(images_B)
-        if not images_B.is_floating_point():
-            raise TypeError(f"images must be floating-point, got {images_B.dtype}: divide 0..255 by 255")
-        return images_B if self._parameter is None else images_B.to(self._parameter)
-
-
-def _is_dropout(layer: nn.Module) -> TypeGuard[_DropoutNd]:
-    """Whether the layer is dropout that masks stand in for: torch's own, of units or channels, and nothing besides."""
-    return isinstance(layer, _DropoutNd) and type(layer).forward in _DROPOUT_FORWARDS
-
-
-def _is_active(layer: nn.Module) -> TypeGuard[_DropoutNd]:
-    return _is_dropout(layer) and layer.p > 0
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001 - torch has no public question
-
-
-def _is_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
-    """Whether calling the module does no more than calling its children one after the other."""
-    return (
-        isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and not _has_hooks(module)
-    )
-
-
-def _flatten(network: nn.Sequential, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    for name, layer in network._modules.items():  # noqa: SLF001 - named_children tells a layer used twice only once
-        if _is_sequence(layer):
-            yield from _flatten(layer, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", layer
+        return as_images(images_B, self._parameter)
 
 
 def _refuse_unreachable_dropout(name: str, layer: nn.Module) -> None:
-    if _is_dropout(layer):
+    if is_dropout(layer):
         return
     for inner, module in layer.named_modules(prefix=name):
         if (isinstance(module, _DropoutNd) and module.p > 0) or (
@@ -202,9 +260,18 @@ def _refuse_unreachable_dropout(name: str, layer: nn.Module) -> None:
 
 def _may_vary(module: nn.Module) -> bool:
     """Whether the mode decides what a module computes: known of torch.nn's own, feared of all others."""
-    if _is_dropout(module):
+    if is_dropout(module):
         return False
-    return isinstance(module, _MODE_SENSITIVE) or not type(module).__module__.startswith("torch.nn.")
+    return isinstance(module, _MODE_SENSITIVE) or not _is_of_torch(module)
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn.")
+
+
+def _may_write(module: nn.Module) -> bool:
+    """Whether a module may write to its input: known of torch.nn's own, feared of all others."""
+    return getattr(module, "inplace", False) or not _is_of_torch(module)
 
 
 def _needs_batch(module: nn.Module) -> bool:
@@ -213,31 +280,43 @@ def _needs_batch(module: nn.Module) -> bool:
 
 def _run(layers: Iterable[nn.Module], image: Tensor) -> Tensor:
     """Run one image through the layers with every unit kept."""
-    features = image.clone()  # which in-place layers may write to
     for layer in layers:
-        if not _is_dropout(layer):
-            features = layer(features)
-    return features
+        if not is_dropout(layer):
+            image = layer(image) if has_hooks(layer) else layer.forward(image)
+    return image
 
 
-def _fits_plainly(layer: nn.Linear, features: Tensor) -> bool:
-    """Whether calling the layer does no more than its formula (no subclass, no hooks), and has features (1, H) to."""
-    return type(layer) is nn.Linear and not _has_hooks(layer) and features.shape == (1, layer.in_features)
+def _join(parts: list[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
-def _linear_of_active(features: Tensor, multipliers_SH: Tensor, linear: nn.Linear) -> Tensor:
-    """Apply masks and a linear layer to one image's features (1, H) through the units that aren't 0: (S, out).
+def _is_chain_of_units(layers: list[nn.Module], features: Tensor) -> bool:
+    """Whether linear layers and others that work on each unit by itself follow the dropout that the layers begin with.
 
-    After a ReLU most units are 0, and a 0 stays 0 under every mask: leaving it out changes nothing but the time.
+    None has hooks or a forward of its own, and the features (1, H) fit the linear layer behind the dropout.
     """
-    active = features[0].nonzero().squeeze(1)
-    masked = multipliers_SH.index_select(1, active) * features[:, active]
-    return nn.functional.linear(masked, linear.weight.index_select(1, active), linear.bias)
+    if len(layers) == 1:
+        return False
+    first, second = layers[0], layers[1]
+    if type(first) is not nn.Dropout or type(second) is not nn.Linear or features.shape != (1, second.in_features):
+        return False
+    return not any(type(layer) not in _OF_UNITS or has_hooks(layer) for layer in layers)
 
 
-def _chunks(samples: int) -> Iterator[range]:
-    for first in range(0, samples, _CHUNK):
-        yield range(first, min(first + _CHUNK, samples))
+def _parameters(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias, by a shorter way than `linear.weight`, which asks three dictionaries."""
+    return linear._parameters["weight"], linear._parameters["bias"]  # type: ignore[return-value] # noqa: SLF001
+
+
+def _linear(weight: Tensor, bias_V: Tensor | None, units_HS: Tensor) -> Tensor:
+    return weight @ units_HS if bias_V is None else torch.addmm(bias_V.view(-1, 1), weight, units_HS)
+
+
+def _chunks(samples: int, numbers: int) -> Iterator[range]:
+    """Split the samples of one image's features into whole blocks of masks."""
+    size = min(_CHUNK, max(_CHUNK_NUMBERS // max(numbers, 1) // BLOCK, 1) * BLOCK)
+    for first in range(0, samples, size):
+        yield range(first, min(first + size, samples))
 
 
 def _mask_shape(layer: _DropoutNd, features: Tensor) -> tuple[int, ...]:
@@ -253,20 +332,20 @@ def _mask_shape(layer: _DropoutNd, features: Tensor) -> tuple[int, ...]:
     return shape
 
 
-@dataclass(frozen=True)
-class _Draw:
-    """What a chunk of masks depends on."""
-
-    shape: tuple[int, ...]
-    p: float
-    chunk: range
-    seed: int
-    layer: int
+_Draw = tuple[range, int, Masks]  # samples, seed, design
 
 
-def _draw_multipliers(draw: _Draw, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """0 for a dropped unit and 1 / (1 - p) for a kept one, of shape (samples of the chunk, *shape)."""
-    keep = keep_masks(
-        draw.shape, draw.p, samples=len(draw.chunk), seed=draw.seed, layer=draw.layer, first=draw.chunk.start
-    )
-    return torch.from_numpy(keep).to(device, dtype) * survivor_scale(draw.p)
+def _draw_multipliers(
+    shape: tuple[int, ...],
+    p: float,
+    layer: int,
+    draw: _Draw,
+    samples_axis: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """0 for a dropped unit and 1 / (1 - p) for a kept one: `shape` with samples before (0) or behind (-1)."""
+    samples, seed, masks = draw
+    keep = keep_masks(shape, p, samples=len(samples), first=samples.start, seed=seed, layer=layer, masks=masks)
+    keep = np.ascontiguousarray(np.moveaxis(keep, 0, samples_axis))
+    return torch.from_numpy(keep).to(device, dtype) * survivor_scale(p)

@@ -2,12 +2,13 @@
 
 import math
 import os
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from service.predictor import Prediction
+from service.predictor import Mode, Prediction
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_1_0_0
 
@@ -33,7 +34,7 @@ class Metrics:
         )
         self._samples = Histogram(
             "mcd_samples_per_prediction",
-            "Dropout masks of a prediction, 0 in eval mode.",
+            "Dropout masks of a prediction, 0 where nothing is sampled.",
             buckets=_SAMPLE_BUCKETS,
             registry=self._registry,
         )
@@ -44,7 +45,7 @@ class Metrics:
             buckets=_RATIO_BUCKETS,
             registry=self._registry,
         )
-        for mode in ("eval", "mc"):
+        for mode in get_args(Mode):
             self._entropy.labels(mode)
 
     def request(self, route: str, method: str, code: int, seconds: float) -> None:
@@ -52,11 +53,11 @@ class Metrics:
         self._requests.labels(route, method, code).inc()
         self._duration.labels(route, method).observe(seconds)
 
-    def prediction(self, prediction: Prediction, samples: int) -> None:
+    def prediction(self, prediction: Prediction) -> None:
         """Count a prediction."""
-        self._samples.observe(samples)
+        self._samples.observe(prediction.samples)
         ratio = prediction.predictive_entropy / math.log(len(prediction.probabilities))
-        self._entropy.labels("mc" if samples else "eval").observe(ratio)
+        self._entropy.labels(prediction.mode).observe(ratio)
 
     def expose(self) -> bytes:
         """Write all metrics in Prometheus' text format: of every worker under BentoML, else of this process."""

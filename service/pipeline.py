@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from service.images import (
     EncodedImage,
     ImageError,
+    Pixels,
     TooManyPixelsError,
     UnknownFormatError,
     array_image,
@@ -14,7 +15,7 @@ from service.images import (
     open_image,
 )
 from service.metrics import Metrics
-from service.predictor import Predictor
+from service.predictor import Prediction, Predictor
 from service.schemas import Answer, Call, Parameters, Problem
 from service.settings import Settings
 
@@ -72,9 +73,20 @@ class Pipeline:
                 prepared = decode_image(image, invert=parameters.invert)
             else:
                 prepared = array_image(image, unit_range=parameters.dtype == "float", invert=parameters.invert)
-        prediction = self._predictor.predict(prepared.pixels, samples=parameters.samples, seed=parameters.seed)
-        self._metrics.prediction(prediction, parameters.samples)
+        prediction = self._predict(prepared.pixels, parameters)
+        self._metrics.prediction(prediction)
         return Answer.of(prediction, prepared, parameters)
+
+    def _predict(self, pixels: Pixels, asked: Parameters) -> Prediction:
+        if asked.method == "moments":
+            return self._predictor.propagate(pixels)
+        if asked.samples == "auto":
+            return self._predictor.sample_until(
+                pixels, tolerance=asked.tolerance, max_samples=asked.max_samples, seed=asked.seed
+            )
+        if asked.samples == 0:
+            return self._predictor.predict(pixels)
+        return self._predictor.sample(pixels, samples=asked.samples, seed=asked.seed)
 
 
 @contextmanager

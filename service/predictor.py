@@ -1,12 +1,15 @@
 """One prepared image -> one prediction. No HTTP."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
-from model import Artifact, MonteCarloDropout, Uncertainty, entropy, summarize
+from model import Artifact, MomentPropagation, Moments, MonteCarloDropout, Uncertainty, entropy, summarize
 from service.images import SIDE, Pixels
+
+Mode = Literal["eval", "mc", "moments"]
 
 
 @dataclass(frozen=True)
@@ -14,18 +17,24 @@ class Prediction:
     """What the model says about one image.
 
     Attributes:
+        mode: "eval" of the whole network, "mc" over sampled masks, "moments" over all masks without sampling.
         label: name of the most probable class.
         class_index: its position in `probabilities`.
-        probabilities: of each class, in class order; the mean over the masks if there are any.
+        probabilities: of each class, in class order; the mean over the masks but in eval mode.
         predictive_entropy: of `probabilities`, in nats.
-        uncertainty: the summary of the masks for a batch of this one image; None in eval mode.
+        uncertainty: over the masks, for a batch of this one image; None in eval mode.
+        samples: how many masks were sampled.
+        warnings: what makes this less than what was asked for.
     """
 
+    mode: Mode
     label: str
     class_index: int
     probabilities: list[float]
     predictive_entropy: float
-    uncertainty: Uncertainty | None
+    uncertainty: Uncertainty | Moments | None = None
+    samples: int = 0
+    warnings: tuple[str, ...] = ()
 
     @property
     def confidence(self) -> float:
@@ -36,11 +45,14 @@ class Prediction:
 class Predictor:
     """The model behind the service: the same image, samples and seed give the same bits.
 
+    Every method takes pixels of shape (28, 28), uint8, light on dark.
+
     Args:
         artifact: the model to serve.
 
     Raises:
-        ValueError: the model takes other images, or has no dropout to sample.
+        TypeError: the model is not a chain of linear layers, ReLU and dropout.
+        ValueError: the model takes other images, has no dropout to sample, or too many classes.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -48,29 +60,67 @@ class Predictor:
         if shape != [1, SIDE, SIDE]:
             raise ValueError(f"the model must take images of shape {[1, SIDE, SIDE]}, got {shape}")
         self.classes = artifact.classes
-        self._mc = MonteCarloDropout(artifact.network)
+        self._masks = MonteCarloDropout(artifact.network)
+        self._moments = MomentPropagation(artifact.network)
 
-    def predict(self, pixels: Pixels, *, samples: int, seed: int) -> Prediction:
-        """Predict one image: in eval mode if `samples` is 0, else by that many dropout masks.
+    def predict(self, pixels: Pixels) -> Prediction:
+        """Predict in eval mode."""
+        probs_C = self._masks.predict(_as_batch(pixels))[0].double()
+        return self._prediction("eval", probs_C, entropy(probs_C))
 
-        Args:
-            pixels: (28, 28) uint8, light on dark.
-            samples: 0, or at least 2.
-            seed: of the masks.
-        """
-        image_B = (torch.tensor(pixels) / 255).reshape(1, 1, *pixels.shape)
-        if samples == 0:
-            return self._prediction(self._mc.predict(image_B).double(), None)
-        uncertainty = summarize(self._mc.sample(image_B, samples=samples, seed=seed))
-        return self._prediction(uncertainty.mean, uncertainty)
+    def sample(self, pixels: Pixels, *, samples: int, seed: int) -> Prediction:
+        """Predict by `samples` dropout masks of a seed, at least 2."""
+        found = summarize(self._masks.sample(_as_batch(pixels), samples=samples, seed=seed))
+        return self._over_masks("mc", found, samples)
+
+    def sample_until(self, pixels: Pixels, *, tolerance: float, max_samples: int, seed: int) -> Prediction:
+        """Predict by as many masks as bring the standard error of the most probable class within the tolerance."""
+        probs_SBC, found = self._masks.sample_until(
+            _as_batch(pixels), tolerance=tolerance, max_samples=max_samples, seed=seed
+        )
+        error = found.standard_error[0, found.mean[0].argmax()].item()
+        unmet = f"the standard error is {error:.2g} after {max_samples} samples, not {tolerance:g}"
+        warnings = (unmet,) if error > tolerance else ()
+        return self._over_masks("mc", found, len(probs_SBC), warnings)
+
+    def propagate(self, pixels: Pixels) -> Prediction:
+        """Predict over all masks by their moments."""
+        return self._over_masks("moments", self._moments.predict(_as_batch(pixels)))
 
     def warm_up(self) -> None:
-        """Take the first-time costs of both modes before a client does."""
+        """Take the first-time costs of all modes before a client does, and draw the masks of the default seed."""
         blank = np.zeros((SIDE, SIDE), dtype=np.uint8)
-        for samples in (0, 100):
-            self.predict(blank, samples=samples, seed=0)
+        self.predict(blank)
+        self.propagate(blank)
+        for samples in (1000, 100):
+            self.sample(blank, samples=samples, seed=0)
 
-    def _prediction(self, probs_BC: torch.Tensor, uncertainty: Uncertainty | None) -> Prediction:
-        (probs_C,) = probs_BC
+    def _over_masks(
+        self, mode: Mode, found: Uncertainty | Moments, samples: int = 0, warnings: tuple[str, ...] = ()
+    ) -> Prediction:
+        return self._prediction(mode, found.mean[0], found.predictive_entropy, found, samples, warnings)
+
+    def _prediction(
+        self,
+        mode: Mode,
+        probs_C: torch.Tensor,
+        predictive_entropy: torch.Tensor,
+        uncertainty: Uncertainty | Moments | None = None,
+        samples: int = 0,
+        warnings: tuple[str, ...] = (),
+    ) -> Prediction:
         index = int(probs_C.argmax())
-        return Prediction(self.classes[index], index, probs_C.tolist(), entropy(probs_C).item(), uncertainty)
+        return Prediction(
+            mode=mode,
+            label=self.classes[index],
+            class_index=index,
+            probabilities=probs_C.tolist(),
+            predictive_entropy=predictive_entropy.item(),
+            uncertainty=uncertainty,
+            samples=samples,
+            warnings=warnings,
+        )
+
+
+def _as_batch(pixels: Pixels) -> torch.Tensor:
+    return (torch.tensor(pixels) / 255).reshape(1, 1, *pixels.shape)

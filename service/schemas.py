@@ -10,8 +10,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import from_json, to_json
 
+from model import Moments, Uncertainty
 from service.images import Invert, Prepared
-from service.predictor import Prediction
+from service.predictor import Mode, Prediction
 
 MAX_SAMPLES = 1000
 MAX_SEED = 2**63 - 1
@@ -68,11 +69,14 @@ def _whole_number(value: Any) -> Any:
     raise ValueError(f"must be a whole number, got {_short(value)}")
 
 
-def _no_single_sample(samples: int) -> int:
+def _samples(value: Any) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    samples = _whole_number(value)
     if samples == 0 or 2 <= samples <= MAX_SAMPLES:
-        return samples
+        return int(samples)
     why = ": one mask has no spread" if samples == 1 else ""
-    raise ValueError(f"must be 0 or 2..{MAX_SAMPLES}, got {samples}{why}")
+    raise ValueError(f"must be 0, 2..{MAX_SAMPLES} or auto, got {samples}{why}")
 
 
 class Parameters(BaseModel):
@@ -80,11 +84,23 @@ class Parameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    method: Annotated[
+        Literal["masks", "moments"],
+        Field(description="how dropout is taken into account: by sampled masks, or by moments without sampling"),
+    ] = "masks"
     samples: Annotated[
-        int,
-        Field(description="dropout masks to average: 0 for the eval-mode prediction, or 2..1000"),
-        BeforeValidator(lambda value: _no_single_sample(_whole_number(value))),
+        int | Literal["auto"],
+        Field(description="dropout masks to average: 0 for the eval-mode prediction, 2..1000, or auto"),
+        BeforeValidator(_samples),
     ] = 0
+    tolerance: Annotated[
+        float, Field(gt=0, le=1, description="with samples=auto: standard error of the top class that suffices")
+    ] = 0.005
+    max_samples: Annotated[
+        int,
+        Field(ge=2, le=MAX_SAMPLES, description="with samples=auto: where to stop in any case"),
+        BeforeValidator(_whole_number),
+    ] = MAX_SAMPLES
     seed: Annotated[
         int,
         Field(ge=0, le=MAX_SEED, description="seed of the masks; the same seed gives the same answer"),
@@ -100,7 +116,8 @@ class Parameters(BaseModel):
         """Make parameters of the names and values found in query, form and JSON.
 
         Raises:
-            Problem: 422 for an unknown name, a value that breaks its rule, or two different values of one name.
+            Problem: 422 for an unknown name, a value that breaks its rule, two different values of one name, or values
+                that don't go together.
         """
         values: dict[str, Any] = {}
         for name, value in (pair for source in sources for pair in source):
@@ -108,9 +125,15 @@ class Parameters(BaseModel):
                 raise _invalid([(name, f"given twice: {_short(values[name])} and {_short(value)}")])
             values[name] = value
         try:
-            return cls.model_validate(values)
+            parameters = cls.model_validate(values)
         except ValidationError as error:
             raise _invalid([(_name(e["loc"]), _rule(dict(e))) for e in error.errors()]) from error
+        if parameters.method == "moments" and parameters.samples != 0:
+            raise _invalid([("samples", "must be left out with method=moments, which draws none")])
+        needless = [name for name in ("tolerance", "max_samples") if name in values and parameters.samples != "auto"]
+        if needless:
+            raise _invalid([(name, "goes with samples=auto only") for name in needless])
+        return parameters
 
 
 def _invalid(errors: Iterable[tuple[str, str]]) -> Problem:
@@ -188,10 +211,13 @@ def _from_base64(text: str) -> bytes:
 
 
 class UncertaintyAnswer(BaseModel):
-    """The spread over the dropout masks; entropies in nats, the lists in class order."""
+    """The spread over the dropout masks; entropies in nats, the lists in class order.
+
+    There is no standard error where nothing was sampled.
+    """
 
     variance: list[float]
-    standard_error: list[float]
+    standard_error: list[float] | None
     predictive_entropy: float
     expected_entropy: float
     mutual_information: float
@@ -214,7 +240,7 @@ class Answer(BaseModel):
     class_index: int
     confidence: float
     probabilities: list[float]
-    mode: Literal["eval", "mc"]
+    mode: Mode
     samples: int
     seed: int
     uncertainty: UncertaintyAnswer | None
@@ -224,25 +250,16 @@ class Answer(BaseModel):
     @classmethod
     def of(cls, prediction: Prediction, prepared: Prepared, parameters: Parameters) -> Self:
         """Put together what the stages found."""
-        found = prediction.uncertainty
         width, height = prepared.size
         return cls(
             label=prediction.label,
             class_index=prediction.class_index,
             confidence=prediction.confidence,
             probabilities=prediction.probabilities,
-            mode="eval" if found is None else "mc",
-            samples=parameters.samples,
+            mode=prediction.mode,
+            samples=prediction.samples,
             seed=parameters.seed,
-            uncertainty=None
-            if found is None
-            else UncertaintyAnswer(
-                variance=found.variance[0].tolist(),
-                standard_error=found.standard_error[0].tolist(),
-                predictive_entropy=found.predictive_entropy.item(),
-                expected_entropy=found.expected_entropy.item(),
-                mutual_information=found.mutual_information.item(),
-            ),
+            uncertainty=_uncertainty_answer(prediction.uncertainty),
             preprocessing=PreprocessingAnswer(
                 source=prepared.source,
                 width=width,
@@ -250,5 +267,17 @@ class Answer(BaseModel):
                 inverted=prepared.inverted,
                 steps=list(prepared.steps),
             ),
-            warnings=list(prepared.warnings),
+            warnings=[*prepared.warnings, *prediction.warnings],
         )
+
+
+def _uncertainty_answer(found: Uncertainty | Moments | None) -> UncertaintyAnswer | None:
+    if found is None:
+        return None
+    return UncertaintyAnswer(
+        variance=found.variance[0].tolist(),
+        standard_error=None if isinstance(found, Moments) else found.standard_error[0].tolist(),
+        predictive_entropy=found.predictive_entropy.item(),
+        expected_entropy=found.expected_entropy.item(),
+        mutual_information=found.mutual_information.item(),
+    )

@@ -60,16 +60,27 @@ class UncertaintyService:
         _load_predictor()
 
     @bentoml.api  # type: ignore[untyped-decorator]
-    def predict(
+    def predict(  # noqa: PLR0913, PLR0917 - each is a parameter of the API; BentoML reads them here
         self,
         image: Annotated[str | list[Any], Field(description="PNG, JPEG or WebP file in base64, or a 28 x 28 array")],
-        samples: Annotated[int, Field(description="0 for the eval-mode prediction, or 2..1000 dropout masks")] = 0,
+        method: Annotated[str, Field(description="masks, or moments: without sampling")] = "masks",
+        samples: Annotated[int | str, Field(description="0 for the eval-mode prediction, 2..1000 masks, or auto")] = 0,
+        tolerance: Annotated[float | None, Field(description="with auto: standard error that suffices")] = None,
+        max_samples: Annotated[int | None, Field(description="with auto: where to stop in any case")] = None,
         seed: Annotated[int, Field(description="of the masks")] = 0,
         invert: Annotated[str, Field(description="auto, yes or no: swap dark and light")] = Invert.AUTO.value,
         dtype: Annotated[str, Field(description="of an array: uint8, or float for numbers in [0, 1]")] = "uint8",
     ) -> Answer:
         """Predict the class of one image; /predict also takes form fields and raw image bodies."""
-        parameters = {"samples": samples, "seed": seed, "invert": invert, "dtype": dtype}
+        parameters: dict[str, object] = {
+            "method": method,
+            "samples": samples,
+            "seed": seed,
+            "invert": invert,
+            "dtype": dtype,
+        }
+        given = {"tolerance": tolerance, "max_samples": max_samples}
+        parameters |= {name: value for name, value in given.items() if value is not None}
         pipeline = _pipeline()
         return pipeline.finish(pipeline.open(call_from_values(image, parameters.items())))
 

@@ -8,11 +8,13 @@ import httpx
 import pytest
 import torch
 from server import Server, serve
+from threadpoolctl import threadpool_limits
 
 from training.data import DataError, FashionMNIST, load_fashion_mnist
 
 # The matrices are small and the cores few: several threads would mostly wait for each other.
 torch.set_num_threads(1)
+threadpool_limits(1)
 
 
 def missing(what: str) -> NoReturn:

@@ -1,3 +1,5 @@
+import itertools
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -5,10 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, chisquare, hypergeom
 from torch import nn
 
 from model import dropout_layer, keep_masks
+
+DESIGNS = ["stratified", "independent"]
 
 FALSE_ALARM = 1e-6  # probability that a right implementation fails a two-sided binomial bound
 
@@ -100,36 +104,52 @@ def test_torchs_layer_outside_training_is_the_identity_which_is_the_definition_a
 
 
 def drawn(samples: int = 40, **changes: object) -> np.ndarray:
-    return keep_masks(**{"shape_U": (7, 3), "p": 0.3, "samples": samples, "seed": 5, "layer": 1} | changes)
-
-
-def test_masks_are_nested_in_their_number():
-    assert np.array_equal(drawn(20), drawn(100)[:20])
+    given = {"shape_U": (7, 3), "p": 0.3, "samples": samples, "seed": 5, "layer": 1, "masks": "independent"}
+    return keep_masks(**given | changes)
 
 
 @given(
-    shape_U=st.lists(st.integers(1, 9), max_size=3),
+    shape_U=st.lists(st.integers(0, 9), max_size=3),
     first=st.integers(0, 150),
     samples=st.integers(0, 40),
     p=st.floats(0, 1),
     seed=st.integers(0, 2**64 - 1),
+    masks=st.sampled_from(DESIGNS),
 )
-@settings(max_examples=150, deadline=None)
-def test_any_range_of_samples_is_a_slice_of_all(shape_U, first, samples, p, seed):
-    part = keep_masks(shape_U, p, samples=samples, seed=seed, first=first)
+@settings(max_examples=200, deadline=None)
+def test_any_range_of_samples_is_a_slice_of_all(shape_U, first, samples, p, seed, masks):
+    part = keep_masks(shape_U, p, samples=samples, seed=seed, first=first, masks=masks)
     assert part.shape == (samples, *shape_U)
-    assert np.array_equal(part, keep_masks(shape_U, p, samples=first + samples, seed=seed)[first:])
+    assert part.dtype == np.bool_
+    whole = keep_masks(shape_U, p, samples=first + samples + 7, seed=seed, masks=masks)
+    assert np.array_equal(part, whole[first : first + samples])
 
 
-def test_a_sample_far_out_is_drawn_without_those_before_it():
-    found = drawn(3, first=2**70)
+@pytest.mark.parametrize("masks", DESIGNS)
+def test_a_sample_far_out_is_drawn_without_those_before_it(masks):
+    found = drawn(3, first=2**70, masks=masks)
     assert found.shape == (3, 7, 3)
-    assert not np.array_equal(found, drawn(3))
+    assert not np.array_equal(found, drawn(3, masks=masks))
+    assert np.array_equal(found[1:], drawn(2, first=2**70 + 1, masks=masks))
 
 
-def test_neighbouring_samples_are_unrelated():
-    masks = keep_masks((50,), 0.5, samples=2001, seed=12)
+def test_neighbouring_independent_samples_are_unrelated():
+    masks = keep_masks((50,), 0.5, samples=2001, seed=12, masks="independent")
     assert_rate(int((masks[1:] == masks[:-1]).sum()), 100_000, 0.5)
+
+
+def blocks_of(masks: np.ndarray) -> np.ndarray:
+    """Whole blocks of ten stratified masks: (blocks, 10, units)."""
+    return masks.reshape(-1, 10, masks.shape[-1])
+
+
+def assert_unrelated(one: np.ndarray, other: np.ndarray, kept: int) -> None:
+    """In each block of either, `kept` of ten are kept in random places: both are as often as balls of two colours."""
+    both = np.bincount((one & other).sum(axis=1).ravel(), minlength=11)
+    expected = hypergeom.pmf(range(11), 10, kept, kept) * both.sum()
+    rare = expected < 5
+    counts, means = (np.append(numbers[~rare], numbers[rare].sum()) for numbers in (both, expected))
+    assert chisquare(counts[means > 0], means[means > 0]).pvalue > FALSE_ALARM
 
 
 @pytest.mark.parametrize("change", [{"seed": 6}, {"layer": 0}, {"seed": 2**64 - 1}, {"seed": 1, "layer": 5}])
@@ -137,20 +157,77 @@ def test_another_seed_or_layer_gives_unrelated_masks(change):
     shape = {"shape_U": (50,), "samples": 2000, "p": 0.5}
     agree = int((drawn(**shape) == drawn(**shape | change)).sum())
     assert_rate(agree, 100_000, 0.5)
+    one, other = (blocks_of(drawn(**shape | also | {"masks": "stratified"})) for also in ({}, change))
+    assert_unrelated(one, other, 5)
 
 
 @pytest.mark.parametrize("p", [0.01, 0.2, 1 / 3, 0.5, 0.95])
 def test_units_are_kept_at_their_rate_in_every_sample_and_unit(p):
-    masks = keep_masks((200,), p, samples=500, seed=11)
+    masks = keep_masks((200,), p, samples=500, seed=11, masks="independent")
     assert_rate(int(masks.sum()), masks.size, 1 - p)
     for axis in (0, 1):
         low, high = binom.interval(1 - FALSE_ALARM, masks.shape[axis], 1 - p)
         assert ((masks.sum(axis=axis) >= low) & (masks.sum(axis=axis) <= high)).all()
 
 
-def test_all_are_kept_at_zero_and_none_at_one():
-    assert drawn(p=0).all()
-    assert not drawn(p=1).any()
+@pytest.mark.parametrize("p", [0.001, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.73, 0.9, 0.95, 0.999])
+def test_each_stratified_mask_keeps_units_at_their_rate_and_each_block_as_often_as_it_can(p):
+    """In a block, a unit is dropped 10 p times, or as often as the whole numbers around it, so that it is on average.
+
+    Each of the ten samples of a block is asked for itself: one that is favoured would be made up for by the others.
+    """
+    blocks = blocks_of(keep_masks((200,), p, samples=400, seed=13))
+    for sample in range(10):
+        assert_rate(int(blocks[:, sample].sum()), 40 * 200, 1 - p)
+    dropped = 10 - blocks.sum(axis=1)
+    below = math.floor(10 * p)
+    assert set(np.unique(dropped)) <= {below, math.ceil(10 * p)}
+    assert_rate(int((dropped > below).sum()), dropped.size, 10 * p - below)
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.35])
+def test_units_of_a_stratified_mask_are_independent(p):
+    """Of one sample in each block; FALSE_ALARM is that of all pairs of units together."""
+    units = 12
+    masks = blocks_of(keep_masks((units,), p, samples=40_000, seed=14))[:, 3].astype(int)
+    expected = len(masks) * np.outer([p, 1 - p], [p, 1 - p]).ravel()
+    for u, v in itertools.combinations(range(units), 2):
+        counts = np.bincount(2 * masks[:, u] + masks[:, v], minlength=4)
+        assert chisquare(counts, expected).pvalue > FALSE_ALARM / (units * (units - 1) / 2)
+
+
+@pytest.mark.parametrize("kept", [8, 5, 1])
+def test_units_are_stratified_each_by_itself_and_blocks_are_independent(kept):
+    blocks = blocks_of(keep_masks((20,), 1 - kept / 10, samples=20_000, seed=15))
+    assert_unrelated(blocks[..., ::2], blocks[..., 1::2], kept)
+    assert_unrelated(blocks[::2], blocks[1::2], kept)
+
+
+@pytest.mark.parametrize("p", [0.01, 0.2, 0.25, 1 / 3, 0.5, 0.77, 0.99])
+@pytest.mark.parametrize(("seed", "layer"), [(0, 0), (2**64 - 1, 3)])
+def test_uniform_numbers_made_of_ranks_and_jitter_give_the_same_stratified_masks(p, seed, layer):
+    """Latin hypercube as its paper has it (McKay et al. 1979): (rank + jitter) / 10, kept where p or more."""
+    blocks, units = 3, 6
+    words = iter(np.random.Philox(key=np.array([seed, layer], dtype=np.uint64)).random_raw(blocks * 11 * units))
+    for block in range(blocks):
+        rows = [[int(next(words)) for _ in range(units)] for _ in range(11)]
+        found = keep_masks((units,), p, samples=10, seed=seed, layer=layer, first=10 * block)
+        for unit in range(units):
+            *ten, jitter = [row[unit] for row in rows]
+            uniform = [(sorted(ten).index(word) + Fraction(jitter, 2**64)) / 10 for word in ten]
+            assert found[:, unit].tolist() == [number >= Fraction(p) for number in uniform]
+
+
+@pytest.mark.parametrize("masks", DESIGNS)
+def test_all_are_kept_at_zero_and_none_at_one(masks):
+    assert drawn(p=0, masks=masks).all()
+    assert not drawn(p=1, masks=masks).any()
+
+
+@pytest.mark.parametrize("p", [0, 0.5, 1])
+def test_an_unknown_design_is_refused(p):
+    with pytest.raises(ValueError, match="masks must be one of stratified, independent, got 'sobol'"):
+        drawn(p=p, masks="sobol")
 
 
 @pytest.mark.parametrize("p", [0.01, 0.2, 1 / 3, 0.5, 0.99])
@@ -188,7 +265,7 @@ def test_masks_are_those_of_the_generator_written_out_on_every_system(seed, laye
     units, p = 5, 0.3
     words = [word for step in range(1, 6) for word in philox4x64((step, 0, 0, 0), (seed, layer))]
     expected = np.array([word >= Fraction(p) * 2**64 for word in words]).reshape(4, units)
-    assert np.array_equal(keep_masks((units,), p, samples=4, seed=seed, layer=layer), expected)
+    assert np.array_equal(drawn(4, shape_U=(units,), p=p, seed=seed, layer=layer), expected)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**64])

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model import MLPConfig, MonteCarloDropout, build_mlp, keep_masks, summarize
+from model import MLPConfig, MonteCarloDropout, Uncertainty, build_mlp, keep_masks, summarize
 
+DESIGNS = ["stratified", "independent"]
 CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
@@ -23,7 +24,9 @@ def loop_of_passes(network: nn.Sequential, images_B: Tensor, passes: int) -> Ten
     return probs_SBC
 
 
-def loop_of_masks(layers: list[nn.Module], images_B: Tensor, samples: int, seed: int) -> Tensor:
+def loop_of_masks(
+    layers: list[nn.Module], images_B: Tensor, samples: int, seed: int, masks: str = "stratified"
+) -> Tensor:
     """One pass of the whole batch for each mask, every layer in full."""
     passes = []
     for sample in range(samples):
@@ -32,7 +35,8 @@ def loop_of_masks(layers: list[nn.Module], images_B: Tensor, samples: int, seed:
             if isinstance(layer, (nn.Dropout, *CHANNELWISE)) and layer.p > 0:
                 shape = features.shape[1:]
                 shape = (shape[0], *[1] * (len(shape) - 1)) if isinstance(layer, CHANNELWISE) else shape
-                keep = keep_masks(shape, layer.p, samples=1, seed=seed, layer=dropouts, first=sample)[0]
+                key = {"seed": seed, "layer": dropouts, "first": sample, "masks": masks}
+                keep = keep_masks(shape, layer.p, samples=1, **key)[0]
                 features = features * torch.tensor(keep) / (1 - layer.p) if layer.p < 1 else torch.zeros_like(features)
                 dropouts += 1
             elif not isinstance(layer, nn.Dropout):
@@ -103,10 +107,13 @@ def flat(network: nn.Sequential) -> list[nn.Module]:
     return [leaf for layer in network for leaf in (flat(layer) if isinstance(layer, nn.Sequential) else [layer])]
 
 
-@pytest.mark.parametrize("samples", [2, 127, 128, 129, 300])
-def test_with_explicit_masks_it_equals_the_loop(network, images_B, samples):
-    expected = loop_of_masks(flat(network), images_B, samples, seed=6)
-    assert torch.allclose(MonteCarloDropout(network).sample(images_B, samples=samples, seed=6), expected, atol=1e-6)
+@pytest.mark.parametrize("samples", [2, 99, 100, 101, 205])
+@pytest.mark.parametrize("masks", DESIGNS)
+def test_with_explicit_masks_it_equals_the_loop(network, images_B, samples, masks):
+    mc, other = MonteCarloDropout(network), DESIGNS[masks == DESIGNS[0]]
+    expected = loop_of_masks(flat(network), images_B, samples, 6, masks)
+    mc.sample(images_B, samples=samples, seed=6, masks=other)  # whose masks, kept for the next call, must not be taken
+    assert torch.allclose(mc.sample(images_B, samples=samples, seed=6, masks=masks), expected, atol=1e-6)
 
 
 def test_in_double_precision_it_equals_the_loop_to_twelve_digits(network, images_B):
@@ -116,21 +123,139 @@ def test_in_double_precision_it_equals_the_loop_to_twelve_digits(network, images
     assert torch.allclose(found, loop_of_masks(flat(network), images_B, 40, seed=7), rtol=0, atol=1e-12)
 
 
+CHAINS = {
+    "elementwise layers": [
+        *[nn.Dropout(0.3), nn.Linear(36, 9), nn.Tanh(), nn.Linear(9, 9), nn.Sigmoid(), nn.Dropout(0.5)],
+        *[nn.Linear(9, 9), nn.GELU(), nn.LeakyReLU(inplace=True), nn.ELU(), nn.SiLU(), nn.Softplus(), nn.Linear(9, 5)],
+    ],
+    "no bias": [nn.Dropout(0.3), nn.Linear(36, 9, bias=False), nn.ReLU(), nn.Dropout(0.4), nn.Linear(9, 5, bias=False)],
+    "dropout before ReLU": [nn.Dropout(0.3), nn.ReLU(), nn.Linear(36, 9), nn.Dropout(0.4), nn.ReLU(), nn.Linear(9, 5)],
+    "one linear layer": [nn.Dropout(0.3), nn.Linear(36, 5)],
+    "dropout at the end": [nn.Dropout(0.3), nn.Linear(36, 5), nn.Dropout(0.5)],
+    "nothing but dropout at the end": [nn.Linear(36, 5), nn.Dropout(0.5)],
+    "dropout twice": [nn.Dropout(0.3), nn.Dropout(0.5), nn.Linear(36, 5)],
+    "dropout of p 0 in between": [nn.Dropout(0.3), nn.Dropout(0), nn.Linear(36, 9), nn.Dropout(0), nn.Linear(9, 5)],
+    "all dropped": [nn.Dropout(0.3), nn.Linear(36, 9), nn.Dropout(1.0), nn.Linear(9, 5)],
+    "units that see each other": [nn.Dropout(0.3), nn.Linear(36, 9), nn.LayerNorm(9), nn.Softmax(-1), nn.Linear(9, 5)],
+    "a norm of spectra": [nn.Dropout(0.3), nn.utils.parametrizations.spectral_norm(nn.Linear(36, 9)), nn.Linear(9, 5)],
+    "a shape in between": [nn.Dropout(0.3), nn.Linear(36, 8), nn.Unflatten(1, (2, 4)), nn.Flatten(), nn.Linear(8, 5)],
+}
+
+
+@pytest.mark.parametrize("layers", CHAINS.values(), ids=CHAINS)
+@pytest.mark.parametrize("masks", DESIGNS)
+def test_chains_of_units_equal_the_loop_whatever_they_are_made_of(layers, masks, images_B):
+    network = nn.Sequential(nn.Flatten(), *layers).eval().requires_grad_(requires_grad=False)
+    images_B, before = images_B - 0.4, images_B.clone() - 0.4
+    for samples in (10, 120):
+        found = MonteCarloDropout(network).sample(images_B, samples=samples, seed=6, masks=masks)
+        with torch.no_grad():
+            expected = loop_of_masks(flat(network), images_B, samples, 6, masks)
+        assert torch.allclose(found, expected, atol=1e-6)
+    assert torch.equal(images_B, before)
+
+
+def test_linear_layers_of_rows_equal_the_loop(images_B):
+    """They work on the last of three axes, which a chain of units has not."""
+    network = nn.Sequential(
+        nn.Flatten(1, 2), nn.Dropout(0.3), nn.Linear(6, 4), nn.ReLU(), nn.Flatten(), nn.Linear(24, 5)
+    )
+    with torch.no_grad():
+        expected = loop_of_masks(flat(network), images_B, 20, seed=6)
+    assert torch.allclose(MonteCarloDropout(network).sample(images_B, samples=20, seed=6), expected, atol=1e-6)
+
+
+def test_means_over_stratified_masks_have_the_same_expectation_and_less_than_half_the_squared_error(images_B):
+    """300 means of 50 masks each, against 30,000 stratified masks; their mean lies within 5 standard errors."""
+    torch.manual_seed(25)
+    mc = MonteCarloDropout(mlp())
+    means = {
+        masks: torch.stack([mc.sample(images_B, samples=50, seed=s, masks=masks).double().mean(0) for s in range(300)])
+        for masks in DESIGNS
+    }
+    truth_BC = mc.sample(images_B, samples=30_000, seed=1000).double().mean(dim=0)
+    for means_RBC in means.values():
+        assert ((means_RBC.mean(0) - truth_BC).abs() <= 5 * means_RBC.std(0) * (1 / 300 + 50 / 30_000) ** 0.5).all()
+    errors = {masks: (means_RBC - truth_BC).square().mean() for masks, means_RBC in means.items()}
+    assert 2 * errors["stratified"] < errors["independent"]
+
+
+@pytest.mark.parametrize("masks", DESIGNS)
+def test_an_unknown_design_is_refused_and_stratified_is_the_one_not_asked_for(images_B, masks):
+    mc = MonteCarloDropout(mlp())
+    same = torch.equal(mc.sample(images_B, samples=20), mc.sample(images_B, samples=20, masks=masks))
+    assert same == (masks == "stratified")
+    for given in (images_B, images_B[:0]):
+        with pytest.raises(ValueError, match="masks must be one of stratified, independent, got 'sobol'"):
+            mc.sample(given, masks="sobol")
+
+
+def largest_error_of_the_top(found: Uncertainty) -> float:
+    return found.standard_error.gather(1, found.mean.argmax(dim=1, keepdim=True)).max().item()
+
+
+@pytest.mark.parametrize("masks", DESIGNS)
+@pytest.mark.parametrize("tolerance", [1e-320, 1e-4, 0.002, 0.01, 0.5])
+def test_sampling_until_a_tolerance_is_sampling_that_many(network, images_B, masks, tolerance):
+    mc = MonteCarloDropout(network)
+    probs_SBC, found = mc.sample_until(images_B, tolerance=tolerance, max_samples=255, seed=3, masks=masks)
+    used = len(probs_SBC)
+    assert torch.equal(probs_SBC, mc.sample(images_B, samples=used, seed=3, masks=masks))
+    for name, value in vars(summarize(probs_SBC, masks=masks)).items():
+        assert torch.equal(value, getattr(found, name))
+    assert used == 255 or (used % 10 == 0 and used < 255)
+    assert used == 255 or largest_error_of_the_top(found) <= tolerance
+    if used > 20:
+        first = summarize(mc.sample(images_B, samples=20, seed=3, masks=masks), masks=masks)
+        assert largest_error_of_the_top(first) > tolerance
+
+
+def test_a_larger_tolerance_never_takes_more_samples(images_B):
+    torch.manual_seed(26)
+    mc = MonteCarloDropout(mlp())
+    tolerances = [0.0004, 0.001, 0.002, 0.004, 0.008, 0.016]
+    for seed in range(5):
+        used = [len(mc.sample_until(images_B, tolerance=tolerance, seed=seed)[0]) for tolerance in tolerances]
+        assert used == sorted(used, reverse=True)
+        assert used[0] > used[-1] == 20
+
+
+def test_sampling_until_a_tolerance_takes_the_least_it_may_and_no_images_too(images_B):
+    mc = MonteCarloDropout(mlp())
+    for most in (2, 7, 20):
+        assert len(mc.sample_until(images_B, tolerance=1e-9, max_samples=most)[0]) == most
+    probs_SBC, found = mc.sample_until(images_B[:0])
+    assert probs_SBC.shape == (20, 0, 5)
+    assert found.mean.shape == (0, 5)
+
+
+@pytest.mark.parametrize("tolerance", [0, -0.1, float("nan")])
+def test_a_tolerance_that_cant_be_met_is_refused(images_B, tolerance):
+    with pytest.raises(ValueError, match=f"the tolerance must be above 0, got {tolerance}"):
+        MonteCarloDropout(mlp()).sample_until(images_B, tolerance=tolerance)
+    with pytest.raises(ValueError, match="samples must be at least 2, got 1"):
+        MonteCarloDropout(mlp()).sample_until(images_B, max_samples=1)
+
+
 @pytest.mark.parametrize("make", [mlp, equal_layers, nested, first_layer, sequence])
-def test_it_has_the_distribution_of_train_mode_passes(make, images_B):
+@pytest.mark.parametrize("masks", DESIGNS)
+def test_it_has_the_distribution_of_train_mode_passes(make, images_B, masks):
     """Means of n passes differ by less than 5 standard errors, and so do their variances.
 
     Those of a mean and of a variance: sqrt(m2 / n) and sqrt((m4 - m2^2) / n), of central moments m.
     """
     torch.manual_seed(23)
     network, n = make().eval(), 3000
-    fast = MonteCarloDropout(network).sample(images_B, samples=n, seed=8).double()
+    fast = MonteCarloDropout(network).sample(images_B, samples=n, seed=8, masks=masks).double()
     loop = loop_of_passes(network, images_B, n).double()
     assert not network.training
     squares = [(probs_SBC - probs_SBC.mean(0)) ** 2 for probs_SBC in (fast, loop)]
     for one, other in ((fast, loop), squares):
         assert ((one.mean(0) - other.mean(0)).abs() <= 5 * ((one.var(0) + other.var(0)) / n).sqrt()).all()
-    information = [summarize(probs_SBC).mutual_information for probs_SBC in (fast, loop)]
+    information = [
+        summarize(probs_SBC, masks=design).mutual_information
+        for probs_SBC, design in ((fast, masks), (loop, "independent"))
+    ]
     assert torch.allclose(*information, rtol=0.15)
 
 
@@ -487,11 +612,12 @@ def test_a_seed_out_of_range_is_refused_without_images_too(images_B):
 
 def test_memory_stays_bounded_for_many_images_and_samples():
     script = """
-import resource, torch
+import torch
+from pathlib import Path
 from model import MLPConfig, MonteCarloDropout, build_mlp
 torch.set_num_threads(1)
 mc = MonteCarloDropout(build_mlp(MLPConfig()))
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+peak = lambda: int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0]) / 1024
 mc.sample(torch.rand(1, 1, 28, 28), samples=2)
 before = peak()
 mc.sample(torch.rand(256, 1, 28, 28), samples=1000)

@@ -19,10 +19,33 @@ def test_nothing_said_is_eval_mode():
 
 
 def test_text_and_json_values_mean_the_same():
-    text = [("samples", "100"), ("seed", "7"), ("invert", "no"), ("dtype", "float")]
-    values = {"samples": 100, "seed": 7.0, "invert": "no", "dtype": "float"}
+    text = [("samples", "100"), ("seed", "7"), ("invert", "no"), ("dtype", "float"), ("method", "masks")]
+    values = {"samples": 100, "seed": 7.0, "invert": "no", "dtype": "float", "method": "masks"}
     expected = Parameters(samples=100, seed=7, invert=Invert.NO, dtype="float")
     assert Parameters.gather(text) == Parameters.gather(values.items()) == expected
+    text = [("samples", "auto"), ("tolerance", "1e-2"), ("max_samples", "50")]
+    values = {"samples": "auto", "tolerance": 0.01, "max_samples": 50}
+    expected = Parameters(samples="auto", tolerance=0.01, max_samples=50)
+    assert Parameters.gather(text) == Parameters.gather(values.items()) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "detail"),
+    [
+        ({"method": "moments", "samples": 10}, "samples must be left out with method=moments, which draws none"),
+        ({"method": "moments", "samples": "auto"}, "samples must be left out with method=moments, which draws none"),
+        ({"tolerance": 0.01}, "tolerance goes with samples=auto only"),
+        ({"samples": 10, "max_samples": 20}, "max_samples goes with samples=auto only"),
+        ({"method": "moments", "tolerance": 0.01}, "tolerance goes with samples=auto only"),
+    ],
+)
+def test_what_doesnt_go_together_is_refused(given, detail):
+    assert refusal(given.items()).detail == detail
+    assert refusal([(name, str(value)) for name, value in given.items()]).detail == detail
+
+
+def test_moments_take_no_samples_but_may_be_told_so():
+    assert Parameters.gather([("method", "moments"), ("samples", "0")]).method == "moments"
 
 
 def test_a_parameter_may_be_repeated_but_not_contradicted():
@@ -38,9 +61,9 @@ def test_samples_in_range_are_taken(samples):
 @pytest.mark.parametrize(
     ("name", "value", "detail"),
     [
-        ("samples", "1", "samples must be 0 or 2..1000, got 1: one mask has no spread"),
-        ("samples", 1001, "samples must be 0 or 2..1000, got 1001"),
-        ("samples", "-5", "samples must be 0 or 2..1000, got -5"),
+        ("samples", "1", "samples must be 0, 2..1000 or auto, got 1: one mask has no spread"),
+        ("samples", 1001, "samples must be 0, 2..1000 or auto, got 1001"),
+        ("samples", "-5", "samples must be 0, 2..1000 or auto, got -5"),
         ("samples", "1e2", "samples must be a whole number, got 1e2"),
         ("samples", "", "samples must be a whole number, got "),
         ("samples", " 10", "samples must be a whole number, got  10"),
@@ -51,11 +74,17 @@ def test_samples_in_range_are_taken(samples):
         ("samples", None, "samples must be a whole number, got None"),
         ("samples", [10], r"samples must be a whole number, got [10]"),
         ("samples", "9" * 50, f"samples must be a whole number, got {'9' * 40}…"),
+        ("method", "mask", "method input should be 'masks' or 'moments', got mask"),
+        ("samples", "automatic", "samples must be a whole number, got automatic"),
         ("seed", "-1", "seed input should be greater than or equal to 0, got -1"),
         ("seed", 2**63, f"seed input should be less than or equal to {2**63 - 1}, got {2**63}"),
         ("invert", "maybe", "invert input should be 'auto', 'yes' or 'no', got maybe"),
         ("dtype", "float64", "dtype input should be 'uint8' or 'float', got float64"),
-        ("sample", "10", "sample is unknown; known are image, samples, seed, invert, dtype"),
+        (
+            "sample",
+            "10",
+            "sample is unknown; known are image, method, samples, tolerance, max_samples, seed, invert, dtype",
+        ),
     ],
 )
 def test_a_refusal_names_parameter_rule_and_value(name, value, detail):

@@ -20,7 +20,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from server import ROOT, bentoml_command, environment, refused_start, serve
 
-from model import MonteCarloDropout, load_artifact, summarize
+from model import MomentPropagation, MonteCarloDropout, load_artifact, summarize
 from model.artifact import CARD, PRETRAINED, WEIGHTS
 
 ACCURACY_IMAGES = 500
@@ -86,6 +86,38 @@ def test_mode_samples_and_seed_are_told(client, boot):
     }  # fmt: skip
     answer = post(client, boot, samples=20, seed=9)
     assert (answer["mode"], answer["samples"], answer["seed"]) == ("mc", 20, 9)
+
+
+def test_moments_are_what_the_library_computes_and_near_to_many_masks(client, fashion):
+    images = fashion.test.images_B[:10]
+    expected = MomentPropagation(load_artifact().network).predict(fashion.test[np.arange(10)].inputs_B)
+    for b, pixels in enumerate(images.numpy()):
+        answer, sampled = post(client, pixels, method="moments"), post(client, pixels, samples=1000)
+        assert (answer["mode"], answer["samples"]) == ("moments", 0)
+        assert answer["probabilities"] == pytest.approx(expected.mean[b].tolist(), rel=1e-4, abs=1e-8)
+        assert answer["probabilities"] == pytest.approx(sampled["probabilities"], abs=0.01)
+        assert answer["uncertainty"].keys() == sampled["uncertainty"].keys()
+        assert answer["uncertainty"].pop("standard_error") is None
+        for name, value in answer["uncertainty"].items():
+            assert value == pytest.approx(getattr(expected, name)[b].tolist(), rel=1e-3, abs=1e-6), name
+        assert answer["uncertainty"]["mutual_information"] == pytest.approx(
+            sampled["uncertainty"]["mutual_information"], abs=0.05
+        )
+
+
+def test_as_many_samples_as_it_takes_give_the_answer_of_that_number(client, fashion):
+    used = set()
+    for pixels in fashion.test.images_B[:30].numpy():
+        answer = post(client, pixels, samples="auto", tolerance=0.01, max_samples=200)
+        assert answer == post(client, pixels, samples=answer["samples"]) | {"warnings": answer["warnings"]}
+        error = answer["uncertainty"]["standard_error"][answer["class_index"]]
+        assert (error <= 0.01) == (answer["warnings"] == [])
+        if error > 0.01:
+            assert answer["samples"] == 200
+            assert re.fullmatch(r"the standard error is 0\.0\d+ after 200 samples, not 0\.01", answer["warnings"][0])
+        used.add(answer["samples"])
+    assert min(used) == 20
+    assert len(used) > 1
 
 
 def test_another_seed_gives_another_answer_and_more_samples_a_smaller_error(client, boot):
@@ -159,7 +191,8 @@ def test_a_thousand_mixed_requests_at_once_are_each_answered_as_if_alone(server,
         pixels = fashion.test.images_B[rng.randrange(10_000)].numpy()
         if index % 10 == 0:  # some are decoded aside, in a thread
             pixels = np.kron(pixels, np.ones((32, 32), np.uint8))
-        requests.append((png(pixels), {"samples": rng.choice([0, 2, 10, 100, 300, 1000]), "seed": rng.randrange(3)}))
+        kinds = [{"samples": n} for n in (0, 2, 10, 100, 300, 1000, "auto")] + [{"method": "moments"}]
+        requests.append((png(pixels), rng.choice(kinds) | {"seed": rng.randrange(3)}))
 
     async def send_all() -> list[bytes]:
         limits = httpx.Limits(max_connections=100)
@@ -289,7 +322,7 @@ def test_bentomls_client_gets_the_same_answer(server, client, boot):
     with bentoml.SyncHTTPClient(server.url) as official:
         answer = official.predict(image=base64.b64encode(png(boot)).decode(), samples=40, seed=2)
         assert answer == post(client, boot, samples=40, seed=2)
-        with pytest.raises(bentoml.exceptions.BentoMLException, match=r"samples must be 0 or 2\.\.1000, got 1"):
+        with pytest.raises(bentoml.exceptions.BentoMLException, match=r"samples must be 0, 2\.\.1000 or auto, got 1"):
             official.predict(image=boot.tolist(), samples=1)
 
 

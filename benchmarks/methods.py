@@ -1,0 +1,122 @@
+"""Ways from images to dropout's predictions: ours, what most people write, and other libraries.
+
+Each is built for a network and a number of samples and then called with images; each returns class probabilities, of
+each pass (S, B, C), or (B, C) where nothing is sampled. Other libraries are baal 2.1 and torch-uncertainty 0.13; one
+that can't be imported is left out, with its reason in `MISSING`.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from importlib import import_module
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+import training.vision  # noqa: F401 - torch-uncertainty imports torchvision, which this lets beside a CPU-only torch
+from model import MomentPropagation, MonteCarloDropout
+
+Method = Callable[[Tensor], Tensor]
+Maker = Callable[[nn.Sequential, int], Method]
+
+MISSING: dict[str, str] = {}
+
+
+def _optional(name: str) -> ModuleType | None:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        MISSING[name.partition(".")[0]] = str(error)
+        return None
+
+
+baal_dropout = _optional("baal.bayesian.dropout")
+baal_caching = _optional("baal.bayesian.caching_utils")
+baal_wrapper = _optional("baal.modelwrapper")
+torch_uncertainty = _optional("torch_uncertainty.methods")
+
+
+def _eval_forward(network: nn.Sequential, _: int) -> Method:
+    return network
+
+
+def _ours(masks: str) -> Maker:
+    def make(network: nn.Sequential, samples: int) -> Method:
+        mc = MonteCarloDropout(network)
+        return lambda images_B: mc.sample(images_B, samples=samples, masks=masks)
+
+    return make
+
+
+def _moments(network: nn.Sequential, _: int) -> Method:
+    moments = MomentPropagation(network)
+    return lambda images_B: moments.predict(images_B).mean
+
+
+def _in_train_mode(network: nn.Sequential) -> nn.Sequential:
+    return deepcopy(network).train()
+
+
+def _loop(network: nn.Sequential, samples: int) -> Method:
+    stochastic = _in_train_mode(network)
+    return lambda images_B: torch.stack([stochastic(images_B).softmax(dim=-1) for _ in range(samples)])
+
+
+def _repeated_batch(network: nn.Sequential, samples: int) -> Method:
+    stochastic = _in_train_mode(network)
+
+    def run(images_B: Tensor) -> Tensor:
+        logits = stochastic(images_B.repeat(samples, *(1 for _ in images_B.shape[1:])))
+        return logits.softmax(dim=-1).view(samples, len(images_B), -1)
+
+    return run
+
+
+def _torch_uncertainty(*, on_batch: bool) -> Maker:
+    def make(network: nn.Sequential, samples: int) -> Method:
+        assert torch_uncertainty is not None
+        wrapped = torch_uncertainty.mc_dropout(deepcopy(network), num_estimators=samples, on_batch=on_batch).eval()
+        return lambda images_B: wrapped(images_B).softmax(dim=-1).view(samples, len(images_B), -1)
+
+    return make
+
+
+def _baal(*, replicate: bool, cached: bool = False) -> Maker:
+    def make(network: nn.Sequential, samples: int) -> Method:
+        assert baal_dropout is not None
+        assert baal_caching is not None
+        assert baal_wrapper is not None
+        stochastic = baal_dropout.patch_module(deepcopy(network), inplace=False).eval()
+        if cached:
+            stochastic = baal_caching.patch_module(stochastic, inplace=False).eval()
+        arguments = baal_wrapper.TrainingArgs(use_cuda=False, replicate_in_memory=replicate)
+        wrapper = baal_wrapper.ModelWrapper(stochastic, arguments)
+
+        def run(images_B: Tensor) -> Tensor:
+            logits_BCS = wrapper.predict_on_batch(images_B, iterations=samples)
+            probs_SBC: Tensor = logits_BCS.softmax(dim=1).permute(2, 0, 1)
+            return probs_SBC
+
+        return run
+
+    return make
+
+
+EVAL = "eval-mode forward"
+STRATIFIED, INDEPENDENT, MOMENTS = "ours: stratified", "ours: independent", "ours: moments"
+LOOP = "loop of train-mode passes"
+OURS: dict[str, Maker] = {STRATIFIED: _ours("stratified"), INDEPENDENT: _ours("independent"), MOMENTS: _moments}
+PEERS: dict[str, Maker] = {}
+if torch_uncertainty is not None:
+    PEERS["torch-uncertainty, on_batch"] = _torch_uncertainty(on_batch=True)
+    PEERS["torch-uncertainty, loop"] = _torch_uncertainty(on_batch=False)
+if baal_dropout is not None:
+    PEERS["baal, replicated"] = _baal(replicate=True)
+    PEERS["baal, loop"] = _baal(replicate=False)
+    PEERS["baal, loop, cached"] = _baal(replicate=False, cached=True)
+METHODS: dict[str, Maker] = {EVAL: _eval_forward, **OURS, LOOP: _loop, "repeated batch": _repeated_batch, **PEERS}
+
+# Those that hold the images once for each sample.
+REPLICATING = ("repeated batch", "torch-uncertainty, on_batch", "baal, replicated")
+# Those whose cost depends on no number of samples.
+UNSAMPLED = (EVAL, MOMENTS)

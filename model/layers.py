@@ -1,0 +1,52 @@
+"""The layers that a sequential network is made of."""
+
+from collections.abc import Iterator
+from typing import TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+_DROPOUT_FORWARDS = {kind.forward for kind in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)}
+
+
+def is_dropout(layer: nn.Module) -> TypeGuard[_DropoutNd]:
+    """Whether the layer is dropout that masks stand in for: torch's own, of units or channels, and nothing besides."""
+    return isinstance(layer, _DropoutNd) and type(layer).forward in _DROPOUT_FORWARDS
+
+
+def is_active(layer: nn.Module) -> TypeGuard[_DropoutNd]:
+    """Whether the layer is such dropout, and drops anything."""
+    return is_dropout(layer) and layer.p > 0
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module calls something else too."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001 - torch has no public question
+
+
+def is_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether calling the module does no more than calling its children one after the other."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and not has_hooks(module)
+
+
+def flatten(network: nn.Sequential, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """List the layers, those of nested sequences too, with their names."""
+    for name, layer in network._modules.items():  # noqa: SLF001 - named_children tells a layer used twice only once
+        if is_sequence(layer):
+            yield from flatten(layer, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", layer
+
+
+def as_images(images_B: Tensor | np.ndarray, parameter: Tensor | None) -> Tensor:
+    """Take images as a tensor of the network's dtype and device, those of one of its parameters.
+
+    Raises:
+        TypeError: the images are not floating-point.
+    """
+    images_B = torch.as_tensor(images_B)
+    if not images_B.is_floating_point():
+        raise TypeError(f"images must be floating-point, got {images_B.dtype}: divide 0..255 by 255")
+    return images_B if parameter is None else images_B.to(parameter)

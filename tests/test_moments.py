@@ -1,0 +1,293 @@
+"""Moments against all masks where there are few, and against very many where there are more."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model import MomentPropagation, Moments, MonteCarloDropout, Uncertainty, load_artifact, summarize
+from model.moments import _cumulants
+
+Cumulants = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def chain(probabilities: tuple[float, ...], *, seed: int = 1, units: int = 24, classes: int = 5) -> nn.Sequential:
+    """A linear layer, ReLU and dropout for each probability, and logits of about unit size."""
+    torch.manual_seed(seed)
+    layers, width = [nn.Flatten()], 36
+    for p in probabilities:
+        linear = nn.Linear(width, units)
+        nn.init.kaiming_normal_(linear.weight)
+        nn.init.normal_(linear.bias, std=0.3)
+        layers += [linear, nn.ReLU(), nn.Dropout(p)]
+        width = units
+    layers.append(nn.Linear(width, classes))
+    nn.init.normal_(layers[-1].weight, std=width**-0.5)
+    return nn.Sequential(*layers).requires_grad_(requires_grad=False)
+
+
+def propagated(network: nn.Sequential, image: Tensor) -> Cumulants:
+    with torch.no_grad():
+        return _cumulants(MomentPropagation(network)._pass_through(image))
+
+
+def enumerated(network: nn.Sequential, image: Tensor) -> Cumulants:
+    """Cumulants of the logits over all masks of all dropout layers, each with its probability."""
+    weights_M, features_MU = torch.ones(1, dtype=image.dtype), image.flatten(1)
+    for layer in network:
+        if isinstance(layer, nn.Dropout):
+            units = features_MU.shape[1]
+            keep_KU = torch.tensor(list(itertools.product([0, 1], repeat=units)), dtype=image.dtype)
+            weights_K = (keep_KU * (1 - layer.p) + (1 - keep_KU) * layer.p).prod(dim=1)
+            scaled_KU = keep_KU / (1 - layer.p) if layer.p < 1 else 0 * keep_KU
+            weights_M = torch.outer(weights_M, weights_K).flatten()
+            features_MU = (features_MU[:, None] * scaled_KU).flatten(0, 1)
+            features_MU, weights_M = features_MU[weights_M > 0], weights_M[weights_M > 0]
+        else:
+            features_MU = layer(features_MU)
+    logits_MC, weights_M = features_MU.detach().numpy(), weights_M.numpy()
+    mean_C = weights_M @ logits_MC
+    off_MC = logits_MC - mean_C
+    weighted_MC = weights_M[:, None] * off_MC
+    return mean_C, weighted_MC.T @ off_MC, np.einsum("ma,mb,mc->abc", weighted_MC, off_MC, off_MC)
+
+
+LINEAR = {
+    "one layer": [nn.Dropout(0.3), nn.Linear(6, 4)],
+    "one layer of p 0.7": [nn.Dropout(0.7), nn.Linear(6, 4)],
+    "no bias": [nn.Dropout(0.5), nn.Linear(6, 4, bias=False)],
+    "ReLU behind dropout": [nn.Dropout(0.2), nn.ReLU(), nn.Linear(6, 4)],
+    "ReLU before dropout": [nn.ReLU(), nn.Dropout(0.2), nn.Linear(6, 4)],
+    "two dropouts in a row": [nn.Dropout(0.3), nn.Dropout(0.5), nn.Linear(6, 4)],
+    "two linear layers": [nn.Dropout(0.1), nn.Linear(6, 5), nn.Linear(5, 4, bias=False)],
+    "dropout of p 0": [nn.Dropout(0), nn.Dropout(0.3), nn.Linear(6, 5), nn.Dropout(0), nn.Linear(5, 4)],
+    "all dropped": [nn.Dropout(1.0), nn.Linear(6, 4)],
+    "all dropped in the end": [nn.Dropout(0.3), nn.Linear(6, 5), nn.ReLU(), nn.Dropout(1.0), nn.Linear(5, 4)],
+    "all dropped at first": [nn.Dropout(1.0), nn.Linear(6, 4), nn.ReLU(), nn.Dropout(0.4), nn.Linear(4, 4)],
+    "known before dropout": [nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 6), nn.ReLU(), nn.Dropout(0.4), nn.Linear(6, 4)],
+}
+IMAGES = {"mixed": [0.7, -1.2, 0, 2, 0.4, -0.3], "zero": [0.0] * 6}
+
+
+@pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
+@pytest.mark.parametrize("layers", LINEAR.values(), ids=LINEAR)
+def test_one_layer_of_noise_has_the_cumulants_of_all_its_masks(layers, image):
+    network, image = nn.Sequential(nn.Flatten(), *layers).double(), torch.tensor([image], dtype=torch.float64)
+    for found, expected in zip(propagated(network, image), enumerated(network, image), strict=True):
+        assert np.allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("between", [[], [nn.ReLU()]], ids=["no ReLU", "ReLU of what is never negative"])
+@pytest.mark.parametrize(("p", "q"), [(0.3, 0.5), (0.7, 0.1), (0.5, 1.0)])
+@pytest.mark.parametrize("units", [5, 1])
+def test_noise_upon_noise_has_the_mean_and_covariance_of_all_masks(between, p, q, units):
+    """And their third cumulants, if it is one unit; those of several are followed to first order."""
+    torch.manual_seed(31)
+    layers = [nn.Dropout(p), nn.Linear(6, units), *between, nn.Dropout(q), nn.Linear(units, 4)]
+    network, image = nn.Sequential(*layers).double(), torch.tensor([IMAGES["mixed"]], dtype=torch.float64)
+    nn.init.constant_(network[1].bias, 30)
+    (mean_C, covariance_CC, third_CCC), expected = propagated(network, image), enumerated(network, image)
+    assert np.allclose(mean_C, expected[0], rtol=1e-9, atol=1e-9)
+    assert np.allclose(covariance_CC, expected[1], rtol=1e-6, atol=1e-9)
+    assert units > 1 or np.allclose(third_CCC, expected[2], rtol=1e-6, atol=1e-8)
+
+
+def test_two_dropouts_in_a_row_are_one_that_keeps_what_both_keep(images_B):
+    flatten, linear, relu, _, *rest = chain((0.2, 0.5))
+    twice = nn.Sequential(flatten, linear, nn.Dropout(0.2), relu, nn.Dropout(0.5), *rest)
+    once = nn.Sequential(flatten, linear, relu, nn.Dropout(1 - 0.8 * 0.5), *rest)
+    for name, value in vars(MomentPropagation(twice).predict(images_B)).items():
+        assert torch.allclose(value, getattr(MomentPropagation(once).predict(images_B), name), atol=1e-6), name
+
+
+@pytest.fixture
+def images_B() -> Tensor:
+    return torch.rand(5, 1, 6, 6, generator=torch.Generator().manual_seed(32))
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "mean", "information"),
+    [
+        ((0.1,), 0.001, 0.3), ((0.7,), 0.008, 0.12), ((0.2, 0.5), 0.006, 0.12), ((0.7, 0.1), 0.02, 0.2),
+        ((0.1, 0.3, 0.5), 0.015, 0.12),
+    ],
+)  # fmt: skip
+def test_small_networks_have_nearly_the_moments_of_a_hundred_thousand_masks(images_B, probabilities, mean, information):
+    """Bounds, about twice what was seen: of a mean, and of the mutual information and deviations as parts of them.
+
+    The worst are narrow layers of large p: 24 units, of which ten are active, are far from normal.
+    """
+    network = chain(probabilities)
+    reference = summarize(MonteCarloDropout(network).sample(images_B, samples=100_000, seed=2))
+    found = MomentPropagation(network).predict(images_B)
+    deviation = reference.variance.sqrt()
+    assert (found.mean - reference.mean).abs().max() <= mean
+    assert (found.variance.sqrt() - deviation).abs().max() <= 0.2 * deviation.max()
+    assert (found.mutual_information / reference.mutual_information - 1).abs().max() <= information
+    assert (found.predictive_entropy - reference.predictive_entropy).abs().max() <= 4 * mean
+
+
+@pytest.fixture(scope="module")
+def embedded(fashion) -> tuple[nn.Sequential, Tensor, Uncertainty, Moments]:
+    """The embedded network, 30 test images, what 20,000 masks say of them, and their moments."""
+    network, images_B = load_artifact().network, fashion.test.images_B[:300:10].view(-1, 1, 28, 28) / 255
+    reference = summarize(MonteCarloDropout(network).sample(images_B, samples=20_000, seed=33))
+    return network, images_B, reference, MomentPropagation(network).predict(images_B)
+
+
+def rms(off: Tensor) -> float:
+    return off.square().mean().sqrt().item()
+
+
+def test_the_embedded_network_has_means_better_than_1000_masks_and_information_better_than_200(embedded):
+    network, images_B, reference, found = embedded
+    mc, off = MonteCarloDropout(network), {}
+    for samples in (200, 1000):
+        runs = [
+            summarize(mc.sample(images_B, samples=samples, seed=s, masks="independent"), masks="independent")
+            for s in range(10)
+        ]
+        off[samples] = (
+            rms(torch.stack([run.mean - reference.mean for run in runs])),
+            rms(torch.stack([run.mutual_information - reference.mutual_information for run in runs])),
+        )
+    assert rms(found.mean - reference.mean) < off[1000][0]
+    assert rms(found.mutual_information - reference.mutual_information) < off[200][1]
+
+
+def assert_moments_of_distributions(found: Moments) -> None:
+    classes = found.mean.shape[1]
+    for name, value in vars(found).items():
+        assert value.dtype == torch.float64, name
+        assert value.isfinite().all(), name
+    assert (found.mean >= 0).all()
+    assert (found.mean.sum(dim=1) - 1).abs().max() <= 1e-6
+    assert torch.equal(found.covariance, found.covariance.mT)
+    assert torch.equal(found.variance, torch.stack([covariance.diagonal() for covariance in found.covariance]))
+    assert (found.variance >= 0).all()
+    assert (found.variance <= found.mean * (1 - found.mean) + 1e-6).all()
+    assert torch.linalg.eigvalsh(found.covariance).min() >= -1e-12
+    assert found.covariance.sum(dim=2).abs().max() <= 1e-6
+    assert (found.predictive_entropy <= math.log(classes) + 1e-6).all()
+    assert (found.expected_entropy >= -1e-6).all()
+    assert (found.mutual_information >= 0).all()
+    assert torch.allclose(found.mutual_information, found.predictive_entropy - found.expected_entropy, atol=1e-6)
+
+
+def test_of_real_images_they_are_moments_of_distributions(embedded, fashion):
+    network, *_, found = embedded
+    assert_moments_of_distributions(found)
+    images_B = fashion.test.images_B[:400].view(-1, 1, 28, 28) / 255
+    assert_moments_of_distributions(MomentPropagation(network).predict(images_B))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 100])
+@pytest.mark.parametrize("size", [0, 1, 1e4])
+def test_of_any_size_and_number_of_classes_they_are_moments_of_distributions(images_B, classes, size):
+    found = MomentPropagation(chain((0.7, 0.4), classes=classes)).predict(size * images_B)
+    assert found.mean.shape == (5, classes)
+    assert_moments_of_distributions(found)
+
+
+def test_what_drops_everything_leaves_the_last_bias(images_B):
+    network = chain((0.3, 1.0))
+    found = MomentPropagation(network).predict(images_B)
+    assert torch.allclose(found.mean, network[-1].bias.double().softmax(dim=0).expand(5, -1), atol=1e-6)
+    assert found.variance.max() <= 1e-12
+    assert found.mutual_information.max() <= 1e-6
+
+
+def test_a_dropout_layer_of_p_0_changes_nothing_wherever_it_is(images_B):
+    layers = list(chain((0.2, 0.5)))
+    expected = MomentPropagation(nn.Sequential(*layers)).predict(images_B)
+    for position in range(len(layers)):
+        network = nn.Sequential(*layers[:position], nn.Sequential(nn.Dropout(0)), *layers[position:])
+        for name, value in vars(MomentPropagation(network).predict(images_B)).items():
+            assert torch.allclose(value, getattr(expected, name), atol=1e-6), (position, name)
+
+
+def test_in_double_precision_they_are_the_same(images_B):
+    network = chain((0.2, 0.5))
+    single = MomentPropagation(network).predict(images_B)
+    double = MomentPropagation(network.double()).predict(images_B.double().numpy())
+    for name, value in vars(single).items():
+        assert torch.allclose(value, getattr(double, name), atol=1e-5), name
+
+
+def test_an_image_doesnt_depend_on_its_neighbours_nor_on_chance_or_mode(images_B):
+    network = chain((0.2, 0.5))
+    propagation = MomentPropagation(network)
+    together = propagation.predict(images_B)
+    torch.manual_seed(34)
+    again = MomentPropagation(network.eval())
+    for b in range(len(images_B)):
+        for moments in (propagation.predict(images_B[b : b + 1]), again.predict(images_B[b : b + 1])):
+            for name, value in vars(moments).items():
+                assert torch.equal(value[0], getattr(together, name)[b]), name
+    assert propagation.predict(images_B[:0]).covariance.shape == (0, 5, 5)
+
+
+def test_network_images_and_global_random_state_are_left_alone(images_B):
+    network = nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True), *chain((0.2, 0.5))[1:]).requires_grad_()
+    images_B -= 0.5
+    weights, given = [parameter.clone() for parameter in network.parameters()], images_B.clone()
+    torch_before, numpy_before = torch.get_rng_state(), np.random.get_state()  # noqa: NPY002 - it is asked about
+    found = MomentPropagation(network).predict(images_B)
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    assert str(np.random.get_state()) == str(numpy_before)  # noqa: NPY002 - likewise
+    assert all(torch.equal(one, other) for one, other in zip(network.parameters(), weights, strict=True))
+    assert network.training
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert torch.equal(images_B, given)
+    assert not found.mean.requires_grad
+
+
+def hooked(module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda *args: 2 * args[-1])
+    return module
+
+
+class Skip(nn.Sequential):
+    def forward(self, features: Tensor) -> Tensor:
+        return features + super().forward(features)
+
+
+DROPOUT, END = nn.Dropout(0.5), nn.Linear(36, 5)
+
+
+@pytest.mark.parametrize(
+    ("network", "error", "message"),
+    [
+        *[
+            (nn.Sequential(nn.Flatten(), nn.Sequential(layer), DROPOUT, END), TypeError, rf"layer 1\.0: .*{name}$")
+            for name, layer in {
+                "Tanh": nn.Tanh(),
+                "Conv2d": nn.Conv2d(1, 1, 3),
+                "BatchNorm1d": nn.BatchNorm1d(36),
+                "Dropout1d": nn.Dropout1d(0.5),
+                "hooks, not Linear": hooked(nn.Linear(36, 36)),
+                "Skip": Skip(nn.Linear(36, 36)),
+            }.items()
+        ],
+        (nn.Sequential(nn.Flatten(), nn.Dropout(0), END), ValueError, "no active dropout"),
+        (nn.Sequential(nn.Flatten(), DROPOUT, END, nn.ReLU()), TypeError, r"from an nn\.Linear, not ReLU"),
+        (nn.Sequential(nn.Flatten(), END, DROPOUT), TypeError, r"from an nn\.Linear, not Dropout"),
+        (nn.Sequential(nn.Flatten(), DROPOUT, nn.Linear(36, 101)), ValueError, "at most 100 classes, got 101"),
+        (Skip(nn.Flatten(), DROPOUT, nn.Linear(36, 36)), TypeError, "Skip"),
+        (hooked(nn.Sequential(nn.Flatten(), DROPOUT, END)), TypeError, "hooks"),
+    ],
+)
+def test_networks_whose_moments_arent_known_are_refused(network, error, message):
+    with pytest.raises(error, match=message):
+        MomentPropagation(network)
+
+
+def test_images_that_are_no_fit_are_refused(images_B):
+    propagation = MomentPropagation(nn.Sequential(nn.Flatten(), DROPOUT, END))
+    with pytest.raises(ValueError, match="25 units don't fit a linear layer of 36"):
+        propagation.predict(images_B[..., :5, :5])
+    with pytest.raises(TypeError, match=r"must be floating-point, got torch\.uint8"):
+        propagation.predict((images_B * 255).to(torch.uint8))
