@@ -14,11 +14,11 @@ from model.dropout import BLOCK, Masks, check_masks, check_seed, keep_masks, sur
 from model.layers import as_images, flatten, has_hooks, is_active, is_dropout, is_sequence
 from model.uncertainty import Uncertainty, summarize
 
-# Masks pass in chunks that bound the memory: of at most 100 masks, and about a million numbers.
+# Masks pass in chunks that bound the memory: of at most 100 masks, and about 2**18 numbers, 1 MB.
 _CHUNK = 100
-_CHUNK_NUMBERS = 2**20
+_CHUNK_NUMBERS = 2**18
 _FIRST_SAMPLES = 2 * BLOCK
-_CACHED_CHUNKS = 32  # kept for the next call, one for each dropout layer and chunk of samples
+_CACHED_CHUNKS = 64  # kept for the next call, one for each dropout layer and chunk of samples
 
 # Axes of the features, batch included, at which channel dropout drops channels: with one axis fewer, torch takes the
 # first for channels and the batch for one example.
