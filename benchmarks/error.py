@@ -141,7 +141,7 @@ def main() -> None:
     text = (
         f"# Error against cost\n\nMade by `make bench`. {machine()}\n\n"
         f"Root mean squared errors over the first {IMAGES} test images, all classes and {len(SEEDS)} seeds, against "
-        f" {REFERENCE_SAMPLES:,} independent masks; milliseconds for one image on one thread.\n\n"
+        f"{REFERENCE_SAMPLES:,} independent masks; milliseconds for one image on one thread.\n\n"
     )
     rows = [
         [label, *(f"{value:.5f}" for value in values.tolist()), f"{seconds[label] * 1e3:.3f}"]
