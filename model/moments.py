@@ -231,7 +231,7 @@ def _drop_known(units_U: Array, stage: _Stage) -> _Units:
         return _Units(bias_V, np.empty((len(bias_V), 0), bias_V.dtype), bias_V[:0], bias_V[:0])
     active = np.flatnonzero(units_U)
     units_U = units_U[active]
-    response_VU = weight.index_select(1, torch.from_numpy(active)).cpu().numpy()
+    response_VU = weight.index_select(1, torch.from_numpy(active).to(weight.device)).cpu().numpy()
     odds = stage.p / (1 - stage.p)
     return _Units(
         mean_U=response_VU @ units_U + bias_V,

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model import MomentPropagation, Moments, MonteCarloDropout, Uncertainty, load_artifact, summarize
+from model import (
+    MLPConfig,
+    MomentPropagation,
+    Moments,
+    MonteCarloDropout,
+    Uncertainty,
+    build_mlp,
+    load_artifact,
+    summarize,
+)
 from model.moments import _cumulants
 
 Cumulants = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -291,3 +300,12 @@ def test_images_that_are_no_fit_are_refused(images_B):
         propagation.predict(images_B[..., :5, :5])
     with pytest.raises(TypeError, match=r"must be floating-point, got torch\.uint8"):
         propagation.predict((images_B * 255).to(torch.uint8))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_gives_the_same_moments():
+    network, images_B = build_mlp(MLPConfig(image=(1, 4, 4), hidden=(20, 10), classes=5)), torch.rand(3, 1, 4, 4)
+    expected = MomentPropagation(network).predict(images_B)
+    found = MomentPropagation(network.cuda()).predict(images_B.cuda())
+    assert torch.allclose(found.mean, expected.mean, atol=1e-5)
+    assert torch.allclose(found.mutual_information, expected.mutual_information, atol=1e-4)

@@ -650,3 +650,17 @@ def test_units_that_are_nan_are_not_left_out(images_B):
     network = mlp()
     images_B[0, 0, 0, 0] = torch.nan
     assert MonteCarloDropout(network).sample(images_B, samples=5)[:, 0].isnan().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_a_gpu_gives_the_same_numbers(network, images_B):
+    expected = (
+        MonteCarloDropout(network).sample(images_B, samples=130, seed=3),
+        MonteCarloDropout(network).predict(images_B),
+    )
+    mc = MonteCarloDropout(network.cuda())
+    found = mc.sample(images_B.cuda(), samples=130, seed=3), mc.predict(images_B)
+    for one, other in zip(found, expected, strict=True):
+        assert one.is_cuda
+        assert torch.allclose(one.cpu(), other, atol=1e-4)
+    assert torch.allclose(summarize(found[0]).mean, summarize(expected[0]).mean, atol=1e-4)
