@@ -65,8 +65,8 @@ class Predictor:
 
     def predict(self, pixels: Pixels) -> Prediction:
         """Predict in eval mode."""
-        probs_C = self._masks.predict(_as_batch(pixels))[0].double()
-        return self._prediction("eval", probs_C, entropy(probs_C))
+        probs_BC = self._masks.predict(_as_batch(pixels)).double()
+        return self._prediction("eval", probs_BC, entropy(probs_BC))
 
     def sample(self, pixels: Pixels, *, samples: int, seed: int) -> Prediction:
         """Predict by `samples` dropout masks of a seed, at least 2."""
@@ -98,24 +98,25 @@ class Predictor:
     def _over_masks(
         self, mode: Mode, found: Uncertainty | Moments, samples: int = 0, warnings: tuple[str, ...] = ()
     ) -> Prediction:
-        return self._prediction(mode, found.mean[0], found.predictive_entropy, found, samples, warnings)
+        return self._prediction(mode, found.mean, found.predictive_entropy, found, samples, warnings)
 
     def _prediction(
         self,
         mode: Mode,
-        probs_C: torch.Tensor,
-        predictive_entropy: torch.Tensor,
+        probs_BC: torch.Tensor,
+        entropy_B: torch.Tensor,
         uncertainty: Uncertainty | Moments | None = None,
         samples: int = 0,
         warnings: tuple[str, ...] = (),
     ) -> Prediction:
-        index = int(probs_C.argmax())
+        (probabilities,) = probs_BC.tolist()
+        index = probabilities.index(max(probabilities))
         return Prediction(
             mode=mode,
             label=self.classes[index],
             class_index=index,
-            probabilities=probs_C.tolist(),
-            predictive_entropy=predictive_entropy.item(),
+            probabilities=probabilities,
+            predictive_entropy=entropy_B.item(),
             uncertainty=uncertainty,
             samples=samples,
             warnings=warnings,

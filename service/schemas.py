@@ -275,8 +275,8 @@ def _uncertainty_answer(found: Uncertainty | Moments | None) -> UncertaintyAnswe
     if found is None:
         return None
     return UncertaintyAnswer(
-        variance=found.variance[0].tolist(),
-        standard_error=None if isinstance(found, Moments) else found.standard_error[0].tolist(),
+        variance=found.variance.tolist()[0],
+        standard_error=None if isinstance(found, Moments) else found.standard_error.tolist()[0],
         predictive_entropy=found.predictive_entropy.item(),
         expected_entropy=found.expected_entropy.item(),
         mutual_information=found.mutual_information.item(),
