@@ -26,16 +26,29 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001 - torch has no public question
 
 
-def is_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
+def layers_of(network: nn.Sequential, user: str) -> list[tuple[str, nn.Module]]:
+    """List the layers, those of nested sequences too, with their names.
+
+    Raises:
+        TypeError: the network is no sequence, or does more than call its layers; `user` says who asked.
+    """
+    if not _is_sequence(network):
+        raise TypeError(
+            f"{user} needs an nn.Sequential, got {type(network).__name__} "
+            "(hooks and a forward of its own would be passed over)"
+        )
+    return list(_flatten(network, ""))
+
+
+def _is_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether calling the module does no more than calling its children one after the other."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and not has_hooks(module)
 
 
-def flatten(network: nn.Sequential, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """List the layers, those of nested sequences too, with their names."""
+def _flatten(network: nn.Sequential, path: str) -> Iterator[tuple[str, nn.Module]]:
     for name, layer in network._modules.items():  # noqa: SLF001 - named_children tells a layer used twice only once
-        if is_sequence(layer):
-            yield from flatten(layer, f"{path}{name}.")
+        if _is_sequence(layer):
+            yield from _flatten(layer, f"{path}{name}.")
         else:
             yield f"{path}{name}", layer
 

@@ -10,7 +10,7 @@ import torch
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from model.layers import as_images, flatten, has_hooks, is_active, is_sequence
+from model.layers import as_images, has_hooks, is_active, layers_of
 
 Array = np.ndarray
 
@@ -77,12 +77,7 @@ class MomentPropagation:
     """
 
     def __init__(self, network: nn.Sequential) -> None:
-        if not is_sequence(network):
-            raise TypeError(
-                f"MomentPropagation needs an nn.Sequential, got {type(network).__name__} "
-                "(hooks and a forward of its own would be passed over)"
-            )
-        layers = list(flatten(network))
+        layers = layers_of(network, "MomentPropagation")
         for name, layer in layers:
             if type(layer) not in (nn.Flatten, nn.Linear, nn.ReLU, nn.Dropout) or has_hooks(layer):
                 raise TypeError(

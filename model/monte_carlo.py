@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from model.dropout import BLOCK, Masks, check_masks, check_seed, keep_masks, survivor_scale
-from model.layers import as_images, flatten, has_hooks, is_active, is_dropout, is_sequence
+from model.layers import as_images, has_hooks, is_active, is_dropout, layers_of
 from model.uncertainty import Uncertainty, summarize
 
 # Masks pass in chunks that bound the memory: of at most 100 masks, and about 2**18 numbers, 1 MB.
@@ -58,12 +58,7 @@ class MonteCarloDropout:
     """
 
     def __init__(self, network: nn.Sequential) -> None:
-        if not is_sequence(network):
-            raise TypeError(
-                f"MonteCarloDropout needs an nn.Sequential, got {type(network).__name__} "
-                "(hooks and a forward of its own would be passed over)"
-            )
-        layers = list(flatten(network))
+        layers = layers_of(network, "MonteCarloDropout")
         for name, layer in layers:
             _refuse_unreachable_dropout(name, layer)
         self._layers = [layer for _, layer in layers]

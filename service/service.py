@@ -10,6 +10,7 @@ import torch
 from bentoml.exceptions import BentoMLException
 from pydantic import Field
 from starlette.types import ASGIApp
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from model import Artifact, load_artifact
 from service.images import Invert
@@ -92,7 +93,9 @@ def _metrics() -> Metrics:
 
 @functools.cache
 def _pipeline() -> Pipeline:
-    torch.set_num_threads(1)  # one core a worker: more workers are the way to more cores
+    # One core a worker: more workers are the way to more cores. Bits depend on the number of threads, too.
+    torch.set_num_threads(1)
+    threadpool_limits(1, user_api="blas")
     predictor = _load_predictor()
     predictor.warm_up()
     return Pipeline(predictor, _metrics(), SETTINGS)
