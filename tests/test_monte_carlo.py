@@ -622,9 +622,14 @@ mc.sample(torch.rand(1, 1, 28, 28), samples=2)
 before = peak()
 mc.sample(torch.rand(256, 1, 28, 28), samples=1000)
 print(peak() - before)
+before = peak()
+mc.sample(torch.rand(1, 1, 28, 28), samples=200_000)
+print(peak() - before)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
-    assert float(done.stdout) < 200  # MB; a full (S, B, H) float32 tensor alone would take 262
+    many_images, many_samples = map(float, done.stdout.split())
+    assert many_images < 200  # MB; a full (S, B, H) float32 tensor alone would take 262
+    assert many_samples < 200  # MB; a full (S, H) float32 tensor alone would take 205
 
 
 def test_a_linear_layer_with_hooks_or_another_forward_is_called_not_bypassed(images_B):
