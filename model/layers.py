@@ -40,6 +40,18 @@ def layers_of(network: nn.Sequential, user: str) -> list[tuple[str, nn.Module]]:
     return list(_flatten(network, ""))
 
 
+def split_at_first_dropout(layers: list[nn.Module]) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Split into the layers before the first active dropout, and the others, that dropout first.
+
+    Raises:
+        ValueError: no active dropout.
+    """
+    for first, layer in enumerate(layers):
+        if is_active(layer):
+            return layers[:first], layers[first:]
+    raise ValueError("the network has no active dropout: it needs an nn.Dropout with p > 0")
+
+
 def _is_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether calling the module does no more than calling its children one after the other."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and not has_hooks(module)

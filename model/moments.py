@@ -10,7 +10,7 @@ import torch
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from model.layers import as_images, has_hooks, is_active, layers_of
+from model.layers import as_images, has_hooks, layers_of, split_at_first_dropout
 
 Array = np.ndarray
 
@@ -85,7 +85,7 @@ class MomentPropagation:
                     f"not {type(layer).__name__}"
                 )
         self._layers = [layer for _, layer in layers]
-        self._first_dropout()
+        split_at_first_dropout(self._layers)
         self._parameter = next(network.parameters(), None)
         # NumPy's products are small: more threads would cost time, and torch's, which wait busily, much of it.
         self._blas = ThreadpoolController().select(user_api="blas")
@@ -122,18 +122,12 @@ class MomentPropagation:
             mutual_information=torch.from_numpy(np.maximum(predictive_B - expected_B, 0)),
         )
 
-    def _first_dropout(self) -> int:
-        for index, layer in enumerate(self._layers):
-            if is_active(layer):
-                return index
-        raise ValueError("the network has no active dropout: it needs an nn.Dropout with p > 0")
-
     def _pass_through(self, image: Tensor) -> "_Units":
-        first = self._first_dropout()
-        for layer in self._layers[:first]:
+        before, after = split_at_first_dropout(self._layers)
+        for layer in before:
             if not isinstance(layer, nn.Dropout):
                 image = layer.forward(image)
-        first_stage, *stages = _stages(self._layers[first:])
+        first_stage, *stages = _stages(after)
         units = _drop_known(image.flatten().cpu().numpy(), first_stage)
         for stage in stages:
             units = _drop_noisy(units, stage)
@@ -223,7 +217,7 @@ def _drop_known(units_U: Array, stage: _Stage) -> _Units:
         units_U = np.maximum(units_U, 0)
     weight, bias_V = _weights(stage.linear, len(units_U))
     if stage.p == 1:
-        return _Units(bias_V, np.empty((len(bias_V), 0), bias_V.dtype), bias_V[:0], bias_V[:0])
+        return _without_noise(bias_V)
     active = np.flatnonzero(units_U)
     units_U = units_U[active]
     response_VU = weight.index_select(1, torch.from_numpy(active).to(weight.device)).cpu().numpy()
@@ -240,7 +234,7 @@ def _drop_noisy(units: _Units, stage: _Stage) -> _Units:
     weight, bias_V = _weights(stage.linear, len(units.mean_U))
     weight_VU = weight.cpu().numpy()
     if stage.p == 1:
-        return _Units(bias_V, np.empty((len(bias_V), 0), bias_V.dtype), bias_V[:0], bias_V[:0])
+        return _without_noise(bias_V)
     if not stage.relu and stage.p == 0:
         return units._replace(mean_U=weight_VU @ units.mean_U + bias_V, response_UR=weight_VU @ units.response_UR)
     response_UR = units.response_UR
@@ -270,6 +264,10 @@ def _weights(linear: nn.Linear, units: int) -> tuple[Tensor, Array]:
         raise ValueError(f"{units} units don't fit a linear layer of {linear.in_features}")
     bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
     return linear.weight, bias.cpu().numpy()
+
+
+def _without_noise(mean_U: Array) -> _Units:
+    return _Units(mean_U, np.empty((len(mean_U), 0), mean_U.dtype), mean_U[:0], mean_U[:0])
 
 
 def _third_of_mask(p: float) -> float:

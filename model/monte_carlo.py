@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from model.dropout import BLOCK, Masks, check_masks, check_seed, keep_masks, survivor_scale
-from model.layers import as_images, has_hooks, is_active, is_dropout, layers_of
+from model.layers import as_images, has_hooks, is_active, is_dropout, layers_of, split_at_first_dropout
 from model.uncertainty import Uncertainty, summarize
 
 # Masks pass in chunks that bound the memory: of at most 100 masks, and about 2**18 numbers, 1 MB.
@@ -62,7 +62,7 @@ class MonteCarloDropout:
         for name, layer in layers:
             _refuse_unreachable_dropout(name, layer)
         self._layers = [layer for _, layer in layers]
-        self._split_at_first_dropout()
+        split_at_first_dropout(self._layers)
         last_name, last = layers[-1]
         if isinstance(last, _PROBABILITIES):
             raise TypeError(f"the network must end in logits, but its last layer {last_name} is {type(last).__name__}")
@@ -120,7 +120,7 @@ class MonteCarloDropout:
         images_B = self._prepare(images_B)
         if len(images_B) == 0:
             return self.predict(images_B).expand(samples, -1, -1)
-        before, after = self._split_at_first_dropout()
+        before, after = split_at_first_dropout(self._layers)
         with self._without_gradients():
             features_B = [_run(before, image) for image in self._one_by_one(images_B)]
             run = self._run_units if _is_chain_of_units(after, features_B[0]) else self._run_any
@@ -178,12 +178,6 @@ class MonteCarloDropout:
         """Split into batches of one; copies, where a layer might write to its input."""
         images = [images_B] if len(images_B) == 1 else torch.split(images_B, 1)
         return [image.clone() for image in images] if self._may_write else images
-
-    def _split_at_first_dropout(self) -> tuple[list[nn.Module], list[nn.Module]]:
-        for first, layer in enumerate(self._layers):
-            if is_active(layer):
-                return self._layers[:first], self._layers[first:]
-        raise ValueError("the network has no active dropout: it needs an nn.Dropout with p > 0")
 
     def _run_any(self, layers: list[nn.Module], features: Tensor, draw: "_Draw") -> Tensor:
         """Run one image's features (1, ...) through the layers from the first active dropout on: logits (C, 1, S)."""
