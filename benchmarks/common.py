@@ -2,6 +2,7 @@
 
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,8 @@ def use_threads(count: int) -> None:
 def interleaved(calls: Mapping[str, Callable[[], object]], *, budget: float, label: str) -> dict[str, float]:
     """Median seconds of a call of each, taking turns, so that noise hits all alike.
 
-    Light calls take some laps among themselves between two turns of the others, which else would leave cold caches.
+    Light calls take some laps among themselves between two turns of the others, which else would leave cold caches; in
+    an order that changes, so that none always follows the same other.
 
     Args:
         calls: what to measure.
@@ -39,6 +41,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], *, budget: float, lab
     fastest = {name: min(_seconds(call) for _ in range(3)) for name, call in calls.items()}
     laps = {name: _LAPS if took < max(fastest.values()) / 10 or took < _LIGHT else 1 for name, took in fastest.items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order = random.Random(0)  # noqa: S311 - for measuring
     with Progress(transient=True) as progress:
         task = progress.add_task(label, total=budget * len(calls))
         for _ in range(_MOST_ROUNDS):
@@ -47,7 +50,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], *, budget: float, lab
             if not left:
                 break
             for lap in range(_LAPS):
-                for name in left:
+                for name in order.sample(left, len(left)):
                     if lap < laps[name]:
                         seconds[name].append(_seconds(calls[name]))
             progress.update(task, completed=sum(min(total, budget) for total in used.values()))

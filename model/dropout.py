@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,6 +15,8 @@ BLOCK = 10  # stratified masks that belong together
 Masks = Literal["stratified", "independent"]
 _DESIGNS = get_args(Masks)
 
+_CHUNK = 100
+_CHUNK_UNITS = 2**18
 _WORDS_PER_COUNTER = 4  # one step of Philox-4x64's counter yields four 64-bit words
 
 
@@ -125,6 +128,13 @@ def _words(first: int, count: int, key: tuple[int, int]) -> np.ndarray:
     """Words first .. first + count - 1 of a key's stream."""
     counter, offset = divmod(first, _WORDS_PER_COUNTER)
     return np.random.Philox(key=np.array(key, dtype=np.uint64), counter=counter).random_raw(offset + count)[offset:]
+
+
+@lru_cache
+def mask_chunks(samples: int, units: int) -> tuple[range, ...]:
+    """Split samples into whole blocks that bound the memory: of at most 100 masks, and about 2**18 units, 1 MB."""
+    size = min(_CHUNK, max(_CHUNK_UNITS // max(units, 1) // BLOCK, 1) * BLOCK)
+    return tuple(range(first, min(first + size, samples)) for first in range(0, samples, size))
 
 
 def check_masks(masks: str) -> None:

@@ -1,26 +1,28 @@
 """Dropout's mean and spread without sampling: moments passed through the layers."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
+from scipy.linalg.lapack import dpotrf, dtrtri  # type: ignore[import-untyped]
+from scipy.special import ndtr  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
-from model.layers import as_images, has_hooks, layers_of, split_at_first_dropout
-
-Array = np.ndarray
+from model.chain import Array, Chain, Stage, check_units, is_link, one_thread, run
+from model.layers import as_images, layers_of, split_at_first_dropout
 
 _POINTS = 128
 _MOST_CLASSES = 100  # a cube of them is held
 _MOST_BENT = 0.5  # part of a variance that the bend may account for
 _FLATTEST = 1e-6  # part of the largest variance that every direction is given, so that none is singular
 _TINY = 1e-20
+_DENSITY_AT_0 = 1 / math.sqrt(2 * math.pi)  # of the standard normal distribution
 # Beyond these, exponentials are nothing beside 1, but slow: they or their products are denormal.
 _FARTHEST = 9.0  # standard deviations
+_HARDLY_EVER = 3.0  # so many below 0 a unit is left out: active, it would add 0.0004 of one to its mean
 _LEAST_LOGIT = -60.0
 
 
@@ -79,7 +81,7 @@ class MomentPropagation:
     def __init__(self, network: nn.Sequential) -> None:
         layers = layers_of(network, "MomentPropagation")
         for name, layer in layers:
-            if type(layer) not in (nn.Flatten, nn.Linear, nn.ReLU, nn.Dropout) or has_hooks(layer):
+            if not is_link(layer):
                 raise TypeError(
                     f"layer {name}: moments pass through nn.Flatten, nn.Linear, nn.ReLU and nn.Dropout without hooks, "
                     f"not {type(layer).__name__}"
@@ -87,8 +89,7 @@ class MomentPropagation:
         self._layers = [layer for _, layer in layers]
         split_at_first_dropout(self._layers)
         self._parameter = next(network.parameters(), None)
-        # NumPy's products are small: more threads would cost time, and torch's, which wait busily, much of it.
-        self._blas = ThreadpoolController().select(user_api="blas")
+        self._chain = Chain(self._layers)
         self._classes = _classes(self._layers[-1])
         self._basis = _basis(self._classes)
 
@@ -99,20 +100,24 @@ class MomentPropagation:
             images_B: floating-point images of shape (B, ...).
 
         Raises:
-            TypeError: the images are not floating-point.
+            TypeError: the images are not floating-point, or a layer is no longer what it was.
             ValueError: images that aren't finite, or don't fit the layers.
         """
+        if not self._chain.is_intact():
+            raise TypeError("a layer has got hooks, or become another kind, since this MomentPropagation was made")
         images_B = as_images(images_B, self._parameter)
+        units_BU = images_B.numpy(force=True).reshape(len(images_B), math.prod(images_B.shape[1:]))
         classes = self._classes
-        mean_BC = np.empty((len(images_B), classes))
-        covariance_BCC = np.empty((len(images_B), classes, classes))
-        expected_B = np.empty(len(images_B))
-        with torch.inference_mode(), self._blas.limit(limits=1):
-            for b in range(len(images_B)):
-                cumulants = _cumulants(self._pass_through(images_B[b : b + 1].clone()))
-                if not np.isfinite(cumulants[0]).all():
-                    raise ValueError("the images must be finite")
-                mean_BC[b], covariance_BCC[b], expected_B[b] = self._average_softmax(*cumulants)
+        mean_BC = np.empty((len(units_BU), classes))
+        covariance_BCC = np.empty((len(units_BU), classes, classes))
+        expected_B = np.empty(len(units_BU))
+        stages = self._chain.stages()
+        with one_thread(), np.errstate(all="ignore"):
+            for b, units_U in enumerate(units_BU):
+                logits = _pass_through(units_U, *stages)
+                if not math.isfinite(logits.mean_C.sum() + logits.covariance_CC.sum()):
+                    raise ValueError("the images must be finite, and not so large that their logits aren't")
+                mean_BC[b], covariance_BCC[b], expected_B[b] = self._average_softmax(logits)
         predictive_B = -np.vecdot(mean_BC, np.log(mean_BC + _TINY))
         return Moments(
             mean=torch.from_numpy(mean_BC),
@@ -122,20 +127,10 @@ class MomentPropagation:
             mutual_information=torch.from_numpy(np.maximum(predictive_B - expected_B, 0)),
         )
 
-    def _pass_through(self, image: Tensor) -> "_Units":
-        before, after = split_at_first_dropout(self._layers)
-        for layer in before:
-            if not isinstance(layer, nn.Dropout):
-                image = layer.forward(image)
-        first_stage, *stages = _stages(after)
-        units = _drop_known(image.flatten().cpu().numpy(), first_stage)
-        for stage in stages:
-            units = _drop_noisy(units, stage)
-        return units
-
-    def _average_softmax(self, mean_C: Array, covariance_CC: Array, third_CCC: Array) -> tuple[Array, Array, float]:
+    def _average_softmax(self, logits: "_Logits") -> tuple[Array, Array, float]:
         """Mean, covariance and expected entropy of the softmax of logits with these cumulants."""
-        logits_CP = _bend(covariance_CC, third_CCC) @ self._basis + mean_C[:, None]
+        logits_CP = _bend(logits) @ self._basis
+        logits_CP += logits.mean_C[:, None]
         logits_CP -= logits_CP.max(axis=0)
         probs_CP = np.exp(np.maximum(logits_CP, _LEAST_LOGIT))
         sums_P = probs_CP.sum(axis=0)
@@ -155,26 +150,12 @@ def _classes(last: nn.Module) -> int:
     return last.out_features
 
 
-class _Stage(NamedTuple):
-    """ReLU or not, then dropout or not (p = 0), then a linear layer."""
-
-    relu: bool
-    p: float
-    linear: nn.Linear
-
-
-def _stages(layers: list[nn.Module]) -> Iterator[_Stage]:
-    """Read a chain that begins with dropout; ReLU behind dropout is the same as before it."""
-    relu, keep = False, 1.0
-    for layer in layers:
-        match layer:
-            case nn.ReLU():
-                relu = True
-            case nn.Dropout():
-                keep *= 1 - layer.p
-            case nn.Linear():
-                yield _Stage(relu, 1 - keep, layer)
-                relu, keep = False, 1.0
+def _pass_through(units_U: Array, before: list[Stage], after: list[Stage]) -> "_Logits":
+    first, *others = after
+    units = _drop_known(run(before, units_U), first)
+    for stage in others:
+        units = _drop_noisy(units, stage)
+    return _cumulants(units)
 
 
 class _Units(NamedTuple):
@@ -211,45 +192,58 @@ class _Curve(NamedTuple):
     growth_U: Array
 
 
-def _drop_known(units_U: Array, stage: _Stage) -> _Units:
+def _drop_known(units_U: Array, stage: Stage) -> _Units:
     """Drop units that are known, so that each is a source, and combine them linearly."""
+    weight_VU, bias_V = stage.linear.arrays()
+    check_units(units_U, weight_VU)
+    p = stage.p
+    if p == 1:
+        return _without_noise(bias_V)
     if stage.relu:
         units_U = np.maximum(units_U, 0)
-    weight, bias_V = _weights(stage.linear, len(units_U))
-    if stage.p == 1:
-        return _without_noise(bias_V)
-    active = np.flatnonzero(units_U)
-    units_U = units_U[active]
-    response_VU = weight.index_select(1, torch.from_numpy(active).to(weight.device)).cpu().numpy()
-    odds = stage.p / (1 - stage.p)
+    active = units_U.nonzero()[0]
+    units_U = units_U.take(active, mode="clip")
+    response_VU = weight_VU.take(active, axis=1, mode="clip")
+    squares_U = units_U * units_U
     return _Units(
         mean_U=response_VU @ units_U + bias_V,
         response_UR=response_VU,
-        variance_R=odds * units_U * units_U,
-        third_R=_third_of_mask(stage.p) * units_U * units_U * units_U,
+        variance_R=squares_U * (p / (1 - p)),
+        third_R=squares_U * units_U * _third_of_mask(p),
     )
 
 
-def _drop_noisy(units: _Units, stage: _Stage) -> _Units:
-    weight, bias_V = _weights(stage.linear, len(units.mean_U))
-    weight_VU = weight.cpu().numpy()
-    if stage.p == 1:
+def _drop_noisy(units: _Units, stage: Stage) -> _Units:
+    weight_VU, bias_V = stage.linear.arrays()
+    check_units(units.mean_U, weight_VU)
+    p = stage.p
+    if p == 1:
         return _without_noise(bias_V)
-    if not stage.relu and stage.p == 0:
+    if not stage.relu and p == 0:
         return units._replace(mean_U=weight_VU @ units.mean_U + bias_V, response_UR=weight_VU @ units.response_UR)
-    response_UR = units.response_UR
+    mean_U, response_UR = units.mean_U, units.response_UR
     squares_UR = response_UR * response_UR
     variance_U = squares_UR @ units.variance_R
+    if stage.relu:
+        active = (~(mean_U <= -_HARDLY_EVER * np.sqrt(variance_U))).nonzero()[0]  # NaN too, so that it is seen
+        mean_U, variance_U = mean_U.take(active, mode="clip"), variance_U.take(active, mode="clip")
+        response_UR = response_UR.take(active, axis=0, mode="clip")
+        squares_UR = squares_UR.take(active, axis=0, mode="clip")
+        weight_VU = weight_VU.take(active, axis=1, mode="clip")
     third_U = (squares_UR * response_UR) @ units.third_R
     moments = _rectified if stage.relu else _unchanged
-    first_U, second_U, cube_U, slope_U, curvature_U = moments(units.mean_U, variance_U, third_U)
-    keep = 1 - stage.p
-    growth_U = 2 * stage.p / keep * first_U
-    linear_U = slope_U * slope_U * variance_U  # what the response explains of the variance
-    third_by_slope_U = slope_U * slope_U * slope_U * third_U
-    own_variance_U = second_U / keep - first_U * first_U - linear_U - slope_U * curvature_U * third_U
-    third_cumulant_U = cube_U / keep**2 - first_U * (3 / keep * second_U - 2 * first_U * first_U)
-    own_third_U = third_cumulant_U - third_by_slope_U - 3 * variance_U * (curvature_U * linear_U + growth_U * slope_U)
+    first_U, second_U, cube_U, slope_U, curvature_U = moments(mean_U, variance_U, third_U)
+    keep = 1 - p
+    growth_U = (2 * p / keep) * first_U
+    # What the response explains of variance and third cumulant belongs to the sources before.
+    slope_and_third_U = slope_U * third_U
+    slope_squared_U = slope_U * slope_U
+    linear_U = slope_squared_U * variance_U
+    first_squared_U, second_kept_U = first_U * first_U, second_U / keep
+    own_variance_U = second_kept_U - first_squared_U - linear_U - curvature_U * slope_and_third_U
+    third_cumulant_U = cube_U / keep**2 + first_U * (2 * first_squared_U - 3 * second_kept_U)
+    own_third_U = third_cumulant_U - slope_squared_U * slope_and_third_U
+    own_third_U -= 3 * variance_U * (curvature_U * linear_U + growth_U * slope_U)
     return _Units(
         mean_U=weight_VU @ first_U + bias_V,
         response_UR=np.concatenate([(weight_VU * slope_U) @ response_UR, weight_VU], axis=1),
@@ -257,13 +251,6 @@ def _drop_noisy(units: _Units, stage: _Stage) -> _Units:
         third_R=np.concatenate([units.third_R, own_third_U]),
         bends=(*units.bends, _Curve(response_UR, squares_UR, curvature_U, growth_U)),
     )
-
-
-def _weights(linear: nn.Linear, units: int) -> tuple[Tensor, Array]:
-    if linear.in_features != units:
-        raise ValueError(f"{units} units don't fit a linear layer of {linear.in_features}")
-    bias = linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
-    return linear.weight, bias.cpu().numpy()
 
 
 def _without_noise(mean_U: Array) -> _Units:
@@ -285,9 +272,9 @@ def _unchanged(mean_U: Array, variance_U: Array, third_U: Array) -> tuple[Array,
 def _rectified(mean_U: Array, variance_U: Array, third_U: Array) -> tuple[Array, ...]:
     """First three moments of max(x, 0), and its expected slope and curvature, for nearly normal x."""
     scale_U = 1 / np.sqrt(np.maximum(variance_U, _TINY))
-    ratio_U = np.minimum(np.maximum(mean_U * scale_U, -_FARTHEST), _FARTHEST)
-    slope_U = 0.5 + 0.5 * torch.erf(torch.from_numpy(ratio_U * math.sqrt(0.5))).numpy()
-    curvature_U = np.exp(-0.5 * ratio_U * ratio_U) * scale_U * (1 / math.sqrt(2 * math.pi))
+    ratio_U = np.minimum(mean_U * scale_U, _FARTHEST)
+    slope_U = ndtr(ratio_U)
+    curvature_U = np.exp(ratio_U * ratio_U * -0.5) * (scale_U * _DENSITY_AT_0)
     normal_U = mean_U * slope_U + variance_U * curvature_U  # the mean, if there were no skewness
     spread_U = variance_U * slope_U
     skewed_U = third_U * curvature_U
@@ -297,29 +284,64 @@ def _rectified(mean_U: Array, variance_U: Array, third_U: Array) -> tuple[Array,
     return first_U, second_U, cube_U, slope_U, curvature_U
 
 
-def _cumulants(units: _Units) -> tuple[Array, Array, Array]:
-    """Mean (C,), covariance (C, C) and third cumulants (C, C, C) of the last units."""
-    response_CR, variance_R, third_R = units.response_UR, units.variance_R, units.third_R
-    covariance_CC = (response_CR * variance_R) @ response_CR.T
-    pairs, singles = [response_CR], [response_CR * (third_R / 3)]  # whose products, summed, are third cumulants
+class _Logits(NamedTuple):
+    """Cumulants of the logits.
+
+    Attributes:
+        mean_C: their mean.
+        covariance_CC: their covariance, but for what curvature adds.
+        curved_CC: that.
+        pairs_CT, singles_CT: whose `_third` are the third cumulants.
+    """
+
+    mean_C: Array
+    covariance_CC: Array
+    curved_CC: Array
+    pairs_CT: Array
+    singles_CT: Array
+
+
+def _cumulants(units: _Units) -> _Logits:
+    """Add up what all sources and bends contribute to the last units."""
+    response_CR, third_R = units.response_UR, units.third_R
+    weighted_CR = response_CR * units.variance_R
+    covariance_CC = weighted_CR @ response_CR.T
+    curved_CC = np.zeros_like(covariance_CC)
+    pairs, singles = [response_CR], [response_CR * (third_R / 3)]
     for bend in units.bends:
         count, sources = bend.response_UR.shape
-        before_CR = response_CR[:, :sources]
-        own_CU = response_CR[:, sources : sources + count]
-        with_units_CU = (before_CR * variance_R[:sources]) @ bend.response_UR.T  # covariance of logits and units
-        curved_CU = own_CU * bend.curvature_U
+        own = slice(sources, sources + count)
+        with_units_CU = weighted_CR[:, :sources] @ bend.response_UR.T  # covariance of logits and units
+        curved_CU = response_CR[:, own] * bend.curvature_U
         pairs.append(with_units_CU)
         singles.append(curved_CU)
-        singles[0][:, sources : sources + count] += with_units_CU * bend.growth_U
+        singles[0][:, own] += with_units_CU * bend.growth_U
         skewed_CR = (curved_CU @ bend.squares_UR) * (third_R[:sources] / 2)
-        by_curvature_CC = skewed_CR @ before_CR.T
-        covariance_CC += by_curvature_CC + by_curvature_CC.T
-    pairs_CK, singles_CK = np.concatenate(pairs, axis=1), np.concatenate(singles, axis=1)
-    classes, terms = pairs_CK.shape
-    products = (pairs_CK[:, None] * pairs_CK).reshape(classes * classes, terms)
-    third_CCC = (products @ singles_CK.T).reshape(classes, classes, classes).astype(np.float64)
-    third_CCC = third_CCC + third_CCC.transpose(0, 2, 1) + third_CCC.transpose(2, 1, 0)
-    return units.mean_U, covariance_CC.astype(np.float64), third_CCC
+        half_CC = skewed_CR @ response_CR[:, :sources].T
+        curved_CC = curved_CC + half_CC + half_CC.T
+    return _Logits(
+        units.mean_U, covariance_CC, curved_CC, np.concatenate(pairs, axis=1), np.concatenate(singles, axis=1)
+    )
+
+
+def _third(pairs_CT: Array, singles_CT: Array) -> Array:
+    """Sum over T terms of pair x pair x single, symmetric: (C, C, C)."""
+    classes = len(pairs_CT)
+    one, other, place = _triangle(classes)
+    # Of each two classes once.
+    products = pairs_CT.take(one, axis=0, mode="clip") * pairs_CT.take(other, axis=0, mode="clip")
+    third_CCC = (products @ singles_CT.T).take(place, axis=0, mode="clip").reshape(classes, classes, classes)
+    symmetric_CCC: Array = third_CCC + third_CCC.transpose(0, 2, 1) + third_CCC.transpose(2, 1, 0)
+    return symmetric_CCC
+
+
+@lru_cache
+def _triangle(classes: int) -> tuple[Array, Array, Array]:
+    """Both classes of each pair, and where to find the pair of any two."""
+    one, other = np.triu_indices(classes)
+    place = np.empty((classes, classes), dtype=np.intp)
+    place[one, other] = place[other, one] = np.arange(len(one))
+    return one, other, place.reshape(-1)
 
 
 def _basis(classes: int) -> Array:
@@ -337,16 +359,16 @@ def _basis(classes: int) -> Array:
     return np.concatenate([normal_CP, products_CCP.reshape(classes * classes, -1)]).astype(np.float32)
 
 
-def _bend(covariance_CC: Array, third_CCC: Array) -> Array:
-    """Matrix (C, C + C * C) that turns `_basis` into points of these cumulants, the third to first order; float32."""
-    classes = len(covariance_CC)
-    variance_K, axes_CK = np.linalg.eigh(covariance_CC)
-    deviation_K = np.sqrt(np.maximum(variance_K, max(_FLATTEST * variance_K[-1], _TINY)))
-    whiten_CK = axes_CK / deviation_K
-    linear_CK = axes_CK * deviation_K
-    bend_CK = ((third_CCC @ whiten_CK).transpose(0, 2, 1) @ whiten_CK).reshape(classes, -1)
-    whitened_KK = whiten_CK.T @ bend_CK
-    added_KK = whitened_KK @ whitened_KK.T / 18  # what the bend adds to the variance: taken from the linear part
-    excess = math.sqrt(max(added_KK.diagonal().max() / _MOST_BENT, 1))
-    linear_CK -= linear_CK @ added_KK / (2 * excess**2)
-    return np.concatenate([linear_CK, bend_CK / (6 * excess)], axis=1).astype(np.float32)
+def _bend(logits: _Logits) -> Array:
+    """Matrix (C, C + C * C) that turns `_basis` into points of these cumulants, the third to first order."""
+    classes = len(logits.mean_C)
+    flattest_CC = (_FLATTEST * logits.covariance_CC.max() + _TINY) * np.eye(classes)
+    colour_CK, indefinite = dpotrf(logits.covariance_CC + logits.curved_CC + flattest_CC, lower=1)
+    if indefinite:  # too much curvature for a correction of first order
+        colour_CK, _ = dpotrf(logits.covariance_CC + flattest_CC, lower=1)
+    whiten_KC = dtrtri(colour_CK, lower=1)[0].astype(logits.mean_C.dtype)
+    bend_KC = _third(whiten_KC @ logits.pairs_CT, whiten_KC @ logits.singles_CT).reshape(classes, -1)
+    added_KK = bend_KC @ bend_KC.T  # 18 times what the bend adds to the variance: taken from the linear part
+    excess = max(float(added_KK.diagonal().max()) / (18 * _MOST_BENT), 1)
+    linear_CK = colour_CK - colour_CK @ added_KK * (1 / (36 * excess))
+    return np.concatenate([linear_CK, colour_CK @ bend_KC * (1 / (6 * math.sqrt(excess)))], axis=1).astype(np.float32)

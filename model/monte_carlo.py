@@ -1,7 +1,7 @@
 """Monte-Carlo dropout: many masks for the price of little more than one pass."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -10,13 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from model.dropout import BLOCK, Masks, check_masks, check_seed, keep_masks, survivor_scale
+from model.chain import Chain, is_link, one_thread
+from model.dropout import BLOCK, Masks, check_masks, check_seed, keep_masks, mask_chunks, survivor_scale
 from model.layers import as_images, has_hooks, is_active, is_dropout, layers_of, split_at_first_dropout
 from model.uncertainty import Uncertainty, summarize
 
-# Masks pass in chunks that bound the memory: of at most 100 masks, and about 2**18 numbers, 1 MB.
-_CHUNK = 100
-_CHUNK_NUMBERS = 2**18
 _FIRST_SAMPLES = 2 * BLOCK
 _CACHED_CHUNKS = 64  # kept for the next call, one for each dropout layer and chunk of samples
 
@@ -24,9 +22,7 @@ _CACHED_CHUNKS = 64  # kept for the next call, one for each dropout layer and ch
 # first for channels and the batch for one example.
 _CHANNEL_DROPOUT = {nn.Dropout1d: (3,), nn.Dropout2d: (3, 4), nn.Dropout3d: (5,)}
 _PROBABILITIES = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.Sigmoid)
-# What works on units, wherever they stand.
-_ELEMENTWISE = (nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Softplus, nn.Tanh, nn.Sigmoid, nn.Identity)
-_OF_UNITS = {nn.Linear, nn.Dropout, *_ELEMENTWISE}
+_CHAIN_DTYPES = (torch.float32, torch.float64)
 # What torch.nn computes at random, or from the whole batch, in train mode.
 _MODE_SENSITIVE = (
     _NormBase,
@@ -72,6 +68,10 @@ class MonteCarloDropout:
         self._without_gradients = torch.inference_mode if known else torch.no_grad
         self._may_write = not known or any(_may_write(module) for layer in self._layers for module in layer.modules())
         self._parameter = next(network.parameters(), None)
+        start = _start_of_chain(self._layers)
+        self._before_chain, links = self._layers[:start], self._layers[start:]
+        self._flattens = isinstance(links[0], nn.Flatten) if links else False
+        self._chain = Chain(links)
         self._multipliers = lru_cache(maxsize=_CACHED_CHUNKS)(_draw_multipliers)
 
     def predict(self, images_B: Tensor | np.ndarray) -> Tensor:
@@ -120,16 +120,19 @@ class MonteCarloDropout:
         images_B = self._prepare(images_B)
         if len(images_B) == 0:
             return self.predict(images_B).expand(samples, -1, -1)
+        if self._ends_in_chain(images_B):
+            vectors_B = self._vectors(images_B)
+            with one_thread(), np.errstate(all="ignore"):
+                logits_BCS = self._chain.sample(vectors_B, samples=samples, seed=seed, masks=masks)
+            return torch.from_numpy(logits_BCS).softmax(dim=1).permute(2, 0, 1)
         before, after = split_at_first_dropout(self._layers)
         with self._without_gradients():
             features_B = [_run(before, image) for image in self._one_by_one(images_B)]
-            run = self._run_units if _is_chain_of_units(after, features_B[0]) else self._run_any
             logits = [
-                [run(after, features, (chunk, seed, masks)) for features in features_B]
-                for chunk in _chunks(samples, features_B[0].numel())
+                torch.stack([self._run_masked(after, features, (chunk, seed, masks)) for features in features_B], dim=1)
+                for chunk in mask_chunks(samples, features_B[0].numel())
             ]
-        probs_CBS = [_join([logits_CBS.softmax(dim=0) for logits_CBS in of_chunk], dim=1) for of_chunk in logits]
-        return _join(probs_CBS, dim=2).permute(2, 1, 0)
+        return _join(logits, dim=0).softmax(dim=-1)
 
     def sample_until(
         self,
@@ -179,50 +182,34 @@ class MonteCarloDropout:
         images = [images_B] if len(images_B) == 1 else torch.split(images_B, 1)
         return [image.clone() for image in images] if self._may_write else images
 
-    def _run_any(self, layers: list[nn.Module], features: Tensor, draw: "_Draw") -> Tensor:
-        """Run one image's features (1, ...) through the layers from the first active dropout on: logits (C, 1, S)."""
+    def _ends_in_chain(self, images_B: Tensor) -> bool:
+        """Whether NumPy can compute all layers from the first active dropout on, and some before."""
+        return (
+            images_B.is_cpu
+            and images_B.dtype in _CHAIN_DTYPES
+            and (images_B.ndim == 2 or self._flattens)
+            and self._chain.is_intact()
+            and not any(map(is_active, self._before_chain))
+        )
+
+    def _vectors(self, images_B: Tensor) -> Sequence[np.ndarray]:
+        """Run images through the layers before the chain."""
+        if not self._before_chain:
+            return list(images_B.numpy(force=True).reshape(len(images_B), -1))
+        with self._without_gradients():
+            return [_run(self._before_chain, image).flatten().numpy(force=True) for image in self._one_by_one(images_B)]
+
+    def _run_masked(self, layers: list[nn.Module], features: Tensor, draw: "_Draw") -> Tensor:
+        """Run one image's features (1, ...) through the layers from the first active dropout on: logits (S, C)."""
         dropouts = 0
         for layer in layers:
             if is_active(layer):
-                features = features * self._multiply_by(_mask_shape(layer, features), layer.p, dropouts, draw, features)
+                shape = _mask_shape(layer, features)
+                features = features * self._multipliers(shape, layer.p, dropouts, draw, features.dtype, features.device)
                 dropouts += 1
             elif not is_dropout(layer):
                 features = layer(features)
-        return features.T.unsqueeze(1)
-
-    def _run_units(self, layers: list[nn.Module], features: Tensor, draw: "_Draw") -> Tensor:
-        """Do what `_run_any` does for a chain of units, a row for each unit and a column for each sample.
-
-        Units that are 0 stay 0 under every mask (after a ReLU most are), so the first masks and the weights behind them
-        are narrowed to the others. That changes nothing but the time, as the layout does.
-        """
-        linear: nn.Linear
-        dropout, linear, *others = layers  # type: ignore[assignment] # _is_chain_of_units looked
-        features = features.view(-1)
-        active = features.nonzero().view(-1)
-        p = float(dropout.p)  # type: ignore[arg-type]
-        multipliers_HS = self._multiply_by(features.shape, p, 0, draw, features, samples_axis=-1)
-        units_HS = multipliers_HS.index_select(0, active).mul_(features.index_select(0, active).view(-1, 1))
-        weight, bias_V = _parameters(linear)
-        units_HS = _linear(weight.index_select(1, active), bias_V, units_HS)
-        dropouts = 1
-        for layer in others:
-            if isinstance(layer, nn.Linear):
-                weight, bias_V = _parameters(layer)
-                units_HS = _linear(weight, bias_V, units_HS)
-            elif isinstance(layer, nn.ReLU):
-                units_HS.relu_()
-            elif is_active(layer):
-                units_HS *= self._multiply_by(units_HS.shape[:1], layer.p, dropouts, draw, features, samples_axis=-1)
-                dropouts += 1
-            elif not is_dropout(layer):
-                units_HS = layer(units_HS)
-        return units_HS.unsqueeze(1)
-
-    def _multiply_by(
-        self, shape: tuple[int, ...], p: float, dropouts: int, draw: "_Draw", like: Tensor, *, samples_axis: int = 0
-    ) -> Tensor:
-        return self._multipliers(tuple(shape), p, dropouts, draw, samples_axis, like.dtype, like.device)
+        return features
 
     def _prepare(self, images_B: Tensor | np.ndarray) -> Tensor:
         for name, module in self._may_vary:
@@ -279,33 +266,16 @@ def _join(parts: list[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
-def _is_chain_of_units(layers: list[nn.Module], features: Tensor) -> bool:
-    """Whether linear layers and others that work on each unit by itself follow the dropout that the layers begin with.
-
-    None has hooks or a forward of its own, and the features (1, H) fit the linear layer behind the dropout.
-    """
-    if len(layers) == 1:
-        return False
-    first, second = layers[0], layers[1]
-    if type(first) is not nn.Dropout or type(second) is not nn.Linear or features.shape != (1, second.in_features):
-        return False
-    return not any(type(layer) not in _OF_UNITS or has_hooks(layer) for layer in layers)
-
-
-def _parameters(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, by a shorter way than `linear.weight`, which asks three dictionaries."""
-    return linear._parameters["weight"], linear._parameters["bias"]  # type: ignore[return-value] # noqa: SLF001
-
-
-def _linear(weight: Tensor, bias_V: Tensor | None, units_HS: Tensor) -> Tensor:
-    return weight @ units_HS if bias_V is None else torch.addmm(bias_V.view(-1, 1), weight, units_HS)
-
-
-def _chunks(samples: int, numbers: int) -> Iterator[range]:
-    """Split the samples of one image's features into whole blocks of masks."""
-    size = min(_CHUNK, max(_CHUNK_NUMBERS // max(numbers, 1) // BLOCK, 1) * BLOCK)
-    for first in range(0, samples, size):
-        yield range(first, min(first + size, samples))
+def _start_of_chain(layers: list[nn.Module]) -> int:
+    """Index of the layer from which on all are a chain's: of the first that flattens, or 0 if all layers are."""
+    links = [is_link(layer) for layer in layers]
+    if isinstance(layers[-1], nn.Linear):
+        for index, layer in enumerate(layers):
+            if isinstance(layer, nn.Flatten) and all(links[index:]):
+                return index
+        if all(links):
+            return 0
+    return len(layers)
 
 
 def _mask_shape(layer: _DropoutNd, features: Tensor) -> tuple[int, ...]:
@@ -325,16 +295,9 @@ _Draw = tuple[range, int, Masks]  # samples, seed, design
 
 
 def _draw_multipliers(
-    shape: tuple[int, ...],
-    p: float,
-    layer: int,
-    draw: _Draw,
-    samples_axis: int,
-    dtype: torch.dtype,
-    device: torch.device,
+    shape: tuple[int, ...], p: float, layer: int, draw: _Draw, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """0 for a dropped unit and 1 / (1 - p) for a kept one: `shape` with samples before (0) or behind (-1)."""
+    """0 for a dropped unit and 1 / (1 - p) for a kept one, (S, *shape)."""
     samples, seed, masks = draw
     keep = keep_masks(shape, p, samples=len(samples), first=samples.start, seed=seed, layer=layer, masks=masks)
-    keep = np.ascontiguousarray(np.moveaxis(keep, 0, samples_axis))
     return torch.from_numpy(keep).to(device, dtype) * survivor_scale(p)

@@ -18,7 +18,7 @@ from model import (
     load_artifact,
     summarize,
 )
-from model.moments import _cumulants
+from model.moments import _pass_through, _third
 
 Cumulants = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -39,8 +39,8 @@ def chain(probabilities: tuple[float, ...], *, seed: int = 1, units: int = 24, c
 
 
 def propagated(network: nn.Sequential, image: Tensor) -> Cumulants:
-    with torch.no_grad():
-        return _cumulants(MomentPropagation(network)._pass_through(image))
+    logits = _pass_through(image.flatten().numpy(), *MomentPropagation(network)._chain.stages())
+    return logits.mean_C, logits.covariance_CC + logits.curved_CC, _third(logits.pairs_CT, logits.singles_CT)
 
 
 def enumerated(network: nn.Sequential, image: Tensor) -> Cumulants:
@@ -201,6 +201,21 @@ def test_of_any_size_and_number_of_classes_they_are_moments_of_distributions(ima
     assert_moments_of_distributions(found)
 
 
+@pytest.mark.parametrize(("probabilities", "seed"), [((0.9, 0.5), 3), ((0.8, 0.8, 0.8), 5)])
+def test_too_much_curvature_for_its_correction_leaves_moments_of_distributions(images_B, probabilities, seed):
+    network = chain(probabilities, seed=seed, units=3)
+    variances = [np.linalg.eigvalsh(propagated(network, image)[1]) for image in images_B.flatten(1)]
+    assert min(least / most for least, *_, most in variances) < -0.03  # so that it is no covariance
+    assert_moments_of_distributions(MomentPropagation(network).predict(images_B))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
+def test_images_without_finite_logits_are_refused(images_B, value):
+    images_B[3, 0, 2, 2] = value
+    with pytest.raises(ValueError, match="must be finite"):
+        MomentPropagation(chain((0.2, 0.5))).predict(images_B)
+
+
 def test_what_drops_everything_leaves_the_last_bias(images_B):
     network = chain((0.3, 1.0))
     found = MomentPropagation(network).predict(images_B)
@@ -316,7 +331,7 @@ def test_third_cumulants_of_logits_are_symmetric_and_near_to_those_of_many_masks
     torch.manual_seed(11)
     network = build_mlp(MLPConfig(image=(1, 4, 4), hidden=(60, 40), classes=4)).requires_grad_(requires_grad=False)
     image = 3 * torch.rand(1, 1, 4, 4)
-    *_, third_CCC = _cumulants(MomentPropagation(network)._pass_through(image))
+    *_, third_CCC = propagated(network, image)
     for axes in itertools.permutations(range(3)):
         assert np.allclose(third_CCC, third_CCC.transpose(axes), rtol=1e-4, atol=1e-4 * np.abs(third_CCC).max())
     logs_SC = MonteCarloDropout(network).sample(image, samples=100_000, seed=1)[:, 0].double().log().numpy()
@@ -325,3 +340,11 @@ def test_third_cumulants_of_logits_are_symmetric_and_near_to_those_of_many_masks
     sampled_DDD = np.einsum("sa,sb,sc->abc", noise_SD, noise_SD, noise_SD) / len(noise_SD)
     found_DDD = np.einsum("ijk,ai,bj,ck->abc", third_CCC, *[difference_DC] * 3)
     assert np.linalg.norm(found_DDD - sampled_DDD) <= np.linalg.norm(sampled_DDD) / 3
+
+
+def test_a_hook_of_later_is_refused(images_B):
+    network = chain((0.2, 0.5))
+    propagation = MomentPropagation(network)
+    hooked(network[1])
+    with pytest.raises(TypeError, match="hooks"):
+        propagation.predict(images_B)

@@ -6,9 +6,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import ThreadpoolController, threadpool_limits
 from torch import Tensor, nn
 
-from model import MLPConfig, MonteCarloDropout, Uncertainty, build_mlp, keep_masks, summarize
+from model import MLPConfig, MomentPropagation, MonteCarloDropout, Uncertainty, build_mlp, keep_masks, summarize
 
 DESIGNS = ["stratified", "independent"]
 CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -128,6 +129,7 @@ CHAINS = {
         *[nn.Dropout(0.3), nn.Linear(36, 9), nn.Tanh(), nn.Linear(9, 9), nn.Sigmoid(), nn.Dropout(0.5)],
         *[nn.Linear(9, 9), nn.GELU(), nn.LeakyReLU(inplace=True), nn.ELU(), nn.SiLU(), nn.Softplus(), nn.Linear(9, 5)],
     ],
+    "a bias from the start": [nn.ReLU(), nn.Linear(36, 9), nn.ReLU(), nn.Dropout(0.3), nn.Linear(9, 5)],
     "no bias": [nn.Dropout(0.3), nn.Linear(36, 9, bias=False), nn.ReLU(), nn.Dropout(0.4), nn.Linear(9, 5, bias=False)],
     "dropout before ReLU": [nn.Dropout(0.3), nn.ReLU(), nn.Linear(36, 9), nn.Dropout(0.4), nn.ReLU(), nn.Linear(9, 5)],
     "one linear layer": [nn.Dropout(0.3), nn.Linear(36, 5)],
@@ -649,6 +651,60 @@ def test_weights_changed_after_construction_are_the_ones_used(images_B):
     with torch.no_grad():
         network.hidden2.weight.mul_(3)
     assert torch.equal(mc.sample(images_B, samples=5), MonteCarloDropout(network).sample(images_B, samples=5))
+
+
+def replaced(weight: Tensor) -> Tensor:
+    return -weight
+
+
+def transposed(weight: Tensor) -> Tensor:
+    """The same memory, read otherwise."""
+    return weight.T
+
+
+@pytest.mark.parametrize("change", [replaced, transposed])
+def test_weights_put_elsewhere_after_construction_are_the_ones_used(images_B, change):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, 36), nn.ReLU(), nn.Dropout(0.5), nn.Linear(36, 36))
+    mc, moments = MonteCarloDropout(network), MomentPropagation(network)
+    for layer in (network[1], network[4]):
+        mc.sample(images_B)
+        moments.predict(images_B)
+        layer.weight.data = change(layer.weight.data)
+        with torch.no_grad():
+            expected = loop_of_masks(list(network), images_B, 20, seed=6)
+        assert torch.allclose(mc.sample(images_B, samples=20, seed=6), expected, atol=1e-6)
+        assert torch.equal(moments.predict(images_B).mean, MomentPropagation(network).predict(images_B).mean)
+
+
+def test_a_hook_of_later_is_called(images_B):
+    network = mlp()
+    mc = MonteCarloDropout(network)
+    plain = mc.sample(images_B, samples=5)
+    for layer in (network[1], network[-1]):
+        handle = layer.register_forward_hook(lambda *args: 3 * args[-1])
+        hooked = mc.sample(images_B, samples=5)
+        handle.remove()
+        assert torch.equal(mc.sample(images_B, samples=5), plain)
+        assert not torch.allclose(hooked, plain, atol=1e-3)
+
+
+def test_numpys_threads_are_left_as_they_were_and_change_no_bit(images_B):
+    network = build_mlp(MLPConfig(image=(1, 6, 6), hidden=(300, 300), dropout=(0.2, 0.5)))
+    calls = (MonteCarloDropout(network).sample, lambda images_B: MomentPropagation(network).predict(images_B).mean)
+    blas = ThreadpoolController().select(user_api="blas").lib_controllers
+    for call in calls:
+        found = []
+        for threads in (1, 2):
+            with threadpool_limits(threads, user_api="blas"):
+                found.append(call(images_B))
+                assert [pool.get_num_threads() for pool in blas] == [threads] * len(blas)
+        assert torch.equal(*found)
+
+
+def test_images_that_want_gradients_are_taken(images_B):
+    network = mlp()
+    expected = MonteCarloDropout(network).sample(images_B, samples=5)
+    assert torch.equal(MonteCarloDropout(network).sample(images_B.requires_grad_(), samples=5), expected)
 
 
 def test_units_that_are_nan_are_not_left_out(images_B):
