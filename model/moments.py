@@ -114,10 +114,10 @@ class MomentPropagation:
         stages = self._chain.stages()
         with one_thread(), np.errstate(all="ignore"):
             for b, units_U in enumerate(units_BU):
-                logits = _pass_through(units_U, *stages)
-                if not math.isfinite(logits.mean_C.sum() + logits.covariance_CC.sum()):
+                mean_BC[b], covariance_BCC[b], expected = self._average_softmax(_pass_through(units_U, *stages))
+                if not math.isfinite(expected):
                     raise ValueError("the images must be finite, and not so large that their logits aren't")
-                mean_BC[b], covariance_BCC[b], expected_B[b] = self._average_softmax(logits)
+                expected_B[b] = expected
         predictive_B = -np.vecdot(mean_BC, np.log(mean_BC + _TINY))
         return Moments(
             mean=torch.from_numpy(mean_BC),
@@ -130,7 +130,6 @@ class MomentPropagation:
     def _average_softmax(self, logits: "_Logits") -> tuple[Array, Array, float]:
         """Mean, covariance and expected entropy of the softmax of logits with these cumulants."""
         logits_CP = _bend(logits) @ self._basis
-        logits_CP += logits.mean_C[:, None]
         logits_CP -= logits_CP.max(axis=0)
         probs_CP = np.exp(np.maximum(logits_CP, _LEAST_LOGIT))
         sums_P = probs_CP.sum(axis=0)
@@ -345,7 +344,7 @@ def _triangle(classes: int) -> tuple[Array, Array, Array]:
 
 
 def _basis(classes: int) -> Array:
-    """Points of the standard normal distribution, (C, P), above their centred products, (C * C, P); float32.
+    """Ones, points of the standard normal distribution, (C, P), and their centred products, (C * C, P); float32.
 
     Sobol' points and their mirror images, made to have the identity as covariance.
     """
@@ -356,19 +355,24 @@ def _basis(classes: int) -> Array:
     normal_CP = np.concatenate([normal_CP, -normal_CP], axis=1)
     normal_CP = np.linalg.solve(np.linalg.cholesky(normal_CP @ normal_CP.T / (2 * half)), normal_CP)
     products_CCP = normal_CP[:, None] * normal_CP - np.eye(classes)[:, :, None]
-    return np.concatenate([normal_CP, products_CCP.reshape(classes * classes, -1)]).astype(np.float32)
+    ones_1P = np.ones((1, 2 * half))
+    return np.concatenate([ones_1P, normal_CP, products_CCP.reshape(classes * classes, -1)]).astype(np.float32)
 
 
 def _bend(logits: _Logits) -> Array:
-    """Matrix (C, C + C * C) that turns `_basis` into points of these cumulants, the third to first order."""
+    """Matrix (C, 1 + C + C * C) that turns `_basis` into points of these cumulants, the third to first order."""
     classes = len(logits.mean_C)
-    flattest_CC = (_FLATTEST * logits.covariance_CC.max() + _TINY) * np.eye(classes)
-    colour_CK, indefinite = dpotrf(logits.covariance_CC + logits.curved_CC + flattest_CC, lower=1)
+    covariance_CC = logits.covariance_CC.astype(np.float64)
+    covariance_CC.reshape(-1)[:: classes + 1] += _FLATTEST * covariance_CC.max() + _TINY
+    colour_CK, indefinite = dpotrf(covariance_CC + logits.curved_CC, lower=1)
     if indefinite:  # too much curvature for a correction of first order
-        colour_CK, _ = dpotrf(logits.covariance_CC + flattest_CC, lower=1)
+        colour_CK, _ = dpotrf(covariance_CC, lower=1)
     whiten_KC = dtrtri(colour_CK, lower=1)[0].astype(logits.mean_C.dtype)
-    bend_KC = _third(whiten_KC @ logits.pairs_CT, whiten_KC @ logits.singles_CT).reshape(classes, -1)
-    added_KK = bend_KC @ bend_KC.T  # 18 times what the bend adds to the variance: taken from the linear part
+    bend_KK = _third(whiten_KC @ logits.pairs_CT, whiten_KC @ logits.singles_CT).reshape(classes, -1)
+    added_KK = bend_KK @ bend_KK.T  # 18 times what the bend adds to the variance: taken from the linear part
     excess = max(float(added_KK.diagonal().max()) / (18 * _MOST_BENT), 1)
-    linear_CK = colour_CK - colour_CK @ added_KK * (1 / (36 * excess))
-    return np.concatenate([linear_CK, colour_CK @ bend_KC * (1 / (6 * math.sqrt(excess)))], axis=1).astype(np.float32)
+    matrix = np.empty((classes, 1 + classes + classes**2), dtype=np.float32)
+    matrix[:, 0] = logits.mean_C
+    matrix[:, 1 : classes + 1] = colour_CK - colour_CK @ added_KK * (1 / (36 * excess))
+    matrix[:, classes + 1 :] = colour_CK @ bend_KK * (1 / (6 * math.sqrt(excess)))
+    return matrix
