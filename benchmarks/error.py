@@ -16,9 +16,8 @@ from torch import Tensor
 
 from benchmarks.common import FOLDER, interleaved, machine, table, use_threads, write
 from model import Masks, MomentPropagation, MonteCarloDropout, entropy, load_artifact, summarize
-from training.data import FashionMNIST, load_fashion_mnist, split_train
+from training.data import FashionMNIST, load_fashion_mnist, split_three
 from training.recipes import RECIPES
-from training.train import SPLIT_SEED
 
 IMAGES = 200
 REFERENCE_SAMPLES = 200_000
@@ -98,7 +97,7 @@ def costs(mc: MonteCarloDropout, moments: MomentPropagation, images_B: Tensor) -
 def held_out(fashion: FashionMNIST) -> Tensor:
     """Images that the embedded network has been selected with, not tested."""
     recipe = RECIPES["default"]
-    return split_train(fashion.train, held_out=recipe.held_out, seed=SPLIT_SEED)[1].inputs_B[:IMAGES]
+    return split_three(fashion.train, each=recipe.calibration, validate=recipe.validate).calibration.inputs_B[:IMAGES]
 
 
 def draw(found: dict[str, Tensor], seconds: dict[str, float]) -> None:

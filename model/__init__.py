@@ -1,6 +1,7 @@
 """The numbers: networks with dropout, their masks, and what the masks say about uncertainty."""
 
 from model.artifact import Artifact, ArtifactError, load_artifact, save_artifact
+from model.calibration import Calibration, find_calibration
 from model.dropout import Masks, dropout_layer, keep_masks
 from model.mlp import MLPConfig, build_mlp
 from model.moments import MomentPropagation, Moments
@@ -10,6 +11,7 @@ from model.uncertainty import Uncertainty, entropy, summarize
 __all__ = [
     "Artifact",
     "ArtifactError",
+    "Calibration",
     "MLPConfig",
     "Masks",
     "MomentPropagation",
@@ -19,6 +21,7 @@ __all__ = [
     "build_mlp",
     "dropout_layer",
     "entropy",
+    "find_calibration",
     "keep_masks",
     "load_artifact",
     "save_artifact",

@@ -1,9 +1,12 @@
-"""A trained network on disk: `weights.safetensors` and `card.json`, checked when loaded, never unpickled."""
+"""A trained network on disk: `weights.safetensors` and `card.json`, checked when loaded, never unpickled.
+
+A calibrated one has `novelty.safetensors` beside them.
+"""
 
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,14 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from model.calibration import Calibration
 from model.mlp import MLPConfig, build_mlp
+from model.novelty import Novelty
 
 FORMAT = 1
 CARD = "card.json"
 WEIGHTS = "weights.safetensors"
+NOVELTY = "novelty.safetensors"
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
@@ -35,10 +41,14 @@ class Artifact:
     Attributes:
         network: `nn.Sequential` in eval mode, from images in [0, 1] of shape (B, *image) to logits (B, C).
         card: the contents of card.json: architecture, classes, recipe, data, metrics, versions, sha256 of the weights.
+        calibrations: of its estimators; none if it was trained without.
+        novelty: scores how unlike the training's an image is; None if it was trained without.
     """
 
     network: nn.Sequential
     card: dict[str, Any]
+    calibrations: tuple[Calibration, ...] = ()
+    novelty: Novelty | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -60,23 +70,27 @@ def load_artifact(path: str | os.PathLike[str] | None = None) -> Artifact:
     folder = PRETRAINED if path is None else Path(path)
     card = _read_card(folder / CARD)
     config = _read_config(folder / CARD, card)
-    where = folder / WEIGHTS
-    data = _read(where)  # once: what is hashed is what is loaded
-    found = hashlib.sha256(data).hexdigest()
-    expected = _entry(folder / CARD, card, "weights", "sha256")
-    if found != expected:
-        raise ArtifactError(f"{where}: expected sha256 {expected}, got {found}")
-    try:
-        state = safetensors.torch.load(data)
-    except (SafetensorError, KeyError) as error:  # KeyError: a dtype of safetensors that torch doesn't have
-        raise ArtifactError(f"{where}: expected safetensors, got a file that can't be read ({error})") from error
+    state = _read_tensors(folder / WEIGHTS, _entry(folder / CARD, card, "weights", "sha256"))
     network = _skeleton(folder / CARD, config)
-    _check_tensors(where, _describe(network.state_dict()), _describe(state))
+    _check_tensors(folder / WEIGHTS, _describe(network.state_dict()), _describe(state))
     network.load_state_dict(state, assign=True)
-    return Artifact(network=network.eval().requires_grad_(requires_grad=False), card=card)
+    return Artifact(
+        network=network.eval().requires_grad_(requires_grad=False),
+        card=card,
+        calibrations=_read_calibrations(folder / CARD, card),
+        novelty=_read_novelty(folder, card, config),
+    )
 
 
-def save_artifact(folder: Path, network: nn.Sequential, config: MLPConfig, card: Mapping[str, Any]) -> dict[str, Any]:
+def save_artifact(
+    folder: Path,
+    network: nn.Sequential,
+    config: MLPConfig,
+    card: Mapping[str, Any],
+    *,
+    calibrations: Sequence[Calibration] = (),
+    novelty: Novelty | None = None,
+) -> dict[str, Any]:
     """Write a network of `build_mlp(config)` and its card into a folder, each file whole or not at all.
 
     The weights go first, the card that vouches for them last.
@@ -86,9 +100,11 @@ def save_artifact(folder: Path, network: nn.Sequential, config: MLPConfig, card:
         network: the network to save; its tensors are copied to the CPU.
         config: the architecture that `network` was built from.
         card: what else there is to tell; must name the `classes`.
+        calibrations: of the network's estimators.
+        novelty: fitted to the network.
 
     Returns:
-        The card as written, with format, architecture and the hash of the weights added.
+        The card as written, with format, architecture, hashes, calibrations and novelty thresholds added.
 
     Raises:
         ArtifactError: the network is not of that architecture, or the classes aren't as many names as it has outputs.
@@ -97,14 +113,21 @@ def save_artifact(folder: Path, network: nn.Sequential, config: MLPConfig, card:
     _check_tensors(folder / WEIGHTS, _describe(_skeleton(folder / CARD, config).state_dict()), _describe(state))
     _check_classes(folder / CARD, card, config)
     data = safetensors.torch.save(state)
+    files = {WEIGHTS: data}
     computed = {
         "format": FORMAT,
         "architecture": asdict(config),
         "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(data).hexdigest()},
     }
-    full_card = computed | dict(card) | computed  # first in order, and not to be contradicted
+    fitted: dict[str, Any] = {"calibrations": [calibration.to_json() for calibration in calibrations]}
+    if novelty is not None:
+        files[NOVELTY] = safetensors.torch.save(novelty.tensors())
+        sha256 = hashlib.sha256(files[NOVELTY]).hexdigest()
+        fitted["novelty"] = {"file": NOVELTY, "sha256": sha256, **novelty.to_json()}
+    full_card = computed | dict(card) | computed | fitted  # first in order, and not to be contradicted
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WEIGHTS, data)
+    for name, content in files.items():
+        write_atomically(folder / name, content)
     write_atomically(folder / CARD, (json.dumps(full_card, indent=2) + "\n").encode())
     return full_card
 
@@ -132,6 +155,43 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ArtifactError(f"{path}: expected a readable file, got {error.strerror or error}") from error
+
+
+def _read_tensors(path: Path, expected: str) -> dict[str, torch.Tensor]:
+    data = _read(path)  # once: what is hashed is what is loaded
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected:
+        raise ArtifactError(f"{path}: expected sha256 {expected}, got {found}")
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype of safetensors that torch doesn't have
+        raise ArtifactError(f"{path}: expected safetensors, got a file that can't be read ({error})") from error
+
+
+def _read_calibrations(path: Path, card: Mapping[str, Any]) -> tuple[Calibration, ...]:
+    given = card.get("calibrations", [])
+    if not isinstance(given, list):
+        raise ArtifactError(f"{path}: calibrations: expected a list, got {type(given).__name__}")
+    try:
+        return tuple(map(Calibration.from_json, given))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: calibrations: {error}") from error
+
+
+def _read_novelty(folder: Path, card: Mapping[str, Any], config: MLPConfig) -> Novelty | None:
+    if "novelty" not in card:
+        return None
+    tensors = _read_tensors(folder / NOVELTY, _entry(folder / CARD, card, "novelty", "sha256"))
+    try:
+        novelty = Novelty.of(card["novelty"], tensors)
+    except ValueError as error:
+        raise ArtifactError(f"{folder / CARD}: novelty: {error}") from error
+    sizes = {"first layer": config.hidden[0], "activations": sum(config.hidden)} if config.hidden else {}
+    for name, size in sizes.items():
+        found = len(novelty.gaussians[name].whiten_FF)
+        if found != size:
+            raise ArtifactError(f"{folder / NOVELTY}: {name}: expected {size} features, got {found}")
+    return novelty
 
 
 def _read_card(path: Path) -> dict[str, Any]:

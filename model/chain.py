@@ -4,7 +4,7 @@ They are for networks so small that a call costs more than its work: one of NumP
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -76,10 +76,10 @@ class Chain:
         layers: each `is_link`, now and, which `is_intact` tells, whenever the chain is used.
     """
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
         self._layers = list(layers)
-        self._affine = {layer: Affine(layer) for layer in layers if isinstance(layer, nn.Linear)}
-        self._dropouts = [layer for layer in layers if isinstance(layer, nn.Dropout)]
+        self._affine = {layer: Affine(layer) for layer in self._layers if isinstance(layer, nn.Linear)}
+        self._dropouts = [layer for layer in self._layers if isinstance(layer, nn.Dropout)]
         self._columns = lru_cache(maxsize=_CACHED_CHUNKS)(_draw_columns)
         self._rates: list[float] | None = None
 

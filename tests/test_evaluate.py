@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-import training.evaluate
-from model import MLPConfig, build_mlp, keep_masks, save_artifact
+import training.calibrate
+from model import MLPConfig, MomentPropagation, build_mlp, keep_masks, load_artifact, save_artifact
 from training.data import CLASSES, FashionMNIST, Images
 from training.evaluate import app, evaluate, print_metrics
+from training.metrics import scores
 
 ROOT = Path(__file__).parent.parent
 CONFIG = MLPConfig(hidden=(8, 6), dropout=(0.1, 0.4))
@@ -52,7 +53,7 @@ def entropy(probs: np.ndarray) -> np.ndarray:
 
 
 def test_figures_equal_those_of_a_second_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.evaluate, "_IMAGES_AT_ONCE", 5)  # 12 images: two full parts and a rest
+    monkeypatch.setattr(training.calibrate, "_IMAGES_AT_ONCE", 5)  # 12 images: two full parts and a rest
     torch.manual_seed(5)
     images = Images(torch.randint(0, 256, (12, 4, 3), dtype=torch.uint8), torch.randint(0, 5, (12,)))
     hidden, logits = nn.Linear(12, 6), nn.Linear(6, 5)
@@ -76,15 +77,28 @@ def test_figures_equal_those_of_a_second_implementation(monkeypatch: pytest.Monk
         ]
     )
     mean_BC = probs_SBC.mean(axis=0)
+    moments = MomentPropagation(network).predict(images.inputs_B)
     labels_B = images.labels_B.numpy()
     expected = {
         mode: {
             "accuracy": np.mean(probs_BC.argmax(axis=1) == labels_B),
             "nll": -np.mean(np.log(probs_BC[np.arange(12), labels_B])),
+            "brier": sum(
+                (p - (c == label)) ** 2
+                for row, label in zip(probs_BC, labels_B, strict=True)
+                for c, p in enumerate(row)
+            )
+            / 12,
+            **{
+                name: value
+                for name, value in scores(probs_BC, labels_B).items()
+                if name not in {"accuracy", "nll", "brier"}  # the others have tests of their own
+            },
             "entropy": np.mean(entropy(probs_BC)),
         }
-        for mode, probs_BC in (("eval", eval_BC), ("mc", mean_BC))
+        for mode, probs_BC in (("eval", eval_BC), ("mc", mean_BC), ("moments", moments.mean.numpy()))
     }
+    expected["moments"]["mutual_information"] = moments.mutual_information.mean().item()
     bias_B = (probs_SBC.var(axis=0, ddof=1) / 7 / mean_BC).sum(axis=-1) / 2
     expected["mc"] |= {
         "mutual_information": np.mean(entropy(mean_BC) - entropy(probs_SBC).mean(axis=0) + bias_B),
@@ -120,30 +134,42 @@ def test_evaluation_leaves_mode_and_global_generator_alone() -> None:
 def test_the_table_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
     print_metrics(
         {
-            "eval": {"accuracy": 0.90123, "nll": 0.28123, "entropy": 0.23123},
+            "eval": {"accuracy": 0.90123, "nll": 0.28123, "brier": 0.13123, "ece": 0.01123, "entropy": 0.23123},
             "mc": {
-                "samples": 37, "seed": 21,
-                "accuracy": 0.91234, "nll": 0.27234, "entropy": 0.30234, "mutual_information": 0.04234,
+                "samples": 37, "seed": 21, "accuracy": 0.91234, "nll": 0.27234, "brier": 0.12234, "ece": 0.02234,
+                "entropy": 0.30234, "mutual_information": 0.04234,
+                "calibrated": {"accuracy": 0.91234, "nll": 0.25234, "brier": 0.11234, "ece": 0.00234},
             },
-        }
+        },
+        "9 test images",
     )  # fmt: skip
     printed = capsys.readouterr().out
     rows = {
-        mode: re.findall(r"\d\.\d+", line) for line in printed.splitlines() for mode in re.findall("eval|mc ", line)
+        mode: re.findall(r"\d\.\d+", line)
+        for line in printed.splitlines()
+        for mode in re.findall("eval|mc, calibrated|mc ", line)
     }
-    assert rows["eval"] == ["0.9012", "0.2812", "0.2312"]
-    assert rows["mc "] == ["0.9123", "0.2723", "0.3023", "0.0423"]
+    assert rows["eval"] == ["0.9012", "0.2812", "0.1312", "0.0112", "0.2312"]
+    assert rows["mc "] == ["0.9123", "0.2723", "0.1223", "0.0223", "0.3023", "0.0423"]
+    assert rows["mc, calibrated"] == ["0.9123", "0.2523", "0.1123", "0.0023"]
+    assert "9 test images" in printed
     assert "37 masks, seed 21" in printed
 
 
 def test_the_program_prints_a_table_and_writes_the_figures_as_json(
     fashion: FashionMNIST, artifact: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "metrics.json"
-    done = cli(artifact, "--data", fashion.source, "--samples", "3", "--seed", "11", "--out", out)
+    out, boots = tmp_path / "metrics.json", tmp_path / "boots.npy"
+    np.save(boots, fashion.test[fashion.test.labels_B == 9].images_B)
+    done = cli(
+        artifact, "--data", fashion.source, "--samples", "3", "--seed", "11", "--out", out, "--ood", f"boots={boots}"
+    )
     assert done.returncode == 0, done.stderr
     metrics = json.loads(out.read_text())
     assert (metrics["mc"]["samples"], metrics["mc"]["seed"]) == (3, 11)
+    strange = metrics.pop("ood")
+    assert strange.keys() == {"noise", "permuted pixels", "inverted", "blank", "boots"}
+    assert f"{strange['boots']['mutual information, mc']['auroc']:.3f}" in done.stdout
     for row in metrics.values():
         for name in ("accuracy", "nll", "entropy"):
             assert f"{row[name]:.4f}" in done.stdout
@@ -154,6 +180,23 @@ def test_the_program_prints_a_table_and_writes_the_figures_as_json(
     assert metrics["eval"]["accuracy"] == pytest.approx(right_B.double().mean().item(), abs=1e-4)
     loss = nn.functional.cross_entropy(logits_BC, fashion.test.labels_B).item()
     assert metrics["eval"]["nll"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_embedded_models_card_tells_what_is_measured_again(fashion: FashionMNIST) -> None:
+    artifact = load_artifact()
+    found = evaluate(artifact.network, fashion.test, samples=100, seed=0, calibrations=artifact.calibrations)
+    assert_nearly(found, artifact.card["metrics"]["test"])
+
+
+def assert_nearly(found: object, told: object) -> None:
+    """Equal to four digits."""
+    if isinstance(told, dict):
+        assert isinstance(found, dict)
+        assert found.keys() == told.keys()
+        for name, value in told.items():
+            assert_nearly(found[name], value)
+    else:
+        assert found == pytest.approx(told, abs=1e-4)
 
 
 def test_a_missing_artifact_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def small(fashion: FashionMNIST, monkeypatch: pytest.MonkeyPatch, threads_kept: 
     index_B = torch.arange(300)
     few = FashionMNIST(train=fashion.train[index_B], test=fashion.test[index_B[:50]], source=fashion.source)
     recipe = replace(
-        RECIPES["default"], architecture=MLPConfig(hidden=(8, 8), dropout=(0.2, 0.5)), epochs=2, held_out=60
+        RECIPES["default"], architecture=MLPConfig(hidden=(8, 8), dropout=(0.2, 0.5)), epochs=2, calibration=60
     )
     monkeypatch.setattr(training.train, "load_fashion_mnist", lambda _folder: few)
     monkeypatch.setitem(training.train.RECIPES, "default", recipe)
@@ -239,7 +239,7 @@ def test_the_card_names_the_data_that_was_read(runs: Runs, fashion: FashionMNIST
         for file, tensor in zip(FILES, tensors, strict=True)
     }
     split = card["data"]["split"]
-    assert (split["train"], split["validation"]) == (60_000, 0)
+    assert split == {"train": 60_000, "validation": 0, "calibration": 0}
 
 
 def test_the_cards_metrics_are_those_of_the_log_and_of_the_test_images(runs: Runs) -> None:
@@ -401,16 +401,42 @@ def test_missing_data_is_one_line_and_exit_code_1(threads_kept: None, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
-def test_the_default_recipe_validates_on_images_that_it_holds_out(small: None, tmp_path: Path) -> None:
+def test_the_default_recipe_calibrates_with_images_that_it_holds_out(small: None, tmp_path: Path) -> None:
     done = invoke("--out", tmp_path / "run", "--seed", 3, "--threads", 2, "--device", "cpu")
     assert done.exit_code == 0, done.output
-    assert "240 training and 60 validation images" in done.output
-    assert [line.count("validation loss") for line in epoch_lines(done.output)] == [1, 1]
-    card = load_artifact(tmp_path / "run" / "artifact").card
-    assert card["data"]["split"]["train"] == 240
-    assert card["data"]["split"]["validation"] == 60
+    assert "240 training and 60 calibration images" in done.output
+    assert [line.count("calibration loss") for line in epoch_lines(done.output)] == [1, 1]
+    artifact = load_artifact(tmp_path / "run" / "artifact")
+    card = artifact.card
+    assert card["data"]["split"] == {"train": 240, "validation": 0, "calibration": 60}
+    assert {(one.estimator, one.samples) for one in artifact.calibrations} == {
+        ("eval", 0), ("moments", 0), *(("masks", samples) for samples in (10, 30, 100, 300, 1000)),
+    }  # fmt: skip
+    assert artifact.novelty is not None
+    assert card["metrics"]["test"]["mc"]["calibrated"]["nll"] > 0
     assert card["recipe"]["name"] == "default"
     assert (card["seed"], card["threads"]) == (3, 2)
+
+
+def test_to_choose_a_recipe_images_are_left_out_and_the_tests_not_looked_at(small: None, tmp_path: Path) -> None:
+    done = invoke("--out", tmp_path / "run", "--device", "cpu", "--validate")
+    assert done.exit_code == 0, done.output
+    assert "180 training and 60 validation images" in done.output
+    artifact = load_artifact(tmp_path / "run" / "artifact")
+    assert artifact.card["data"]["split"] == {"train": 180, "validation": 60, "calibration": 60}
+    assert artifact.card["metrics"].keys() == {"last_epoch", "validation"}
+    assert artifact.card["command"].endswith(" --validate")
+    assert (artifact.calibrations, artifact.novelty) == ((), None)
+    other = invoke("--out", tmp_path / "run", "--device", "cpu", "--resume")
+    assert other.exit_code == 1
+    assert "recipe: expected" in other.output
+
+
+def test_a_recipe_that_calibrates_nothing_has_nothing_to_validate_with(small: None, tmp_path: Path) -> None:
+    done = invoke("--recipe", "chapter", "--out", tmp_path / "run", "--validate")
+    assert done.exit_code == 1
+    assert "--validate" in done.output
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_seed_trains_on_the_same_split(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 
 DATA_VARIABLE = "MCD_DATA_DIR"
+_CALIBRATION_SEED, _VALIDATION_SEED = 1, 0
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
@@ -41,7 +42,7 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels_B)
 
-    def __getitem__(self, index_B: Tensor) -> "Images":
+    def __getitem__(self, index_B: Tensor | slice) -> "Images":
         return Images(self.images_B[index_B], self.labels_B[index_B])
 
     def to(self, device: torch.device) -> "Images":
@@ -129,6 +130,40 @@ def load_fashion_mnist(
         f"or put the four .gz files of github.com/zalandoresearch/fashion-mnist into {cache}; "
         "or go online and run this again, so that torchvision can download them"
     )
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The 60,000 images by what they are for; the same for every seed.
+
+    Attributes:
+        training: to fit weights to.
+        validation: to choose recipes by.
+        calibration: to calibrate the result with.
+    """
+
+    training: Images
+    validation: Images
+    calibration: Images
+
+
+def split_three(train: Images, *, each: int, validate: bool) -> Splits:
+    """Split off images to choose recipes by, and, from the others, images to calibrate with.
+
+    Args:
+        train: the 60,000 images.
+        each: how many of both, a multiple of the number of classes.
+        validate: whether those to choose by are left out of training; what calibrates never had a part in a choice.
+    """
+    rest, validation = split_train(train, held_out=each, seed=_VALIDATION_SEED)
+    training, calibration = split_train(rest, held_out=each, seed=_CALIBRATION_SEED)
+    if not validate:
+        training, validation = _joined(training, validation), validation[:0]
+    return Splits(training, validation, calibration)
+
+
+def _joined(one: Images, other: Images) -> Images:
+    return Images(torch.cat([one.images_B, other.images_B]), torch.cat([one.labels_B, other.labels_B]))
 
 
 def split_train(train: Images, *, held_out: int, seed: int) -> tuple[Images, Images]:

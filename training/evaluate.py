@@ -1,82 +1,195 @@
 """Measure an artifact on the 10,000 test images: `python -m training.evaluate`."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
+import numpy as np
 import torch
 import typer
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
-from torch import Tensor, nn
+from scipy import stats
+from torch import nn
 
-from model import MonteCarloDropout, entropy, load_artifact, summarize
+from model import Artifact, load_artifact
 from model.artifact import write_atomically
+from model.calibration import COVERAGES, Calibration, SetMethod, find_calibration
+from model.chain import Chain
 from model.dropout import MAX_SEED
+from training.calibrate import estimate
 from training.data import DataError, Images, load_fashion_mnist
+from training.metrics import scores
+from training.ood import built_in, read_images, separation
 
-_IMAGES_AT_ONCE = 500
+Array = np.ndarray
+
+_FALSE_ALARM_RATE = 0.01
+_UNIFORM_SEED = 1  # not that of the calibration
 
 app = typer.Typer(add_completion=False)
 console = Console(highlight=False, soft_wrap=True, markup=False)
 errors = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
 
 
-def evaluate(network: nn.Sequential, images: Images, *, samples: int, seed: int) -> dict[str, Any]:
-    """Measure the eval-mode prediction and the mean over dropout masks on labelled images.
+def evaluate(
+    network: nn.Sequential,
+    images: Images,
+    *,
+    samples: int,
+    seed: int,
+    calibrations: Sequence[Calibration] = (),
+) -> dict[str, Any]:
+    """Measure the eval-mode prediction, the mean over dropout masks, and moments on labelled images.
 
     Args:
-        network: from images in [0, 1] to logits.
+        network: from images in [0, 1] to logits; linear layers, ReLU and dropout.
         images: test images.
         samples: masks of the Monte-Carlo prediction.
         seed: of the masks.
+        calibrations: of the network.
 
     Returns:
-        For "eval" and "mc": accuracy in [0, 1], mean negative log-likelihood of the label and mean predictive entropy
-        in nats; for "mc" also the mean mutual information, and samples and seed.
+        For "eval", "mc" and "moments": `scores`, and mean predictive entropy in nats; but in eval mode also the mean
+        mutual information; for "mc" samples and seed. Where there is a calibration, `calibrated_scores` as
+        "calibrated".
     """
-    mc = MonteCarloDropout(network)
-    eval_probs: list[Tensor] = []
-    mc_probs: list[Tensor] = []
-    information: list[Tensor] = []
-    parts = images.inputs_B.split(_IMAGES_AT_ONCE)
-    for part in track(parts, f"{len(images):,} images, {samples} masks", console=console, transient=True):
-        eval_probs.append(mc.predict(part).double())
-        summary = summarize(mc.sample(part, samples=samples, seed=seed))
-        mc_probs.append(summary.mean)
-        information.append(summary.mutual_information)
-    return {
-        "eval": _score(torch.cat(eval_probs), images.labels_B),
-        "mc": {
-            "samples": samples,
-            "seed": seed,
-            **_score(torch.cat(mc_probs), images.labels_B),
-            "mutual_information": torch.cat(information).mean().item(),
-        },
+    labels_B = images.labels_B.numpy()
+    metrics: dict[str, Any] = {}
+    estimates = estimate(network, images, samples=(samples,), seed=seed, console=console)
+    for (estimator, count), found in estimates.items():
+        row: dict[str, Any] = {"samples": count, "seed": seed} if estimator == "masks" else {}
+        probs_BC = found["probs_BC"]
+        row |= scores(probs_BC, labels_B) | {"entropy": float(stats.entropy(probs_BC, axis=1).mean())}
+        if estimator != "eval":
+            row["mutual_information"] = float(found["information_B"].mean())
+        calibration = find_calibration(calibrations, estimator, count)
+        if calibration is not None:
+            row["calibrated"] = calibrated_scores(calibration, probs_BC, labels_B)
+        metrics["mc" if estimator == "masks" else estimator] = row
+    return metrics
+
+
+def calibrated_scores(calibration: Calibration, probs_BC: Array, labels_B: Array) -> dict[str, Any]:
+    """Measure what a calibration promises.
+
+    Returns:
+        `scores` of the calibrated probabilities; for each method and coverage of prediction sets, by which part of
+        images they hold the true class, and their mean size; for each risk, which part of images is answered, and which
+        part of the answers is wrong.
+    """
+    probs_BC = calibration.probabilities(probs_BC)
+    uniform_B = np.random.default_rng(_UNIFORM_SEED).random(len(labels_B))
+    sets: dict[str, dict[str, dict[str, float]]] = {}
+    for method in get_args(SetMethod):
+        sets[method] = {}
+        for coverage in COVERAGES:
+            members_BC = calibration.prediction_set(probs_BC, uniform_B, coverage=coverage, method=method)
+            if members_BC is not None:
+                covered = members_BC[np.arange(len(labels_B)), labels_B].mean()
+                sets[method][str(coverage)] = {"covered": float(covered), "size": float(members_BC.sum(axis=1).mean())}
+    confidence_B, wrong_B = probs_BC.max(axis=1), probs_BC.argmax(axis=1) != labels_B
+    answered = {}
+    for risk, least in calibration.confidences.items():
+        is_answered_B = confidence_B >= (np.inf if least is None else least)
+        error = float(wrong_B[is_answered_B].mean()) if is_answered_B.any() else 0.0
+        answered[str(risk)] = {"answered": float(is_answered_B.mean()), "error": error}
+    return scores(probs_BC, labels_B) | {"prediction_sets": sets, "max_risk": answered}
+
+
+def evaluate_ood(
+    artifact: Artifact, test: Images, outside: Mapping[str, Array], *, samples: int, seed: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure how well scores tell images that are no clothing from the test images.
+
+    Args:
+        artifact: the model; its novelty score is one of the scores.
+        test: test images.
+        outside: uint8 images (B, 28, 28) by name.
+        samples: masks of the Monte-Carlo scores.
+        seed: of the masks.
+
+    Returns:
+        By name of the images and score: `separation`; of "novelty" also "flagged", the part that counts as novel.
+    """
+    inside = _ood_scores(artifact, test, samples=samples, seed=seed)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, images_BHW in outside.items():
+        images = Images(torch.from_numpy(images_BHW.copy()), torch.zeros(len(images_BHW)).long())
+        scored = _ood_scores(artifact, images, samples=samples, seed=seed)
+        found[name] = {score: separation(inside[score], values_B) for score, values_B in scored.items()}
+        if artifact.novelty is not None:
+            flagged_B = scored["novelty"] > (artifact.novelty.thresholds[_FALSE_ALARM_RATE] or np.inf)
+            found[name]["novelty"]["flagged"] = float(flagged_B.mean())
+    return found
+
+
+def _ood_scores(artifact: Artifact, images: Images, *, samples: int, seed: int) -> dict[str, Array]:
+    estimates = estimate(artifact.network, images, samples=(samples,), seed=seed, console=console)
+    masks = estimates["masks", samples]
+    scored = {
+        "entropy, eval": stats.entropy(estimates["eval", 0]["probs_BC"], axis=1),
+        "entropy, mc": stats.entropy(masks["probs_BC"], axis=1),
+        "mutual information, mc": masks["information_B"],
+        "mutual information, moments": estimates["moments", 0]["information_B"],
     }
+    if artifact.novelty is not None:
+        chain = Chain(artifact.network)
+        parts = [artifact.novelty.score(chain, part.numpy()) for part in images.inputs_B.split(5_000)]
+        scored["novelty"] = np.concatenate(parts)
+    return scored
 
 
-def print_metrics(metrics: dict[str, Any]) -> None:
-    """Print what `evaluate` returned as a table."""
-    masks = metrics["mc"]
-    table = Table(title="10,000 test images", caption=f"mc: {masks['samples']} masks, seed {masks['seed']}; in nats")
-    for column in ("mode", "accuracy", "NLL", "entropy", "mutual information"):
-        table.add_column(column, justify="right")
-    for mode, row in metrics.items():
-        numbers = [row["accuracy"], row["nll"], row["entropy"], row.get("mutual_information")]
-        table.add_row(mode, *("" if number is None else f"{number:.4f}" for number in numbers))
+def print_ood(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
+    """Print what `evaluate_ood` returned."""
+    table = Table(title="Told from the test images", caption="flagged: counted as novel, at a false-alarm rate of 1 %")
+    for column in ("images", "score", "AUROC", "AUPR", "FPR95", "flagged"):
+        table.add_column(column, justify="left" if column in {"images", "score"} else "right")
+    for name, by_score in found.items():
+        for score, row in by_score.items():
+            numbers = [row.get(key) for key in ("auroc", "aupr", "fpr95", "flagged")]
+            table.add_row(name, score, *("" if number is None else f"{number:.3f}" for number in numbers))
     console.print(table)
 
 
-def _score(probs_BC: Tensor, labels_B: Tensor) -> dict[str, float]:
-    right_B = probs_BC.argmax(dim=-1) == labels_B
-    likelihood_B = probs_BC.gather(1, labels_B[:, None]).squeeze(1)
-    return {
-        "accuracy": right_B.double().mean().item(),
-        "nll": -likelihood_B.log().mean().item(),
-        "entropy": entropy(probs_BC).mean().item(),
-    }
+def print_metrics(metrics: dict[str, Any], title: str) -> None:
+    """Print what `evaluate` returned as a table."""
+    masks = metrics["mc"]
+    caption = f"mc: {masks['samples']} masks, seed {masks['seed']}; NLL, entropy, mutual information (MI) in nats"
+    table = Table(title=title, caption=caption)
+    for column in ("mode", "accuracy", "NLL", "Brier", "ECE", "entropy", "MI"):
+        table.add_column(column, justify="right")
+    for mode, row in metrics.items():
+        table.add_row(mode, *_cells(row))
+        if "calibrated" in row:
+            table.add_row(f"{mode}, calibrated", *_cells(row["calibrated"]))
+    console.print(table)
+
+
+def print_promises(metrics: dict[str, Any]) -> None:
+    """Print how well the calibrated promises of `evaluate` are kept, if there are any."""
+    if "calibrated" not in metrics["mc"]:
+        return
+    promised = metrics["mc"]["calibrated"]
+    sets = Table(title="Prediction sets, mc")
+    for column in ("method", "coverage asked for", "found", "classes in a set"):
+        sets.add_column(column, justify="right")
+    for method, by_coverage in promised["prediction_sets"].items():
+        for coverage, found in by_coverage.items():
+            sets.add_row(method, coverage, f"{found['covered']:.3f}", f"{found['size']:.3f}")
+    answers = Table(title="Abstention, mc")
+    for column in ("risk accepted", "wrong among the answered", "answered"):
+        answers.add_column(column, justify="right")
+    for risk, found in promised["max_risk"].items():
+        answers.add_row(risk, f"{found['error']:.3f}", f"{found['answered']:.3f}")
+    console.print(sets)
+    console.print(answers)
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    numbers = [row.get(name) for name in ("accuracy", "nll", "brier", "ece", "entropy", "mutual_information")]
+    return ["" if number is None else f"{number:.4f}" for number in numbers]
 
 
 @app.command()
@@ -88,6 +201,9 @@ def main(
     samples: Annotated[int, typer.Option(min=2, help="Dropout masks.")] = 100,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the masks.")] = 0,
     data: Annotated[Path | None, typer.Option(help="Folder of Fashion-MNIST; else found as for training.")] = None,
+    ood: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH of images that are no clothing: IDX, .npy, or a folder.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
 ) -> None:
     """Measure accuracy, likelihood and uncertainty of an artifact on the test images of Fashion-MNIST."""
@@ -95,13 +211,25 @@ def main(
     try:
         if out is not None and not out.parent.is_dir():
             raise FileNotFoundError(f"--out: there is no folder {out.parent}")
-        metrics = evaluate(load_artifact(artifact).network, load_fashion_mnist(data).test, samples=samples, seed=seed)
+        loaded, test = load_artifact(artifact), load_fashion_mnist(data).test
+        outside = built_in(test.images_B.numpy()) | dict(map(_named_images, ood or []))
+        metrics = evaluate(loaded.network, test, samples=samples, seed=seed, calibrations=loaded.calibrations)
+        strange = evaluate_ood(loaded, test, outside, samples=samples, seed=seed)
         if out is not None:
-            write_atomically(out, (json.dumps(metrics, indent=2) + "\n").encode())
+            write_atomically(out, (json.dumps(metrics | {"ood": strange}, indent=2) + "\n").encode())
     except (DataError, OSError, TypeError, ValueError) as error:
         errors.print(f"error: {error}", style="bold red")
         raise typer.Exit(1) from error
-    print_metrics(metrics)
+    print_metrics(metrics, f"{len(test):,} test images")
+    print_promises(metrics)
+    print_ood(strange)
+
+
+def _named_images(given: str) -> tuple[str, Array]:
+    name, equals, path = given.partition("=")
+    if not (name and equals and path):
+        raise ValueError(f"--ood: expected NAME=PATH, got {given}")
+    return name, read_images(Path(path))
 
 
 if __name__ == "__main__":

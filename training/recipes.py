@@ -24,8 +24,9 @@ class Recipe:
         masks: dropout masks that each image of a step is trained under, on a shared prefix.
         average_decay: of the exponential moving average of the weights over steps, which is the result; None for the
             last weights.
-        held_out: images of the 60,000 that validate the run instead of training it; 0 trains on all and follows the
-            test set, as the chapter does.
+        calibration: images of the 60,000 that calibrate the result instead of training it; 0 trains on all and follows
+            the test set, as the chapter does.
+        validate: whether training leaves out as many more, to choose a recipe by, instead of calibrating a result.
     """
 
     architecture: MLPConfig = field(default_factory=MLPConfig)
@@ -40,7 +41,8 @@ class Recipe:
     shift: int = 0
     masks: int = 1
     average_decay: float | None = None
-    held_out: int = 0
+    calibration: int = 0
+    validate: bool = False
 
 
 RECIPES = {
@@ -53,15 +55,16 @@ RECIPES = {
         initial_std=0.01,
     ),
     "default": Recipe(
-        epochs=100,
+        architecture=MLPConfig(dropout=(0.1, 0.3)),
+        epochs=200,
         optimizer="adamw",
         learning_rate=3e-3,
         schedule="one-cycle",
         weight_decay=0.05,
         flip=True,
-        shift=1,
+        shift=2,
         masks=4,
         average_decay=0.9995,
-        held_out=5_000,
+        calibration=5_000,
     ),
 }

@@ -19,13 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from model import save_artifact
 from model.artifact import CARD, WEIGHTS, write_atomically
-from training.data import CLASSES, FILES, DataError, FashionMNIST, load_fashion_mnist, split_train
+from training.calibrate import fit_calibrations, fit_novelty
+from training.data import CLASSES, FILES, DataError, FashionMNIST, Splits, load_fashion_mnist, split_three
 from training.evaluate import evaluate, print_metrics
 from training.fit import Epoch, Fit
 from training.plots import learning_curves
 from training.recipes import RECIPES, Recipe
 
-SPLIT_SEED = 0  # the same split for every training seed
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
 CURVES = "curves.png"
@@ -52,7 +52,9 @@ class Run:
     @property
     def held_out_name(self) -> str:
         """What the images are called that each epoch is measured on."""
-        return "validation" if self.recipe.held_out else "test"
+        if self.recipe.validate:
+            return "validation"
+        return "calibration" if self.recipe.calibration else "test"
 
 
 @app.command()
@@ -67,6 +69,10 @@ def main(  # noqa: PLR0913 - one argument an option
     data: Annotated[
         Path | None, typer.Option(help="Folder of Fashion-MNIST.", show_default="$MCD_DATA_DIR, or found")
     ] = None,
+    validate: Annotated[
+        bool,
+        typer.Option("--validate", help="To choose a recipe: leave out images, and measure those, not the test's."),
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last epoch, if there is one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run exists.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps; auto takes a GPU where there is one.")] = "auto",
@@ -83,12 +89,14 @@ def main(  # noqa: PLR0913 - one argument an option
     try:
         run = Run(
             name=recipe.value,
-            recipe=chosen if epochs is None else replace(chosen, epochs=epochs),
+            recipe=replace(chosen, epochs=epochs or chosen.epochs, validate=validate),
             seed=seed,
             device=_device(device),
             out=folder,
-            command=_command(recipe=recipe.value, seed=seed, epochs=epochs, threads=threads),
+            command=_command(recipe=recipe.value, seed=seed, epochs=epochs, threads=threads, validate=validate),
         )
+        if validate and not chosen.calibration:
+            raise _Refusal(f"--validate: the recipe {recipe.value} leaves no images out of training")
         if not (resume or overwrite) and (folder / CHECKPOINT).exists():
             raise _Refusal(
                 f"{folder} has a run already: go on with --resume, start anew with --overwrite, or set --out"
@@ -96,10 +104,11 @@ def main(  # noqa: PLR0913 - one argument an option
         fashion = load_fashion_mnist(data)
         if overwrite:
             _discard(folder)
-        fit = _begin(run, fashion, resume=resume)
+        splits = split_three(fashion.train, each=run.recipe.calibration, validate=run.recipe.validate)
+        fit = _begin(run, splits, fashion, resume=resume)
         _train(run, fit)
-        _finish(run, fit, fashion, publish=publish)
-    except (DataError, _Refusal, OSError) as error:
+        _finish(run, fit, splits, fashion, publish=publish)
+    except (DataError, _Refusal, OSError, ValueError) as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         kept = f"the finished epochs are in {folder}" if (folder / CHECKPOINT).exists() else "no epoch was finished"
@@ -110,11 +119,11 @@ class _Refusal(Exception):  # noqa: N818 - not an error of the program
     """A request that would lose or mix up something."""
 
 
-def _begin(run: Run, fashion: FashionMNIST, *, resume: bool) -> Fit:
-    if run.recipe.held_out:
-        train, held_out = split_train(fashion.train, held_out=run.recipe.held_out, seed=SPLIT_SEED)
-    else:
-        train, held_out = fashion.train, fashion.test
+def _begin(run: Run, splits: Splits, fashion: FashionMNIST, *, resume: bool) -> Fit:
+    train = splits.training
+    held_out = {"validation": splits.validation, "calibration": splits.calibration, "test": fashion.test}[
+        run.held_out_name
+    ]
     fit = Fit(run.recipe, train, held_out, seed=run.seed, device=run.device)
     console.print(f"recipe {run.name}: {_differences(run.recipe)}")
     console.print(
@@ -163,22 +172,38 @@ def _save_log(run: Run, fit: Fit) -> None:
     write_atomically(run.out / LOG, log.encode())
 
 
-def _finish(run: Run, fit: Fit, fashion: FashionMNIST, *, publish: bool) -> None:
+def _finish(run: Run, fit: Fit, splits: Splits, fashion: FashionMNIST, *, publish: bool) -> None:
     title = f"{run.name}, seed {run.seed}"
     curves = learning_curves(fit.history, title=title, held_out_name=run.held_out_name)
     write_atomically(run.out / CURVES, curves)
     network = fit.network.cpu()
-    test = evaluate(network, fashion.test, samples=METRIC_SAMPLES, seed=0)
+    measured = {"validation": splits.validation} if run.recipe.validate else {"test": fashion.test}
+    calibrations, novelty = [], None
+    if run.recipe.calibration and not run.recipe.validate:
+        calibrations = fit_calibrations(network, splits.calibration, console=console)
+        novelty = fit_novelty(network, splits.training, splits.calibration)
+    metrics = {
+        name: evaluate(network, images, samples=METRIC_SAMPLES, seed=0, calibrations=calibrations)
+        for name, images in measured.items()
+    }
     folder = run.out / ARTIFACT
-    save_artifact(folder, network, run.recipe.architecture, _card(run, fit, test))
-    print_metrics(test)
+    save_artifact(
+        folder,
+        network,
+        run.recipe.architecture,
+        _card(run, fit, splits, metrics),
+        calibrations=calibrations,
+        novelty=novelty,
+    )
+    for name, rows in metrics.items():
+        print_metrics(rows, f"{len(measured[name]):,} {name} images")
     console.print(f"artifact {folder}, learning curves {run.out / CURVES}, log {run.out / LOG}")
     console.print(f"serve it: MCD_MODEL={shlex.quote(str(folder.resolve()))} make serve")
     if publish:
         console.print(f"in the BentoML model store: MCD_MODEL=bentoml:{_publish(folder, run)} make serve")
 
 
-def _card(run: Run, fit: Fit, test: dict[str, Any]) -> dict[str, Any]:
+def _card(run: Run, fit: Fit, splits: Splits, metrics: dict[str, Any]) -> dict[str, Any]:
     recipe = {name: value for name, value in asdict(run.recipe).items() if name != "architecture"}
     return {
         "classes": list(CLASSES),
@@ -190,12 +215,12 @@ def _card(run: Run, fit: Fit, test: dict[str, Any]) -> dict[str, Any]:
             "name": "Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747; MIT License, Zalando SE)",
             "sha256": {file.name: file.sha256 for file in FILES},
             "split": {
-                "train": len(fit.train),
-                "validation": run.recipe.held_out,
-                "seed": SPLIT_SEED,
+                "train": len(splits.training),
+                "validation": len(splits.validation),
+                "calibration": len(splits.calibration),
             },
         },
-        "metrics": {"last_epoch": asdict(fit.history[-1]), "test": test},
+        "metrics": {"last_epoch": asdict(fit.history[-1]), **metrics},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -226,9 +251,9 @@ def _device(name: str) -> torch.device:
         raise _Refusal(f"--device {name} can't be used here: {str(error).splitlines()[0]}") from error
 
 
-def _command(**options: object) -> str:
+def _command(*, validate: bool, **options: object) -> str:
     given = " ".join(f"--{name} {value}" for name, value in options.items() if value is not None)
-    return f"python -m training.train {given}"
+    return f"python -m training.train {given}{' --validate' if validate else ''}"
 
 
 def _differences(recipe: Recipe) -> str:

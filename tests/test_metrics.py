@@ -1,0 +1,70 @@
+"""Against the definitions, written as loops."""
+
+import numpy as np
+import pytest
+
+from training.metrics import calibration_error, scores, selective
+
+
+@pytest.fixture
+def predicted() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(101)
+    return rng.dirichlet(np.ones(4) / 3, size=157), rng.integers(0, 4, 157)
+
+
+def in_bins(probs: list[float], happened: list[bool], members: list[list[int]]) -> float:
+    total = 0.0
+    for bin_ in members:
+        if bin_:
+            mean, frequency = np.mean([probs[b] for b in bin_]), np.mean([happened[b] for b in bin_])
+            total += abs(mean - frequency) * len(bin_) / len(probs)
+    return total
+
+
+def equal_width(probs: list[float], bins: int) -> list[list[int]]:
+    return [[b for b, p in enumerate(probs) if k / bins < p <= (k + 1) / bins] for k in range(bins)]
+
+
+def test_calibration_errors_are_those_of_the_loop(predicted):
+    probs_BC, labels_B = predicted
+    confidence, right = probs_BC.max(axis=1).tolist(), (probs_BC.argmax(axis=1) == labels_B).tolist()
+    found = scores(probs_BC, labels_B)
+    assert found["ece"] == pytest.approx(in_bins(confidence, right, equal_width(confidence, 15)))
+    ascending = sorted(range(157), key=lambda b: confidence[b])
+    members = [part.tolist() for part in np.array_split(ascending, 15)]
+    assert found["ece_equal_mass"] == pytest.approx(in_bins(confidence, right, members))
+    each = [
+        in_bins(probs_BC[:, c].tolist(), (labels_B == c).tolist(), equal_width(probs_BC[:, c].tolist(), 15))
+        for c in range(4)
+    ]
+    assert found["classwise_ece"] == pytest.approx(np.mean(each))
+
+
+def test_what_happens_as_often_as_said_has_no_error_and_sure_mistakes_have_all():
+    assert calibration_error(np.full(4, 0.25), np.array([True, False, False, False])) == 0
+    for equal_mass in (False, True):
+        assert calibration_error(np.ones(30), np.zeros(30), equal_mass=equal_mass) == 1
+
+
+def test_edges_of_the_range_have_a_bin():
+    assert calibration_error(np.array([0.0, 1.0]), np.array([0, 1])) == 0
+
+
+def test_selective_scores_are_those_of_the_loop(predicted):
+    probs_BC, labels_B = predicted
+    labels_B = np.where(np.random.default_rng(102).random(157) < 0.6, probs_BC.argmax(axis=1), labels_B)
+    confidence_B, right_B = probs_BC.max(axis=1), probs_BC.argmax(axis=1) == labels_B
+    order = sorted(range(157), key=lambda b: -confidence_B[b])
+    errors = [sum(not right_B[b] for b in order[:n]) for n in range(1, 158)]
+    found = selective(confidence_B, right_B)
+    assert found["aurc"] == pytest.approx(np.mean([e / n for n, e in enumerate(errors, start=1)]))
+    assert found["augrc"] == pytest.approx(np.mean([e / 157 for e in errors]))
+    assert (
+        found["coverage_at_5_risk"] == max((n for n, e in enumerate(errors, start=1) if e <= 0.05 * n), default=0) / 157
+    )
+
+
+def test_all_right_covers_all_and_all_wrong_nothing():
+    confidence_B = np.linspace(0.5, 1, 10)
+    assert selective(confidence_B, np.ones(10, bool)) == {"aurc": 0, "augrc": 0, "coverage_at_5_risk": 1}
+    assert selective(confidence_B, np.zeros(10, bool))["coverage_at_5_risk"] == 0

@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.distance import mahalanobis
+from torch import nn
+
+from model import MLPConfig, build_mlp, load_artifact
+from model.artifact import ArtifactError, save_artifact
+from model.chain import Chain
+from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, features
+
+CONFIG = MLPConfig(hidden=(8, 6), dropout=(0.1, 0.4), classes=3)
+SIZES = {"image": 6, "first layer": 8, "activations": 14}
+
+
+@pytest.fixture
+def network() -> nn.Sequential:
+    torch.manual_seed(81)
+    return build_mlp(CONFIG)
+
+
+@pytest.fixture
+def images_B() -> np.ndarray:
+    images_B = np.random.default_rng(82).random((5, 1, 28, 28), np.float32)
+    images_B[images_B < 0.3] = 0
+    return images_B
+
+
+def gaussians(rng: np.random.Generator, size: int) -> ClassGaussians:
+    return ClassGaussians(rng.normal(size=(size, size)), rng.normal(size=(3, size)), typical=2.0, far=7.0)
+
+
+@pytest.fixture
+def novelty() -> Novelty:
+    rng = np.random.default_rng(83)
+    return Novelty(
+        {name: gaussians(rng, size) for name, size in SIZES.items()},
+        dict(zip(FALSE_ALARM_RATES, (None, 1.2, 0.8), strict=True)),
+    )
+
+
+def test_the_distance_is_mahalanobis_to_the_nearest_mean():
+    rng = np.random.default_rng(84)
+    one, features_BF = gaussians(rng, 4), rng.normal(size=(6, 4))
+    inverse_FF = one.whiten_FF @ one.whiten_FF.T
+    means_KF = one.means_KF @ np.linalg.inv(one.whiten_FF)
+    expected = [min(mahalanobis(row_F, mean_F, inverse_FF) ** 2 for mean_F in means_KF) for row_F in features_BF]
+    assert np.allclose(one.distance(features_BF), expected)
+    assert np.allclose(one.score(features_BF), (np.array(expected) - 2) / 5)
+
+
+def test_features_are_statistics_of_the_pixels_and_what_the_layers_give(network, images_B):
+    seen: dict[str, torch.Tensor] = {}
+    for name in ("hidden1", "relu1", "relu2"):
+        network.get_submodule(name).register_forward_hook(lambda *args, name=name: seen.update({name: args[-1]}))
+    with torch.no_grad():
+        network.eval()(torch.from_numpy(images_B))
+    views = features(Chain(network), images_B)
+    assert np.allclose(views["first layer"], seen["hidden1"], atol=1e-6)
+    assert np.allclose(views["activations"], torch.cat([seen["relu1"], seen["relu2"]], dim=1).sqrt(), atol=1e-4)
+    for row, (pixels,) in zip(views["image"], images_B, strict=True):
+        down, right = np.abs(pixels[1:] - pixels[:-1]).mean(), np.abs(pixels[:, 1:] - pixels[:, :-1]).mean()
+        plain = [pixels.mean(), pixels.std(), pixels.max(), (pixels == 0).mean()]
+        assert row == pytest.approx([*plain, np.log(down + 0.01), np.log(right + 0.01)], rel=1e-4, abs=0.03)
+
+
+def test_the_farthest_view_decides(network, novelty, images_B):
+    chain = Chain(network)
+    views = features(chain, images_B)
+    each = np.array([novelty.gaussians[name].score(views[name]) for name in FEATURES])
+    assert np.array_equal(novelty.score(chain, images_B), each.max(axis=0))
+    assert len(set(each.argmax(axis=0))) >= 1
+
+
+def test_no_images_have_no_scores(network, novelty, images_B):
+    assert novelty.score(Chain(network), images_B[:0]).shape == (0,)
+
+
+def test_an_artifact_keeps_it(network, novelty, images_B, tmp_path):
+    save_artifact(tmp_path, network, CONFIG, {"classes": ["a", "b", "c"]}, novelty=novelty)
+    found = load_artifact(tmp_path).novelty
+    assert found.thresholds == novelty.thresholds
+    chain = Chain(network)
+    assert np.array_equal(found.score(chain, images_B), novelty.score(chain, images_B))
+
+
+def test_a_changed_file_is_refused(network, novelty, tmp_path):
+    save_artifact(tmp_path, network, CONFIG, {"classes": ["a", "b", "c"]}, novelty=novelty)
+    path = tmp_path / "novelty.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ArtifactError, match=r"novelty\.safetensors: expected sha256"):
+        load_artifact(tmp_path)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"novelty\.safetensors: expected a readable file"):
+        load_artifact(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "size"), [("first layer", 7), ("activations", 8)])
+def test_one_of_another_network_is_refused(network, novelty, tmp_path, name, size):
+    other = Novelty(dict(novelty.gaussians) | {name: gaussians(np.random.default_rng(85), size)}, novelty.thresholds)
+    save_artifact(tmp_path, network, CONFIG, {"classes": ["a", "b", "c"]}, novelty=other)
+    with pytest.raises(ArtifactError, match=f"{name}: expected {SIZES[name]} features, got {size}"):
+        load_artifact(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda parts: parts[0].pop("scales"), "bad 'scales'"),
+        (lambda parts: parts[0]["thresholds"].pop("0.01"), "bad '0.01'"),
+        (lambda parts: parts[0]["scales"].update(image=[1]), "not enough values"),
+        (lambda parts: parts[1].pop("image means"), "bad 'image means'"),
+        (lambda parts: parts[1].update({"image means": torch.zeros(3, 5)}), "don't fit"),
+    ],
+)
+def test_what_is_no_novelty_score_is_refused(novelty, change, message):
+    parts = novelty.to_json(), novelty.tensors()
+    change(parts)
+    with pytest.raises(ValueError, match=message):
+        Novelty.of(*parts)

@@ -1,0 +1,85 @@
+import gzip
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from training.data import DataError
+from training.ood import built_in, read_images, separation
+
+IMAGES_BHW = np.random.default_rng(95).integers(0, 256, (6, 28, 28), dtype=np.uint8)
+
+
+def idx(images_BHW: np.ndarray) -> bytes:
+    return b"\x00\x00\x08\x03" + np.array(images_BHW.shape, dtype=">u4").tobytes() + images_BHW.tobytes()
+
+
+def test_images_are_read_from_every_kind_of_file(tmp_path):
+    (tmp_path / "plain").write_bytes(idx(IMAGES_BHW))
+    (tmp_path / "packed.gz").write_bytes(gzip.compress(idx(IMAGES_BHW)))
+    np.save(tmp_path / "array.npy", IMAGES_BHW)
+    folder = tmp_path / "folder" / "inner"
+    folder.mkdir(parents=True)
+    for number, pixels in enumerate(IMAGES_BHW):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    for name in ("plain", "packed.gz", "array.npy", "folder"):
+        assert np.array_equal(read_images(tmp_path / name), IMAGES_BHW), name
+
+
+def test_larger_images_of_a_folder_are_scaled(tmp_path):
+    Image.new("RGB", (90, 60), (200, 200, 200)).save(tmp_path / "grey.jpg")
+    assert (np.abs(read_images(tmp_path).astype(int) - 200) <= 2).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("text.npy", b"no array"), ("short.gz", gzip.compress(idx(IMAGES_BHW)[:-1])), ("text", b"what?"),
+        ("labels", b"\x00\x00\x08\x01" + bytes(9)), ("no.gz", b"packed?"), ("empty", b""),
+    ],
+)  # fmt: skip
+def test_what_is_no_image_file_is_refused_by_name(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=name):
+        read_images(tmp_path / name)
+
+
+def test_other_shapes_types_folders_and_nothing_are_refused(tmp_path):
+    np.save(tmp_path / "floats.npy", IMAGES_BHW / 255)
+    np.save(tmp_path / "small.npy", IMAGES_BHW[:, :20])
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "readme.txt").write_text("no image")
+    (tmp_path / "nothing").mkdir()
+    for name in ("floats.npy", "small.npy", "objects.npy", "texts", "nothing", "missing"):
+        with pytest.raises(DataError, match=name):
+            read_images(tmp_path / name)
+
+
+def test_what_is_made_of_test_images_is_what_its_name_says():
+    made = built_in(IMAGES_BHW)
+    assert np.array_equal(made["inverted"], 255 - IMAGES_BHW)
+    assert np.array_equal(np.sort(made["permuted pixels"].reshape(6, -1)), np.sort(IMAGES_BHW.reshape(6, -1)))
+    pair = built_in(np.stack([IMAGES_BHW[0], 255 - IMAGES_BHW[0]]))["permuted pixels"]  # both by the same order
+    assert np.array_equal(pair[1], 255 - pair[0])
+    assert not np.array_equal(pair[0], IMAGES_BHW[0])
+    assert (np.ptp(made["blank"], axis=(1, 2)) == 0).all()
+    assert made["noise"].std() > 60
+    assert all(
+        np.array_equal(one, other) for one, other in zip(made.values(), built_in(IMAGES_BHW).values(), strict=True)
+    )
+
+
+def test_areas_are_those_of_counted_pairs():
+    rng = np.random.default_rng(96)
+    inside_B, outside_B = rng.normal(size=60), rng.normal(1, 1, size=40)
+    found = separation(inside_B, outside_B)
+    pairs = [out > in_ for in_, out in itertools.product(inside_B, outside_B)]
+    assert found["auroc"] == pytest.approx(np.mean(pairs))
+    threshold = np.sort(outside_B)[2]  # 38 of 40 score no less
+    assert found["fpr95"] == pytest.approx((inside_B >= threshold).mean())
+    precisions = [
+        (outside_B >= score).sum() / ((outside_B >= score).sum() + (inside_B >= score).sum()) for score in outside_B
+    ]
+    assert found["aupr"] == pytest.approx(np.mean(precisions))

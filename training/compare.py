@@ -1,0 +1,62 @@
+"""Mean and interval of the figures of several runs: `python -m training.compare runs/*/artifact`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from model import load_artifact
+from training.evaluate import errors
+
+app = typer.Typer(add_completion=False)
+console = Console(highlight=False, soft_wrap=True, markup=False)
+
+_FIGURES = ("accuracy", "nll", "brier", "ece")
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval by Student's t distribution.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"an interval needs at least two runs, got {len(values)}")
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    return float(np.mean(values)), float(half)
+
+
+@app.command()
+def main(
+    artifacts: Annotated[list[Path], typer.Argument(help="Folders of artifacts that differ in their seed.")],
+) -> None:
+    """Print mean and 95 % interval of the test figures that the runs' cards tell."""
+    try:
+        cards = [load_artifact(path).card for path in artifacts]
+        recipes = {str(card["recipe"]) for card in cards}
+        if len(recipes) > 1:
+            raise ValueError("the runs are of different recipes")
+        measured = [card["metrics"]["test"] for card in cards]
+        table = Table(title=f"{len(cards)} runs, seeds {', '.join(str(card['seed']) for card in cards)}")
+        for column in ("mode", *_FIGURES):
+            table.add_column(column, justify="right")
+        for mode in measured[0]:
+            for name, rows in {
+                mode: [one[mode] for one in measured],
+                f"{mode}, calibrated": [one[mode]["calibrated"] for one in measured if "calibrated" in one[mode]],
+            }.items():
+                if rows:
+                    pairs = [interval([row[figure] for row in rows]) for figure in _FIGURES]
+                    table.add_row(name, *(f"{mean:.4f} ± {half:.4f}" for mean, half in pairs))
+    except (ValueError, KeyError) as error:
+        errors.print(f"error: {error}", style="bold red")
+        raise typer.Exit(1) from error
+    console.print(table)
+
+
+if __name__ == "__main__":
+    app()
