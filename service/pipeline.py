@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from service.decision import Decider
 from service.images import (
     EncodedImage,
     ImageError,
@@ -40,12 +41,14 @@ class Pipeline:
 
     Args:
         predictor: the model.
+        decider: what it was calibrated for.
         metrics: where predictions are counted.
         settings: limits.
     """
 
-    def __init__(self, predictor: Predictor, metrics: Metrics, settings: Settings) -> None:
+    def __init__(self, predictor: Predictor, decider: Decider, metrics: Metrics, settings: Settings) -> None:
         self._predictor = predictor
+        self._decider = decider
         self._metrics = metrics
         self._settings = settings
 
@@ -74,8 +77,9 @@ class Pipeline:
             else:
                 prepared = array_image(image, unit_range=parameters.dtype == "float", invert=parameters.invert)
         prediction = self._predict(prepared.pixels, parameters)
+        decision = self._decider.decide(prediction, prepared.pixels, parameters.demands, seed=parameters.seed)
         self._metrics.prediction(prediction)
-        return Answer.of(prediction, prepared, parameters)
+        return Answer.of(prediction, decision, prepared, parameters)
 
     def _predict(self, pixels: Pixels, asked: Parameters) -> Prediction:
         if asked.method == "moments":

@@ -11,6 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import from_json, to_json
 
 from model import Moments, Uncertainty
+from model.calibration import COVERAGES, RISKS, Estimator, SetMethod
+from model.novelty import FALSE_ALARM_RATES
+from service.decision import Decision, Demands, Reason
 from service.images import Invert, Prepared
 from service.predictor import Mode, Prediction
 
@@ -79,6 +82,21 @@ def _samples(value: Any) -> int | Literal["auto"]:
     raise ValueError(f"must be 0, 2..{MAX_SAMPLES} or auto, got {samples}{why}")
 
 
+def _one_of(levels: tuple[float, ...]) -> BeforeValidator:
+    """Let one of a few numbers through, as JSON or as text."""
+
+    def check(value: Any) -> float:
+        try:
+            number = None if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = None
+        if number not in levels:
+            raise ValueError(f"must be one of {', '.join(map(str, levels))}, got {_short(value)}")
+        return number
+
+    return BeforeValidator(check, json_schema_input_type=Literal[levels])
+
+
 class Parameters(BaseModel):
     """What a client may ask for beside the image."""
 
@@ -106,10 +124,33 @@ class Parameters(BaseModel):
         Field(ge=0, le=MAX_SEED, description="seed of the masks; the same seed gives the same answer"),
         BeforeValidator(_whole_number),
     ] = 0
+    coverage: Annotated[
+        float, Field(description="how often the prediction set shall hold the true class"), _one_of(COVERAGES)
+    ] = 0.9
+    set_method: Annotated[
+        SetMethod, Field(description="of the prediction set: lac makes the smallest ones, aps adapts to hard images")
+    ] = "lac"
+    max_risk: Annotated[
+        float, Field(description="abstain, so that at most this part of the answers is wrong"), _one_of(RISKS)
+    ] = 0.05
+    false_alarm_rate: Annotated[
+        float, Field(description="part of ordinary images that may be taken for novel"), _one_of(FALSE_ALARM_RATES)
+    ] = 0.01
+    calibrated: Annotated[bool, Field(description="false for the raw mean probabilities")] = True
     invert: Annotated[Invert, Field(description="swap dark and light; auto decides by the border")] = Invert.AUTO
     dtype: Annotated[
         Literal["uint8", "float"], Field(description="values of an array: integers 0..255, or numbers in [0, 1]")
     ] = "uint8"
+
+    @property
+    def demands(self) -> Demands:
+        """Those that decide on a prediction."""
+        return Demands(
+            coverage=self.coverage,
+            set_method=self.set_method,
+            max_risk=self.max_risk,
+            false_alarm_rate=self.false_alarm_rate,
+        )
 
     @classmethod
     def gather(cls, *sources: Given) -> Self:
@@ -233,8 +274,23 @@ class PreprocessingAnswer(BaseModel):
     steps: list[str]
 
 
+class CalibrationAnswer(BaseModel):
+    """What probabilities, prediction set and abstention were calibrated for; 0 samples where nothing is sampled."""
+
+    estimator: Estimator
+    samples: int
+
+
+class NoveltyAnswer(BaseModel):
+    """How unlike the training's the image is; flagged above the threshold, null if that is not calibrated."""
+
+    score: float
+    threshold: float | None
+    flagged: bool
+
+
 class Answer(BaseModel):
-    """A prediction; `uncertainty` is null in eval mode."""
+    """A prediction; `uncertainty` is null in eval mode, and null is what the model was not calibrated for."""
 
     label: str
     class_index: int
@@ -244,22 +300,42 @@ class Answer(BaseModel):
     samples: int
     seed: int
     uncertainty: UncertaintyAnswer | None
+    calibrated: bool
+    calibration: CalibrationAnswer | None
+    prediction_set: list[str] | None
+    coverage: float
+    abstain: bool
+    abstain_reason: Reason | None
+    abstain_threshold: float | None
+    max_risk: float
+    novelty: NoveltyAnswer | None
     preprocessing: PreprocessingAnswer
     warnings: list[str]
 
     @classmethod
-    def of(cls, prediction: Prediction, prepared: Prepared, parameters: Parameters) -> Self:
+    def of(cls, prediction: Prediction, decision: Decision, prepared: Prepared, parameters: Parameters) -> Self:
         """Put together what the stages found."""
         width, height = prepared.size
+        calibrated = decision.probabilities if parameters.calibrated else None
+        probabilities = prediction.probabilities if calibrated is None else calibrated
         return cls(
             label=prediction.label,
             class_index=prediction.class_index,
-            confidence=prediction.confidence,
-            probabilities=prediction.probabilities,
+            confidence=probabilities[prediction.class_index],
+            probabilities=probabilities,
             mode=prediction.mode,
             samples=prediction.samples,
             seed=parameters.seed,
             uncertainty=_uncertainty_answer(prediction.uncertainty),
+            calibrated=calibrated is not None,
+            calibration=_calibration_answer(decision),
+            prediction_set=decision.prediction_set,
+            coverage=parameters.coverage,
+            abstain=decision.reason is not None,
+            abstain_reason=decision.reason,
+            abstain_threshold=decision.least_confidence,
+            max_risk=parameters.max_risk,
+            novelty=_novelty_answer(decision),
             preprocessing=PreprocessingAnswer(
                 source=prepared.source,
                 width=width,
@@ -267,8 +343,20 @@ class Answer(BaseModel):
                 inverted=prepared.inverted,
                 steps=list(prepared.steps),
             ),
-            warnings=[*prepared.warnings, *prediction.warnings],
+            warnings=[*prepared.warnings, *prediction.warnings, *decision.warnings],
         )
+
+
+def _calibration_answer(decision: Decision) -> CalibrationAnswer | None:
+    found = decision.calibration
+    return None if found is None else CalibrationAnswer(estimator=found.estimator, samples=found.samples)
+
+
+def _novelty_answer(decision: Decision) -> NoveltyAnswer | None:
+    found = decision.novelty
+    if found is None:
+        return None
+    return NoveltyAnswer(score=found.score, threshold=found.threshold, flagged=found.flagged)
 
 
 def _uncertainty_answer(found: Uncertainty | Moments | None) -> UncertaintyAnswer | None:

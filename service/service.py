@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from model import Artifact, load_artifact
+from service.decision import Decider
 from service.images import Invert
 from service.metrics import Metrics
 from service.pipeline import Pipeline
@@ -58,7 +59,7 @@ class UncertaintyService:
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     def check_model() -> None:
         """Refuse to start with a model that is not whole, before any worker is started."""
-        _load_predictor()
+        _load()
 
     @bentoml.api  # type: ignore[untyped-decorator]
     def predict(  # noqa: PLR0913, PLR0917 - each is a parameter of the API; BentoML reads them here
@@ -69,6 +70,11 @@ class UncertaintyService:
         tolerance: Annotated[float | None, Field(description="with auto: standard error that suffices")] = None,
         max_samples: Annotated[int | None, Field(description="with auto: where to stop in any case")] = None,
         seed: Annotated[int, Field(description="of the masks")] = 0,
+        coverage: Annotated[float, Field(description="of the prediction set: 0.8, 0.9, 0.95 or 0.99")] = 0.9,
+        set_method: Annotated[str, Field(description="of the prediction set: lac or aps")] = "lac",
+        max_risk: Annotated[float, Field(description="wrong answers to accept: 0.01, 0.02 or 0.05")] = 0.05,
+        false_alarm_rate: Annotated[float, Field(description="of novelty: 0.001, 0.01 or 0.05")] = 0.01,
+        calibrated: Annotated[bool, Field(description="false for raw probabilities")] = True,  # noqa: FBT002
         invert: Annotated[str, Field(description="auto, yes or no: swap dark and light")] = Invert.AUTO.value,
         dtype: Annotated[str, Field(description="of an array: uint8, or float for numbers in [0, 1]")] = "uint8",
     ) -> Answer:
@@ -77,6 +83,11 @@ class UncertaintyService:
             "method": method,
             "samples": samples,
             "seed": seed,
+            "coverage": coverage,
+            "set_method": set_method,
+            "max_risk": max_risk,
+            "false_alarm_rate": false_alarm_rate,
+            "calibrated": calibrated,
             "invert": invert,
             "dtype": dtype,
         }
@@ -96,14 +107,15 @@ def _pipeline() -> Pipeline:
     # One core a worker: more workers are the way to more cores. Bits depend on the number of threads, too.
     torch.set_num_threads(1)
     threadpool_limits(1, user_api="blas")
-    predictor = _load_predictor()
+    predictor, decider = _load()
     predictor.warm_up()
-    return Pipeline(predictor, _metrics(), SETTINGS)
+    return Pipeline(predictor, decider, _metrics(), SETTINGS)
 
 
-def _load_predictor() -> Predictor:
+def _load() -> tuple[Predictor, Decider]:
     try:
-        return Predictor(_load_artifact())
+        artifact = _load_artifact()
+        return Predictor(artifact), Decider(artifact)
     except (BentoMLException, TypeError, ValueError) as error:
         raise SystemExit(f"mcd: the model can't be served: {error}") from error
 

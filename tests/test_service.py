@@ -22,6 +22,8 @@ from server import ROOT, bentoml_command, environment, refused_start, serve
 
 from model import MomentPropagation, MonteCarloDropout, load_artifact, summarize
 from model.artifact import CARD, PRETRAINED, WEIGHTS
+from model.calibration import COVERAGES, RISKS, find_calibration
+from model.chain import Chain
 
 ACCURACY_IMAGES = 500
 
@@ -36,6 +38,12 @@ def png(pixels: np.ndarray) -> bytes:
 def boot() -> np.ndarray:
     """The first test image of Fashion-MNIST, which ships with the docs."""
     return np.asarray(Image.open(ROOT / "docs" / "images" / "fashion-mnist-ankle-boot.png"))
+
+
+@pytest.fixture(scope="module")
+def shirt() -> np.ndarray:
+    """A test image that leaves the network in doubt."""
+    return np.asarray(Image.open(ROOT / "docs" / "images" / "fashion-mnist-t-shirt.png"))
 
 
 def post(client: httpx.Client, pixels: np.ndarray, **params: object) -> dict:
@@ -72,12 +80,91 @@ def test_an_answer_is_what_the_library_computes(client, fashion):
     expected = summarize(mc.sample(inputs, samples=30, seed=5))
     probs_BC = mc.predict(inputs)
     for b, pixels in enumerate(images.numpy()):
-        answer = post(client, pixels, samples=30, seed=5)
+        answer = post(client, pixels, samples=30, seed=5, calibrated=False)
         assert answer["probabilities"] == pytest.approx(expected.mean[b].tolist(), rel=1e-5, abs=1e-9)
         for name, value in answer["uncertainty"].items():
             assert value == pytest.approx(getattr(expected, name)[b].tolist(), rel=1e-4, abs=1e-9)
-        assert post(client, pixels)["probabilities"] == pytest.approx(probs_BC[b].tolist(), rel=1e-5, abs=1e-9)
+        raw = post(client, pixels, calibrated=False)
+        assert raw["probabilities"] == pytest.approx(probs_BC[b].tolist(), rel=1e-5, abs=1e-9)
+        assert (answer["calibrated"], raw["calibrated"]) == (False, False)
         assert answer["label"] == artifact.classes[answer["class_index"]]
+
+
+def test_probabilities_sets_and_abstention_are_as_calibrated(client, fashion):
+    artifact = load_artifact()
+    inputs = fashion.test[np.arange(0, 200, 5)].inputs_B
+    expected_BC = summarize(MonteCarloDropout(artifact.network).sample(inputs, samples=100)).mean.numpy()
+    calibration = find_calibration(artifact.calibrations, "masks", 100)
+    probs_BC = calibration.probabilities(expected_BC)
+    scores_B = artifact.novelty.score(Chain(artifact.network), inputs.numpy())
+    reasons = []
+    for probs_C, score, pixels in zip(probs_BC, scores_B, fashion.test.images_B[:200:5].numpy(), strict=True):
+        answer = post(client, pixels, samples=100)
+        assert answer["calibrated"]
+        assert answer["calibration"] == {"estimator": "masks", "samples": 100}
+        assert answer["probabilities"] == pytest.approx(probs_C.tolist(), rel=1e-3, abs=1e-7)
+        assert answer["confidence"] == max(answer["probabilities"])
+        likely = [c for c in np.argsort(-probs_C) if 1 - probs_C[c] <= calibration.set_scores["lac"][0.9]]
+        assert answer["prediction_set"] == [artifact.classes[c] for c in likely]
+        assert answer["novelty"]["score"] == pytest.approx(score, rel=1e-3, abs=1e-3)
+        is_novel = score > artifact.novelty.thresholds[0.01]
+        assert answer["novelty"]["flagged"] == is_novel
+        reason = "novelty" if is_novel else "risk" if probs_C.max() < calibration.confidences[0.05] else None
+        assert (answer["abstain"], answer["abstain_reason"]) == (reason is not None, reason)
+        assert answer["abstain_threshold"] == calibration.confidences[0.05]
+        reasons.append(reason)
+    assert {"risk", None} <= set(reasons)
+
+
+def test_more_coverage_and_less_risk_make_larger_sets_and_fewer_answers(client, fashion):
+    images = fashion.test.images_B[:60].numpy()
+    for method in ("lac", "aps"):
+        sizes = [
+            sum(len(post(client, pixels, coverage=coverage, set_method=method)["prediction_set"]) for pixels in images)
+            for coverage in COVERAGES
+        ]
+        assert sizes == sorted(sizes)
+        assert sizes[0] < sizes[-1]
+    answered = [sum(not post(client, pixels, max_risk=risk)["abstain"] for pixels in images) for risk in RISKS]
+    assert answered == sorted(answered)
+    assert answered[0] < answered[-1]
+
+
+def test_the_same_image_and_seed_have_the_same_adaptive_set(client, fashion):
+    for pixels in fashion.test.images_B[:20].numpy():
+        one, other = (post(client, pixels, set_method="aps", seed=3) for _ in range(2))
+        assert one["prediction_set"] == other["prediction_set"]
+
+
+def strange_images() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(91)
+    rows, columns = np.mgrid[:300, :400]
+    haze = np.stack([columns / 4 + 80, rows / 3 + 70, np.full(rows.shape, 120)], axis=-1) + rng.normal(
+        0, 9, (300, 400, 3)
+    )
+    blobs = Image.fromarray(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8)).resize(
+        (400, 300), Image.Resampling.BICUBIC
+    )
+    return {
+        "black": np.zeros((28, 28), np.uint8), "grey": np.full((28, 28), 60, np.uint8),
+        "white": np.full((90, 120, 3), 255, np.uint8), "noise": rng.integers(0, 256, (28, 28)).astype(np.uint8),
+        "coloured noise": rng.integers(0, 256, (300, 300, 3)).astype(np.uint8),
+        "haze": haze.clip(0, 255).astype(np.uint8), "blobs": np.asarray(blobs),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("params", [{}, {"samples": 100}, {"method": "moments"}])
+@pytest.mark.parametrize("name", strange_images())
+def test_what_is_no_clothing_is_not_answered(client, name, params):
+    answer = post(client, strange_images()[name], **params)
+    assert answer["abstain"], answer
+
+
+def test_few_masks_say_that_they_are_not_calibrated(client, boot):
+    answer = post(client, boot, samples=5)
+    assert answer["warnings"] == ["5 masks are not calibrated, 10 and more are: probabilities are raw, without a set"]
+    assert (answer["calibrated"], answer["calibration"], answer["prediction_set"]) == (False, None, None)
+    assert answer["abstain_threshold"] is None
 
 
 def test_mode_samples_and_seed_are_told(client, boot):
@@ -92,7 +179,8 @@ def test_moments_are_what_the_library_computes_and_near_to_many_masks(client, fa
     images = fashion.test.images_B[:10]
     expected = MomentPropagation(load_artifact().network).predict(fashion.test[np.arange(10)].inputs_B)
     for b, pixels in enumerate(images.numpy()):
-        answer, sampled = post(client, pixels, method="moments"), post(client, pixels, samples=1000)
+        answer = post(client, pixels, method="moments", calibrated=False)
+        sampled = post(client, pixels, samples=1000, calibrated=False)
         assert (answer["mode"], answer["samples"]) == ("moments", 0)
         assert answer["probabilities"] == pytest.approx(expected.mean[b].tolist(), rel=1e-4, abs=1e-8)
         assert answer["probabilities"] == pytest.approx(sampled["probabilities"], abs=0.01)
@@ -120,9 +208,9 @@ def test_as_many_samples_as_it_takes_give_the_answer_of_that_number(client, fash
     assert len(used) > 1
 
 
-def test_another_seed_gives_another_answer_and_more_samples_a_smaller_error(client, boot):
-    assert post(client, boot, samples=50, seed=1)["probabilities"] != post(client, boot, samples=50)["probabilities"]
-    few, many = (max(post(client, boot, samples=n)["uncertainty"]["standard_error"]) for n in (10, 1000))
+def test_another_seed_gives_another_answer_and_more_samples_a_smaller_error(client, shirt):
+    assert post(client, shirt, samples=50, seed=1)["probabilities"] != post(client, shirt, samples=50)["probabilities"]
+    few, many = (max(post(client, shirt, samples=n)["uncertainty"]["standard_error"]) for n in (10, 1000))
     assert many < few / 3
 
 
