@@ -15,8 +15,8 @@ _ROW_SUM_TOLERANCE = 1e-3
 _NUMBERS_AT_ONCE = 2**18  # bounds the memory, and fits into a cache
 _SMALLEST = 1e-30  # added to probabilities before logarithms are taken
 _SMALLEST_DIFFERENCE = 1e-16  # from 1, that float64 tells
-# The normal distribution in 15 steps up to 3.5 standard deviations: what one mask in 4,000 exceeds is left out.
-_Z = np.linspace(-3.5, 3.5, 15)
+# The normal distribution in 19 steps up to 4.5 standard deviations: what one mask in 300,000 exceeds is left out.
+_Z = np.linspace(-4.5, 4.5, 19)
 _DENSITY_Z = np.exp(-(_Z**2) / 2) / np.exp(-(_Z**2) / 2).sum()
 _DENSITY_AND_SLOPE_Z2 = np.stack([_DENSITY_Z, _DENSITY_Z * _Z / np.sqrt(_DENSITY_Z @ _Z**2)], axis=1)
 

@@ -38,7 +38,7 @@ def assert_alike(shown: object, found: object) -> None:
         assert shown.keys() == found.keys()
         for name, value in shown.items():
             assert_alike(value, found[name])
-    elif isinstance(shown, list | float):
+    elif isinstance(shown, float) or (isinstance(shown, list) and all(isinstance(one, float) for one in shown)):
         assert found == pytest.approx(shown, rel=0.02, abs=1e-6)
     else:
         assert found == shown
@@ -87,8 +87,16 @@ def test_the_figures_are_the_cards():
     metrics = load_artifact().card["metrics"]["test"]
     for mode, *figures in rows("mode"):
         found = metrics[mode.partition(",")[0]]
-        names = ("accuracy", "nll", "entropy", "mutual_information")
-        assert [f"{found[name]:.4f}" if name in found else "" for name in names] == figures
+        raw = [found[name] for name in ("accuracy", "nll", "ece")]
+        calibrated = [found["calibrated"][name] for name in ("nll", "ece")]
+        assert [f"{number:.4f}" for number in raw + calibrated] == figures
+    promises = metrics["mc"]["calibrated"]
+    for level, covered, size in rows("coverage asked for"):
+        found = promises["prediction_sets"]["lac"][level]
+        assert [f"{found[name]:.3f}" for name in ("covered", "size")] == [covered, size]
+    for risk, answered, error in rows("risk accepted"):
+        found = promises["max_risk"][risk]
+        assert [f"{found[name]:.3f}" for name in ("answered", "error")] == [answered, error]
 
 
 def test_every_make_target_named_exists():

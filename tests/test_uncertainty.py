@@ -61,8 +61,9 @@ def test_every_quantity_equals_a_second_implementation(probs_SBC, masks):
     assert np.allclose(found.predictive_entropy, stats.entropy(mean_BC, axis=-1))
     assert np.allclose(found.expected_entropy, stats.entropy(probs_SBC, axis=-1).mean(axis=0))
     # I = E[KL(pass || mean)], which is another formula than the difference of entropies
+    relative_BC = np.divide(of_mean_BC, mean_BC, out=np.zeros_like(mean_BC), where=mean_BC > 0)
     divergence = stats.entropy(probs_SBC, np.broadcast_to(mean_BC, probs_SBC.shape), axis=-1).mean(axis=0)
-    assert np.allclose(found.mutual_information, divergence + (of_mean_BC / mean_BC).sum(axis=-1) / 2, atol=1e-9)
+    assert np.allclose(found.mutual_information, divergence + relative_BC.sum(axis=-1) / 2, atol=1e-9)
     assert (found.standard_error.numpy() >= np.sqrt(of_mean_BC) * (1 - 1e-9)).all()
 
 
