@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from rich.progress import Progress
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from model.artifact import write_atomically
 
@@ -78,7 +78,8 @@ def machine() -> str:
         model = names[0] if names else model
     packages = ("torch", "numpy", "bentoml", "baal", "torch-uncertainty")
     versions = ", ".join(f"{name} {found}" for name in packages if (found := _version(name)))
-    return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}."
+    kernels = ", ".join(sorted({pool["architecture"] for pool in threadpool_info() if "architecture" in pool}))
+    return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}; OpenBLAS for {kernels}."
 
 
 def _version(package: str) -> str:
