@@ -2,6 +2,7 @@
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 3000
+REPORT ?= runs/model-card
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,7 +45,7 @@ train: $(INSTALLED)
 	$(BIN)/python -m training.train --recipe default --out runs/default --resume
 
 evaluate: $(INSTALLED)
-	$(BIN)/python -m training.evaluate $(MODEL)
+	$(BIN)/python -m training.evaluate $(MODEL) --report $(REPORT)
 
 # The libraries that we compare with live in an environment of their own; one that can't be installed is left out.
 bench: $(BENCH)/installed

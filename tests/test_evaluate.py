@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
 import training.calibrate
+import training.evaluate
 from model import MLPConfig, MomentPropagation, build_mlp, keep_masks, load_artifact, save_artifact
 from training.data import CLASSES, FashionMNIST, Images
 from training.evaluate import app, evaluate, print_metrics
@@ -159,14 +161,14 @@ def test_the_table_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> Non
 def test_the_program_prints_a_table_and_writes_the_figures_as_json(
     fashion: FashionMNIST, artifact: Path, tmp_path: Path
 ) -> None:
-    out, boots = tmp_path / "metrics.json", tmp_path / "boots.npy"
+    out, boots, report = tmp_path / "metrics.json", tmp_path / "boots.npy", tmp_path / "report"
     np.save(boots, fashion.test[fashion.test.labels_B == 9].images_B)
-    done = cli(
-        artifact, "--data", fashion.source, "--samples", "3", "--seed", "11", "--out", out, "--ood", f"boots={boots}"
-    )
+    files = ["--out", out, "--report", report, "--ood", f"boots={boots}"]
+    done = cli(artifact, "--data", fashion.source, "--samples", "3", "--seed", "11", *files)
     assert done.returncode == 0, done.stderr
     metrics = json.loads(out.read_text())
     assert (metrics["mc"]["samples"], metrics["mc"]["seed"]) == (3, 11)
+    check_report(report, metrics)
     strange = metrics.pop("ood")
     assert strange.keys() == {"noise", "permuted pixels", "inverted", "blank", "boots"}
     assert f"{strange['boots']['mutual information, mc']['auroc']:.3f}" in done.stdout
@@ -180,6 +182,41 @@ def test_the_program_prints_a_table_and_writes_the_figures_as_json(
     assert metrics["eval"]["accuracy"] == pytest.approx(right_B.double().mean().item(), abs=1e-4)
     loss = nn.functional.cross_entropy(logits_BC, fashion.test.labels_B).item()
     assert metrics["eval"]["nll"] == pytest.approx(loss, rel=1e-4)
+
+
+def check_report(folder: Path, metrics: dict) -> None:
+    """Every picture of the page is there and drawn, every file of the folder is of the page."""
+    page = (folder / "index.html").read_text()
+    pictures = re.findall(r'<img src="([^"]+)" alt="[^"]+">', page)
+    assert {path.name for path in folder.iterdir()} == {"index.html", *pictures}
+    assert {"reliability.png", "risk-coverage.png", "least-sure.png", "entropy-mc.png"} <= set(pictures)
+    for name in pictures:
+        with Image.open(folder / name) as picture:
+            assert len(picture.convert("RGB").getcolors(maxcolors=1 << 24)) > 20
+    for mode in ("eval", "mc", "moments"):
+        assert f"{metrics[mode]['aurc']:.4f}" in page
+    assert f"{metrics['ood']['noise']['entropy, mc']['auroc']:.4f}" in page
+    assert "not calibrated" in page
+    assert "<script" not in page
+
+
+def test_a_calibrated_models_report_tells_what_it_promises(
+    fashion: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index_B = torch.arange(300)
+    few = FashionMNIST(train=fashion.train[index_B], test=fashion.test[index_B], source=fashion.source)
+    monkeypatch.setattr(training.evaluate, "load_fashion_mnist", lambda _folder: few)
+    out = tmp_path / "metrics.json"
+    done = CliRunner().invoke(app, ["--samples", "10", "--report", str(tmp_path / "report"), "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    page, metrics = (tmp_path / "report" / "index.html").read_text(), json.loads(out.read_text())
+    assert load_artifact().sha256 in page
+    for found in metrics["mc"]["calibrated"]["prediction_sets"]["aps"].values():
+        assert f"{found['covered']:.4f}</td><td>{found['size']:.4f}" in page
+    for found in metrics["eval"]["calibrated"]["max_risk"].values():
+        assert f"{found['error']:.4f}</td><td>{found['answered']:.4f}" in page
+    assert f"{metrics['ood']['inverted']['novelty']['flagged']:.4f}" in page
+    assert (tmp_path / "report" / "novelty.png").exists()
 
 
 def test_the_embedded_models_card_tells_what_is_measured_again(fashion: FashionMNIST) -> None:

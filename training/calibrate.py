@@ -17,6 +17,7 @@ from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, 
 from training.data import Images
 
 Array = np.ndarray
+Estimates = dict[tuple[Estimator, int], dict[str, Array]]
 
 CONFIDENCE = 0.95  # of the bound on the risk among the answered
 _MASK_SEED = 0
@@ -29,7 +30,7 @@ _IMAGES_AT_ONCE = 250
 
 def estimate(
     network: nn.Sequential, images: Images, *, samples: tuple[int, ...], seed: int, console: Console
-) -> dict[tuple[Estimator, int], dict[str, Array]]:
+) -> Estimates:
     """Predict images in every way: `probs_BC`, and where there is spread, `information_B` (nats).
 
     Args:

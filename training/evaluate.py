@@ -18,10 +18,11 @@ from model.artifact import write_atomically
 from model.calibration import COVERAGES, Calibration, SetMethod, find_calibration
 from model.chain import Chain
 from model.dropout import MAX_SEED
-from training.calibrate import estimate
+from training.calibrate import Estimates, estimate
 from training.data import DataError, Images, load_fashion_mnist
 from training.metrics import scores
 from training.ood import built_in, read_images, separation
+from training.report import write_report
 
 Array = np.ndarray
 
@@ -55,9 +56,15 @@ def evaluate(
         mutual information; for "mc" samples and seed. Where there is a calibration, `calibrated_scores` as
         "calibrated".
     """
-    labels_B = images.labels_B.numpy()
-    metrics: dict[str, Any] = {}
     estimates = estimate(network, images, samples=(samples,), seed=seed, console=console)
+    return measure(estimates, images.labels_B.numpy(), seed=seed, calibrations=calibrations)
+
+
+def measure(
+    estimates: Estimates, labels_B: Array, *, seed: int, calibrations: Sequence[Calibration] = ()
+) -> dict[str, Any]:
+    """Do what `evaluate` does, of estimates that were made with a seed."""
+    metrics: dict[str, Any] = {}
     for (estimator, count), found in estimates.items():
         row: dict[str, Any] = {"samples": count, "seed": seed} if estimator == "masks" else {}
         probs_BC = found["probs_BC"]
@@ -98,40 +105,19 @@ def calibrated_scores(calibration: Calibration, probs_BC: Array, labels_B: Array
     return scores(probs_BC, labels_B) | {"prediction_sets": sets, "max_risk": answered}
 
 
-def evaluate_ood(
-    artifact: Artifact, test: Images, outside: Mapping[str, Array], *, samples: int, seed: int
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure how well scores tell images that are no clothing from the test images.
+def novelty_scores(artifact: Artifact, images: Images, estimates: Estimates) -> dict[str, Array]:
+    """Score how unlike the training's images are, by each estimator's doubts and by the artifact's novelty score.
 
     Args:
-        artifact: the model; its novelty score is one of the scores.
-        test: test images.
-        outside: uint8 images (B, 28, 28) by name.
-        samples: masks of the Monte-Carlo scores.
-        seed: of the masks.
-
-    Returns:
-        By name of the images and score: `separation`; of "novelty" also "flagged", the part that counts as novel.
+        artifact: the model.
+        images: to score.
+        estimates: of these images, for one number of masks.
     """
-    inside = _ood_scores(artifact, test, samples=samples, seed=seed)
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    for name, images_BHW in outside.items():
-        images = Images(torch.from_numpy(images_BHW.copy()), torch.zeros(len(images_BHW)).long())
-        scored = _ood_scores(artifact, images, samples=samples, seed=seed)
-        found[name] = {score: separation(inside[score], values_B) for score, values_B in scored.items()}
-        if artifact.novelty is not None:
-            flagged_B = scored["novelty"] > (artifact.novelty.thresholds[_FALSE_ALARM_RATE] or np.inf)
-            found[name]["novelty"]["flagged"] = float(flagged_B.mean())
-    return found
-
-
-def _ood_scores(artifact: Artifact, images: Images, *, samples: int, seed: int) -> dict[str, Array]:
-    estimates = estimate(artifact.network, images, samples=(samples,), seed=seed, console=console)
-    masks = estimates["masks", samples]
+    (found,) = [row for (estimator, _), row in estimates.items() if estimator == "masks"]
     scored = {
         "entropy, eval": stats.entropy(estimates["eval", 0]["probs_BC"], axis=1),
-        "entropy, mc": stats.entropy(masks["probs_BC"], axis=1),
-        "mutual information, mc": masks["information_B"],
+        "entropy, mc": stats.entropy(found["probs_BC"], axis=1),
+        "mutual information, mc": found["information_B"],
         "mutual information, moments": estimates["moments", 0]["information_B"],
     }
     if artifact.novelty is not None:
@@ -139,6 +125,22 @@ def _ood_scores(artifact: Artifact, images: Images, *, samples: int, seed: int) 
         parts = [artifact.novelty.score(chain, part.numpy()) for part in images.inputs_B.split(5_000)]
         scored["novelty"] = np.concatenate(parts)
     return scored
+
+
+def told_apart(
+    artifact: Artifact, inside: Mapping[str, Array], outside: Mapping[str, Array]
+) -> dict[str, dict[str, float]]:
+    """Measure by score how well images that are no clothing are told from those that are.
+
+    Returns:
+        `separation`; of "novelty" also "flagged", the part that counts as novel.
+    """
+    found = {score: separation(inside[score], values_B) for score, values_B in outside.items()}
+    if artifact.novelty is not None:
+        threshold = artifact.novelty.thresholds[_FALSE_ALARM_RATE]
+        flagged_B = outside["novelty"] > (np.inf if threshold is None else threshold)
+        found["novelty"]["flagged"] = float(flagged_B.mean())
+    return found
 
 
 def print_ood(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
@@ -205,6 +207,7 @@ def main(
         list[str] | None, typer.Option(help="NAME=PATH of images that are no clothing: IDX, .npy, or a folder.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for a model card in HTML, with pictures.")] = None,
 ) -> None:
     """Measure accuracy, likelihood and uncertainty of an artifact on the test images of Fashion-MNIST."""
     torch.set_num_threads(1)  # one image at a time: too small to share
@@ -213,16 +216,32 @@ def main(
             raise FileNotFoundError(f"--out: there is no folder {out.parent}")
         loaded, test = load_artifact(artifact), load_fashion_mnist(data).test
         outside = built_in(test.images_B.numpy()) | dict(map(_named_images, ood or []))
-        metrics = evaluate(loaded.network, test, samples=samples, seed=seed, calibrations=loaded.calibrations)
-        strange = evaluate_ood(loaded, test, outside, samples=samples, seed=seed)
+
+        def estimates_of(images: Images) -> Estimates:
+            return estimate(loaded.network, images, samples=(samples,), seed=seed, console=console)
+
+        estimates = estimates_of(test)
+        metrics = measure(estimates, test.labels_B.numpy(), seed=seed, calibrations=loaded.calibrations)
+        inside = novelty_scores(loaded, test, estimates)
+        scored = {
+            name: novelty_scores(loaded, images, estimates_of(images))
+            for name, images in ((name, _unlabelled(array_BHW)) for name, array_BHW in outside.items())
+        }
+        strange = {name: told_apart(loaded, inside, values) for name, values in scored.items()}
         if out is not None:
             write_atomically(out, (json.dumps(metrics | {"ood": strange}, indent=2) + "\n").encode())
+        if report is not None:
+            write_report(report, loaded, test, estimates, {"test images": inside, **scored}, metrics, strange)
     except (DataError, OSError, TypeError, ValueError) as error:
         errors.print(f"error: {error}", style="bold red")
         raise typer.Exit(1) from error
     print_metrics(metrics, f"{len(test):,} test images")
     print_promises(metrics)
     print_ood(strange)
+
+
+def _unlabelled(images_BHW: Array) -> Images:
+    return Images(torch.from_numpy(images_BHW.copy()), torch.zeros(len(images_BHW)).long())
 
 
 def _named_images(given: str) -> tuple[str, Array]:

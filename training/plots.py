@@ -1,12 +1,18 @@
 """Pictures of results."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from training.fit import Epoch
+
+Array = np.ndarray
+
+_LEAST_IN_BIN = 20
 
 mpl.use("Agg")
 
@@ -19,8 +25,7 @@ def learning_curves(history: Sequence[Epoch], *, title: str, held_out_name: str)
         title: what was run.
         held_out_name: what the held-out images are called: "validation" or "test".
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _figure()
     epochs = [row.epoch for row in history]
     axes.plot(epochs, [row.train_loss for row in history], "-", color="C0", label="train loss (nats)")
     axes.plot(epochs, [row.held_out_loss for row in history], "--", color="C0", label=f"{held_out_name} loss (nats)")
@@ -30,6 +35,87 @@ def learning_curves(history: Sequence[Epoch], *, title: str, held_out_name: str)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
+    return _png(figure)
+
+
+def reliability(curves: Mapping[str, tuple[Array, Array]], *, bins: int = 15) -> bytes:
+    """Draw how often predictions are right against how confident they are.
+
+    Args:
+        curves: confidence (B,) and whether it was right (B,), by name.
+        bins: of equal width.
+    """
+    figure, axes = _figure()
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="as it should be")
+    for name, (confidence_B, right_B) in curves.items():
+        bin_B = np.clip(np.ceil(confidence_B * bins) - 1, 0, bins - 1).astype(int)
+        used = np.flatnonzero(np.bincount(bin_B, minlength=bins) >= _LEAST_IN_BIN)
+        means = [[values_B[bin_B == k].mean() for k in used] for values_B in (confidence_B, right_B)]
+        axes.plot(*means, marker="o", label=name)
+    axes.set(xlabel="confidence", ylabel="part that is right", title=f"bins of at least {_LEAST_IN_BIN} images")
+    return _legend(figure, axes)
+
+
+def risk_coverage(curves: Mapping[str, tuple[Array, Array]]) -> bytes:
+    """Draw the error among the most confident against how many they are; arguments as of `reliability`."""
+    figure, axes = _figure()
+    for name, (confidence_B, right_B) in curves.items():
+        errors_N = np.cumsum(~right_B[np.argsort(-confidence_B, kind="stable")])
+        count_N = np.arange(1, len(errors_N) + 1)
+        axes.plot(count_N / len(count_N), errors_N / count_N, label=name)
+    axes.set(xlabel="part that is answered", ylabel="wrong among the answered", ylim=(0, None))
+    return _legend(figure, axes)
+
+
+def histograms(values: Mapping[str, Array], *, label: str) -> bytes:
+    """Draw the distributions of a score, (B,) by name of the images; the last bin holds all that is higher.
+
+    It is at the highest of their 99th percentiles, or where three times that of the first images is reached.
+    """
+    figure, axes = _figure()
+    percentiles = [np.quantile(value_B, 0.99) for value_B in values.values()]
+    highest = min(max(percentiles), 3 * percentiles[0])
+    edges = np.linspace(min(value_B.min() for value_B in values.values()), highest, 60)
+    for name, value_B in values.items():
+        parts = np.full(len(value_B), 1 / len(value_B))
+        axes.hist(value_B.clip(max=highest), edges, weights=parts, histtype="step", label=name)
+    axes.set(xlabel=label, ylabel="part of the images", yscale="log")
+    return _legend(figure, axes)
+
+
+def bars(heights: Mapping[str, float], *, label: str) -> bytes:
+    """Draw a bar for each name."""
+    figure, axes = _figure()
+    axes.barh(list(heights), list(heights.values()))
+    axes.invert_yaxis()
+    axes.set(xlabel=label)
+    return _png(figure)
+
+
+def gallery(images_BHW: Array, titles: Sequence[str], *, columns: int = 8) -> bytes:
+    """Draw images (B, H, W) in a grid, each under its title."""
+    rows = -(-len(images_BHW) // columns)
+    figure = Figure(figsize=(1.5 * columns, 1.9 * rows), layout="constrained")
+    for axes in figure.subplots(rows, columns, squeeze=False).flat:
+        axes.axis("off")
+    for axes, pixels_HW, title in zip(figure.axes, images_BHW, titles, strict=False):
+        axes.imshow(pixels_HW, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(title, fontsize=8)
+    return _png(figure)
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _legend(figure: Figure, axes: Axes) -> bytes:
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=120)
     return png.getvalue()
