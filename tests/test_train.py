@@ -461,6 +461,14 @@ def test_overwrite_starts_anew(small: None, tmp_path: Path) -> None:
         assert load_artifact(tmp_path / "run" / "artifact").card["seed"] == seed
 
 
+def test_overwrite_leaves_nothing_of_the_old_run(small: None, tmp_path: Path) -> None:
+    calibrated = {"weights.safetensors", "card.json", "novelty.safetensors"}
+    for options, files in (((), calibrated), (("--validate",), calibrated - {"novelty.safetensors"})):
+        done = invoke("--out", tmp_path / "run", "--device", "cpu", "--overwrite", *options)
+        assert done.exit_code == 0, done.output
+        assert {path.name for path in (tmp_path / "run" / "artifact").iterdir()} == files
+
+
 def test_ctrl_c_in_the_final_measurement_loses_no_epoch(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

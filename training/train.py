@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model import save_artifact
-from model.artifact import CARD, WEIGHTS, write_atomically
+from model.artifact import CARD, NOVELTY, WEIGHTS, write_atomically
 from training.calibrate import fit_calibrations, fit_novelty
 from training.data import CLASSES, FILES, DataError, FashionMNIST, Splits, load_fashion_mnist, split_three
 from training.evaluate import evaluate, print_metrics
@@ -108,7 +108,7 @@ def main(  # noqa: PLR0913 - one argument an option
         fit = _begin(run, splits, fashion, resume=resume)
         _train(run, fit)
         _finish(run, fit, splits, fashion, publish=publish)
-    except (DataError, _Refusal, OSError, ValueError) as error:
+    except (DataError, _Refusal, OSError) as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         kept = f"the finished epochs are in {folder}" if (folder / CHECKPOINT).exists() else "no epoch was finished"
@@ -144,7 +144,7 @@ def _begin(run: Run, splits: Splits, fashion: FashionMNIST, *, resume: bool) -> 
 
 def _discard(folder: Path) -> None:
     """Remove an old run's files, so that they never stand beside a new one's."""
-    for name in (CHECKPOINT, LOG, CURVES, f"{ARTIFACT}/{CARD}", f"{ARTIFACT}/{WEIGHTS}"):
+    for name in (CHECKPOINT, LOG, CURVES, *(f"{ARTIFACT}/{file}" for file in (CARD, WEIGHTS, NOVELTY))):
         (folder / name).unlink(missing_ok=True)
 
 
