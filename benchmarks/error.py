@@ -95,7 +95,7 @@ def costs(mc: MonteCarloDropout, moments: MomentPropagation, images_B: Tensor) -
 
 
 def held_out(fashion: FashionMNIST) -> Tensor:
-    """Images that the embedded network has been selected with, not tested."""
+    """Images that the embedded network has been calibrated with, not trained."""
     recipe = RECIPES["default"]
     return split_three(fashion.train, each=recipe.calibration, validate=recipe.validate).calibration.inputs_B[:IMAGES]
 

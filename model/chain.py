@@ -13,7 +13,7 @@ import torch
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 from torch import nn
 
-from model.dropout import Masks, keep_masks, mask_chunks, survivor_scale
+from model.dropout import Draw, Masks, keep_masks, mask_chunks, survivor_scale
 from model.layers import has_hooks, split_at_first_dropout
 
 Array = np.ndarray
@@ -138,7 +138,7 @@ class Chain:
             parts_BVS.append(ones_VS[0][None] if len(ones_VS) == 1 else np.stack(ones_VS))
         return _join(parts_BVS)
 
-    def _sample_one(self, stages: Sequence[Stage], units_U: Array, draws: Sequence["_Draw"]) -> Array:
+    def _sample_one(self, stages: Sequence[Stage], units_U: Array, draws: Sequence[Draw]) -> Array:
         """Run one example's units through stages of which the first has dropout: a column for each mask.
 
         Units that are 0 stay 0 under every mask (after a ReLU most are), so the first masks and the weights behind them
@@ -196,10 +196,7 @@ def _join(parts: list[Array]) -> Array:
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
-_Draw = tuple[range, int, Masks]  # samples, seed, design
-
-
-def _draw_columns(units: int, p: float, position: int, draw: _Draw, dtype: np.dtype[np.floating]) -> Array:
+def _draw_columns(units: int, p: float, position: int, draw: Draw, dtype: np.dtype[np.floating]) -> Array:
     """0 for a dropped unit and 1 / (1 - p) for a kept one, (U, S)."""
     samples, seed, masks = draw
     keep_SU = keep_masks((units,), p, samples=len(samples), first=samples.start, seed=seed, layer=position, masks=masks)

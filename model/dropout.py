@@ -13,6 +13,7 @@ MAX_SEED = 2**64 - 1
 BLOCK = 10  # stratified masks that belong together
 
 Masks = Literal["stratified", "independent"]
+Draw = tuple[range, int, Masks]  # samples, seed, design
 _DESIGNS = get_args(Masks)
 
 _CHUNK = 100

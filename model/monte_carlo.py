@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from model.chain import Chain, is_link, one_thread
-from model.dropout import BLOCK, Masks, check_masks, check_seed, keep_masks, mask_chunks, survivor_scale
+from model.dropout import BLOCK, Draw, Masks, check_masks, check_seed, keep_masks, mask_chunks, survivor_scale
 from model.layers import as_images, has_hooks, is_active, is_dropout, layers_of, split_at_first_dropout
 from model.uncertainty import Uncertainty, summarize
 
@@ -199,7 +199,7 @@ class MonteCarloDropout:
         with self._without_gradients():
             return [_run(self._before_chain, image).flatten().numpy(force=True) for image in self._one_by_one(images_B)]
 
-    def _run_masked(self, layers: list[nn.Module], features: Tensor, draw: "_Draw") -> Tensor:
+    def _run_masked(self, layers: list[nn.Module], features: Tensor, draw: Draw) -> Tensor:
         """Run one image's features (1, ...) through the layers from the first active dropout on: logits (S, C)."""
         dropouts = 0
         for layer in layers:
@@ -291,11 +291,8 @@ def _mask_shape(layer: _DropoutNd, features: Tensor) -> tuple[int, ...]:
     return shape
 
 
-_Draw = tuple[range, int, Masks]  # samples, seed, design
-
-
 def _draw_multipliers(
-    shape: tuple[int, ...], p: float, layer: int, draw: _Draw, dtype: torch.dtype, device: torch.device
+    shape: tuple[int, ...], p: float, layer: int, draw: Draw, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """0 for a dropped unit and 1 / (1 - p) for a kept one, (S, *shape)."""
     samples, seed, masks = draw

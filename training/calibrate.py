@@ -15,6 +15,7 @@ from model.calibration import COVERAGES, RISKS, SAMPLES, Calibration, Estimator,
 from model.chain import Chain
 from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, features
 from training.data import Images
+from training.metrics import errors_by_confidence
 
 Array = np.ndarray
 Estimates = dict[tuple[Estimator, int], dict[str, Array]]
@@ -137,16 +138,16 @@ def least_confidence(probs_BC: Array, labels_B: Array, risk: float) -> float | N
     if not even that one keeps the risk, or there are not so many images.
     """
     confidence_B = probs_BC.max(axis=1)
-    order_B = np.argsort(-confidence_B, kind="stable")
-    errors_B = np.cumsum((probs_BC.argmax(axis=1) != labels_B)[order_B])
+    errors_N = errors_by_confidence(confidence_B, probs_BC.argmax(axis=1) == labels_B)
+    descending_N = -np.sort(-confidence_B)
     first = next(count for count in itertools.count(2) if _upper_bound(1, count) <= risk)
     if first > len(labels_B):
         return None
     least = None
     for answered in np.linspace(first, len(labels_B), _STEPS, dtype=int):
-        if _upper_bound(errors_B[answered - 1], answered) > risk:
+        if _upper_bound(errors_N[answered - 1], answered) > risk:
             break
-        least = float(confidence_B[order_B[answered - 1]])
+        least = float(descending_N[answered - 1])
     return least
 
 

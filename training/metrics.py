@@ -39,8 +39,20 @@ def calibration_error(probs_B: Array, happened_B: Array, *, bins: int = 15, equa
     if equal_mass:
         parts = np.array_split(off_B[np.argsort(probs_B, kind="stable")], bins)
         return sum(abs(float(part.sum())) for part in parts) / len(probs_B)
-    bin_B = np.clip(np.ceil(probs_B * bins) - 1, 0, bins - 1).astype(int)
+    bin_B = bins_of_equal_width(probs_B, bins)
     return float(np.abs(np.bincount(bin_B, weights=off_B, minlength=bins)).sum() / len(probs_B))
+
+
+def bins_of_equal_width(probs_B: Array, bins: int) -> Array:
+    """Number of each probability's bin, 0 .. bins - 1; a bin holds its upper edge, the first 0 too."""
+    bin_B: Array = np.clip(np.ceil(probs_B * bins) - 1, 0, bins - 1).astype(int)
+    return bin_B
+
+
+def errors_by_confidence(confidence_B: Array, right_B: Array) -> Array:
+    """How many of the n most confident are wrong, for n = 1 .. B."""
+    errors_N: Array = np.cumsum(~right_B[np.argsort(-confidence_B, kind="stable")])
+    return errors_N
 
 
 def selective(confidence_B: Array, right_B: Array) -> dict[str, float]:
@@ -51,7 +63,7 @@ def selective(confidence_B: Array, right_B: Array) -> dict[str, float]:
         arXiv:1705.08500); "augrc", the same of the errors' part of all images (Traub et al. 2024, arXiv:2407.01032);
         "coverage_at_5_risk", the largest part of images, the most confident, of which at most 5 % are wrong.
     """
-    errors_N = np.cumsum(~right_B[np.argsort(-confidence_B, kind="stable")])
+    errors_N = errors_by_confidence(confidence_B, right_B)
     count_N = np.arange(1, len(errors_N) + 1)
     kept = np.flatnonzero(errors_N / count_N <= 0.05)
     return {

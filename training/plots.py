@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from training.fit import Epoch
+from training.metrics import bins_of_equal_width, errors_by_confidence
 
 Array = np.ndarray
 
@@ -48,7 +49,7 @@ def reliability(curves: Mapping[str, tuple[Array, Array]], *, bins: int = 15) ->
     figure, axes = _figure()
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="as it should be")
     for name, (confidence_B, right_B) in curves.items():
-        bin_B = np.clip(np.ceil(confidence_B * bins) - 1, 0, bins - 1).astype(int)
+        bin_B = bins_of_equal_width(confidence_B, bins)
         used = np.flatnonzero(np.bincount(bin_B, minlength=bins) >= _LEAST_IN_BIN)
         means = [[values_B[bin_B == k].mean() for k in used] for values_B in (confidence_B, right_B)]
         axes.plot(*means, marker="o", label=name)
@@ -60,7 +61,7 @@ def risk_coverage(curves: Mapping[str, tuple[Array, Array]]) -> bytes:
     """Draw the error among the most confident against how many they are; arguments as of `reliability`."""
     figure, axes = _figure()
     for name, (confidence_B, right_B) in curves.items():
-        errors_N = np.cumsum(~right_B[np.argsort(-confidence_B, kind="stable")])
+        errors_N = errors_by_confidence(confidence_B, right_B)
         count_N = np.arange(1, len(errors_N) + 1)
         axes.plot(count_N / len(count_N), errors_N / count_N, label=name)
     axes.set(xlabel="part that is answered", ylabel="wrong among the answered", ylim=(0, None))

@@ -53,15 +53,14 @@ def _pictures(
     artifact: Artifact, test: Images, estimates: Estimates, scored: Mapping[str, Mapping[str, Array]]
 ) -> dict[str, tuple[str, bytes]]:
     """Caption and picture by name."""
-    labels_B, curves = test.labels_B.numpy(), {}
+    labels_B, raw, calibrated = test.labels_B.numpy(), {}, {}
     for (estimator, samples), found in estimates.items():
         name = f"{samples} masks" if samples else estimator
         probs_BC = found["probs_BC"]
-        curves[name] = probs_BC.max(axis=1), probs_BC.argmax(axis=1) == labels_B
+        raw[name] = probs_BC.max(axis=1), probs_BC.argmax(axis=1) == labels_B
         calibration = find_calibration(artifact.calibrations, estimator, samples)
         if calibration is not None:
-            curves[f"{name}, calibrated"] = calibration.probabilities(probs_BC).max(axis=1), curves[name][1]
-    raw = {name: curve for name, curve in curves.items() if "calibrated" not in name}
+            calibrated[f"{name}, calibrated"] = calibration.probabilities(probs_BC).max(axis=1), raw[name][1]
     (probs_BC,) = [found["probs_BC"] for (estimator, _), found in estimates.items() if estimator == "masks"]
     wrong_B = probs_BC.argmax(axis=1) != labels_B
     least_sure = np.argsort(-stats.entropy(probs_BC, axis=1))[:_LEAST_SURE]
@@ -71,7 +70,7 @@ def _pictures(
     ]
     by_class = {name: float(wrong_B[labels_B == index].mean()) for index, name in enumerate(artifact.classes)}
     pictures = {
-        "reliability": ("Is the confidence right?", reliability(curves)),
+        "reliability": ("Is the confidence right?", reliability(raw | calibrated)),
         "risk-coverage": ("What abstaining buys", risk_coverage(raw)),
         "classes": ("Error by class, over masks", bars(by_class, label="wrong")),
     }
