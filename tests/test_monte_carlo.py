@@ -10,6 +10,7 @@ from threadpoolctl import ThreadpoolController, threadpool_limits
 from torch import Tensor, nn
 
 from model import MLPConfig, MomentPropagation, MonteCarloDropout, Uncertainty, build_mlp, keep_masks, summarize
+from model.chain import Stage, run
 
 DESIGNS = ["stratified", "independent"]
 CHANNELWISE = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -686,6 +687,35 @@ def test_a_hook_of_later_is_called(images_B):
         handle.remove()
         assert torch.equal(mc.sample(images_B, samples=5), plain)
         assert not torch.allclose(hooked, plain, atol=1e-3)
+
+
+def test_many_chunks_in_several_rows_equal_the_loop(images_B, monkeypatch):
+    monkeypatch.setattr("model.chain._CHUNKS_IN_A_ROW", 2)
+    network = mlp().requires_grad_(requires_grad=False).eval()
+    found = MonteCarloDropout(network).sample(images_B, samples=530, seed=6)
+    assert torch.allclose(found, loop_of_masks(flat(network), images_B, 530, seed=6), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("computing", "call"),
+    [
+        ("model.chain.run", lambda network: MonteCarloDropout(network).sample),
+        ("model.moments.run", lambda network: MomentPropagation(network).predict),
+    ],
+)
+def test_numpy_computes_on_one_thread(images_B, monkeypatch, computing, call):
+    pools, seen = ThreadpoolController().select(user_api="blas").lib_controllers, []
+    blas = [pool for pool in pools if "numpy" in pool.filepath]  # SciPy has its own, for matrices of a row a class
+
+    def watch(stages: list[Stage], units_U: np.ndarray) -> np.ndarray:
+        seen.extend(pool.get_num_threads() for pool in blas)
+        return run(stages, units_U)
+
+    monkeypatch.setattr(computing, watch)
+    with threadpool_limits(2, user_api="blas"):
+        call(mlp())(images_B)
+    assert seen
+    assert set(seen) == {1}
 
 
 def test_numpys_threads_are_left_as_they_were_and_change_no_bit(images_B):

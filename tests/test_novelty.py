@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -69,7 +71,29 @@ def test_the_farthest_view_decides(network, novelty, images_B):
     views = features(chain, images_B)
     each = np.array([novelty.gaussians[name].score(views[name]) for name in FEATURES])
     assert np.array_equal(novelty.score(chain, images_B), each.max(axis=0))
-    assert len(set(each.argmax(axis=0))) >= 1
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_any_view_may_be_the_farthest(network, novelty, images_B, name):
+    """That whose scale is a thousandth decides of all images; one of the others would be far lower."""
+    near = replace(novelty.gaussians[name], typical=0.0, far=1e-3)
+    one = Novelty(dict(novelty.gaussians) | {name: near}, novelty.thresholds)
+    chain = Chain(network)
+    expected_B = near.score(features(chain, images_B)[name])
+    assert expected_B.min() > 2 * novelty.score(chain, images_B).max()
+    assert np.array_equal(one.score(chain, images_B), expected_B)
+
+
+def test_an_image_alone_scores_as_among_others(network, novelty, images_B):
+    """Alone, only the features that aren't 0 are multiplied, if they are few: as of the black image."""
+    images_B[-1] = 0
+    chain = Chain(network)
+    together_B = novelty.score(chain, images_B)
+    for b, score in enumerate(together_B):
+        assert novelty.score(chain, images_B[b : b + 1]) == pytest.approx([score], rel=1e-5, abs=1e-5)
+    few = np.where(np.arange(14) % 3 == 0, np.arange(14.0), 0)
+    one = novelty.gaussians["activations"]
+    assert one.distance(few[None]) == pytest.approx(one.distance(np.stack([few, few + 1]))[:1])
 
 
 def test_no_images_have_no_scores(network, novelty, images_B):

@@ -11,6 +11,7 @@ import pytest
 from server import ROOT
 
 from model import load_artifact
+from model.calibration import COVERAGES, RISKS
 from service.schemas import Parameters
 from service.settings import PREFIX, Settings
 
@@ -85,6 +86,8 @@ def test_every_dependency_is_named_with_a_reason():
 
 def test_the_figures_are_the_cards():
     metrics = load_artifact().card["metrics"]["test"]
+    shown = {name: len(list(rows(name))) for name in ("mode", "coverage asked for", "risk accepted")}
+    assert shown == {"mode": 3, "coverage asked for": len(COVERAGES), "risk accepted": len(RISKS)}
     for mode, *figures in rows("mode"):
         found = metrics[mode.partition(",")[0]]
         raw = [found[name] for name in ("accuracy", "nll", "ece")]

@@ -112,6 +112,9 @@ def test_probabilities_sets_and_abstention_are_as_calibrated(client, fashion):
         reason = "novelty" if is_novel else "risk" if probs_C.max() < calibration.confidences[0.05] else None
         assert (answer["abstain"], answer["abstain_reason"]) == (reason is not None, reason)
         assert answer["abstain_threshold"] == calibration.confidences[0.05]
+        raw = post(client, pixels, samples=100, calibrated=False)  # which changes what is shown, not what is decided
+        for name in ("prediction_set", "abstain", "abstain_reason", "novelty", "label"):
+            assert raw[name] == answer[name], name
         reasons.append(reason)
     assert {"risk", None} <= set(reasons)
 
