@@ -3,16 +3,20 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 3000
 REPORT ?= runs/model-card
+OOD ?= MNIST KMNIST
 
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 BENCH := .venv-bench
+CHAPTER := runs/chapter/artifact
+SEEDS := 1 2 3 4
+MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 
 # BentoML reports usage unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: install serve test check format train evaluate bench bento lock clean
+.PHONY: install serve test check format train ensemble evaluate bench bento lock clean
 
 install: $(INSTALLED)
 
@@ -44,8 +48,20 @@ format: $(INSTALLED)
 train: $(INSTALLED)
 	$(BIN)/python -m training.train --recipe default --out runs/default --resume
 
-evaluate: $(INSTALLED)
-	$(BIN)/python -m training.evaluate $(MODEL) --report $(REPORT)
+# Other seeds of the same recipe, ten minutes of one core each: for an ensemble, and for intervals over seeds.
+ensemble: $(INSTALLED)
+	for seed in $(SEEDS); do \
+		$(BIN)/python -m training.train --recipe default --seed $$seed --no-novelty --out runs/seed-$$seed --resume \
+			&& mkdir -p training/ensemble/seed-$$seed \
+			&& cp runs/seed-$$seed/artifact/* training/ensemble/seed-$$seed/ || exit 1; \
+	done
+
+evaluate: $(INSTALLED) $(CHAPTER)/card.json
+	$(BIN)/python -m training.evaluate $(MODEL) --report $(REPORT) $(addprefix --ood ,$(OOD)) \
+		--beside chapter=$(CHAPTER) $(addprefix --beside ensemble=,$(MEMBERS))
+
+$(CHAPTER)/card.json: | $(INSTALLED)
+	$(BIN)/python -m training.train --recipe chapter --out runs/chapter --resume
 
 # The libraries that we compare with live in an environment of their own; one that can't be installed is left out.
 bench: $(BENCH)/installed

@@ -129,6 +129,8 @@ def save_artifact(
     for name, content in files.items():
         write_atomically(folder / name, content)
     write_atomically(folder / CARD, (json.dumps(full_card, indent=2) + "\n").encode())
+    if novelty is None:
+        (folder / NOVELTY).unlink(missing_ok=True)  # an older artifact's
     return full_card
 
 

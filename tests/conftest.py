@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 import httpx
+import numpy as np
 import pytest
 import torch
-from server import Server, serve
+from server import ROOT, Server, serve
 from threadpoolctl import threadpool_limits
 
 from training.data import DataError, FashionMNIST, load_fashion_mnist
+from training.ood import fetch, read_images
 
 # The matrices are small and the cores few: several threads would mostly wait for each other.
 torch.set_num_threads(1)
@@ -28,6 +30,16 @@ def missing(what: str) -> NoReturn:
 def fashion() -> FashionMNIST:
     try:
         return load_fashion_mnist(download=False)
+    except DataError as error:
+        missing(str(error))
+
+
+@pytest.fixture(scope="session")
+def mnist() -> np.ndarray:
+    """The 10,000 test digits, uint8: beside the project where it is developed, else by torchvision."""
+    beside = ROOT.parent / "shared" / "data" / "mnist" / "t10k-images-idx3-ubyte.gz"
+    try:
+        return read_images(beside) if beside.exists() else fetch("MNIST")
     except DataError as error:
         missing(str(error))
 

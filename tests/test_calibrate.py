@@ -7,18 +7,16 @@ from rich.console import Console
 from scipy import stats
 from torch import nn
 
-from model import MonteCarloDropout, summarize
 from model.calibration import COVERAGES, tempered
-from model.chain import Chain
 from training.calibrate import (
     conformal_quantile,
-    estimate,
     fit_calibration,
-    fit_novelty,
+    fit_calibrations,
     fit_temperature,
     least_confidence,
 )
 from training.data import Images
+from training.estimates import ensemble, estimate
 
 CONSOLE = Console(quiet=True)
 
@@ -104,48 +102,17 @@ def test_a_calibration_keeps_its_promises_on_other_images():
         assert wrong_B[confidence_B >= least].mean() <= risk * 1.2
 
 
-@pytest.fixture(scope="module")
-def network() -> nn.Sequential:
-    torch.manual_seed(70)
-    layers = [nn.Linear(784, 20), nn.ReLU(), nn.Dropout(0.2), nn.Linear(20, 12), nn.ReLU(), nn.Dropout(0.4)]
-    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(12, 4)).requires_grad_(requires_grad=False)
-
-
-def images(count: int, seed: int) -> Images:
-    """Bright bars, at the place of their class."""
-    rng = np.random.default_rng(seed)
-    labels_B = np.arange(count) % 4
-    pixels_BHW = rng.integers(0, 30, (count, 28, 28))
-    for pixels_HW, label in zip(pixels_BHW, labels_B, strict=True):
-        pixels_HW[:, 7 * label : 7 * label + 5] += rng.integers(120, 200)
-    return Images(torch.from_numpy(pixels_BHW.astype(np.uint8)), torch.from_numpy(labels_B))
-
-
-def test_estimates_are_those_of_the_library(network):
-    some = images(7, 71)
-    found = estimate(network, some, samples=(10, 30), seed=3, console=CONSOLE)
-    assert list(found) == [("eval", 0), ("masks", 10), ("masks", 30), ("moments", 0)]
-    mc = MonteCarloDropout(network)
-    for samples in (10, 30):
-        expected = summarize(mc.sample(some.inputs_B, samples=samples, seed=3))
-        row = found["masks", samples]
-        assert np.allclose(row["probs_BC"], expected.mean, atol=1e-6)
-        assert np.allclose(row["information_B"], expected.mutual_information, atol=1e-6)
-    assert np.allclose(found["eval", 0]["probs_BC"], mc.predict(some.inputs_B), atol=1e-7)
-
-
-def test_what_is_unlike_the_training_scores_high_and_ordinary_images_as_often_as_said(network):
-    novelty = fit_novelty(network, images(2000, 72), images(2000, 73))
-    chain = Chain(network)
-    ordinary_B = novelty.score(chain, images(4000, 74).inputs_B.numpy())
-    for rate, threshold in novelty.thresholds.items():
-        assert (ordinary_B > threshold).mean() == pytest.approx(rate, abs=4 * (2 * rate / 2000) ** 0.5)
-    rng = np.random.default_rng(75)
-    strange = {
-        "blank": np.zeros((5, 1, 28, 28), np.float32),
-        "grey": np.full((5, 1, 28, 28), 0.4, np.float32),
-        "noise": rng.random((5, 1, 28, 28), np.float32),
-        "rotated": np.rot90(images(20, 76).inputs_B.numpy(), axes=(2, 3)),
-    }
-    for name, images_B in strange.items():
-        assert (novelty.score(chain, images_B) > novelty.thresholds[0.01]).all(), name
+def test_an_ensemble_is_calibrated_by_its_mean():
+    torch.manual_seed(72)
+    networks = [
+        nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)) for _ in range(2)
+    ]
+    some = Images(torch.randint(0, 256, (400, 3, 3), dtype=torch.uint8), torch.randint(0, 3, (400,)))
+    found = fit_calibrations(networks, some, samples=(10,), console=CONSOLE)
+    joined = ensemble([estimate(network, some, samples=(10,), seed=0, console=CONSOLE) for network in networks])
+    expected = [
+        fit_calibration(**joined[key], labels_B=some.labels_B.numpy(), estimator=key[0], samples=key[1])
+        for key in (("eval", 0), ("masks", 10), ("moments", 0))
+    ]
+    assert found == expected
+    assert found != fit_calibrations(networks[:1], some, samples=(10,), console=CONSOLE)

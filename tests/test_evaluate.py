@@ -4,22 +4,29 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
-import training.calibrate
 import training.evaluate
-from model import MLPConfig, MomentPropagation, build_mlp, keep_masks, load_artifact, save_artifact
+from model import MLPConfig, build_mlp, load_artifact, save_artifact
+from model.artifact import PRETRAINED
 from training.data import CLASSES, FashionMNIST, Images
-from training.evaluate import app, evaluate, print_metrics
-from training.metrics import scores
+from training.estimates import estimate
+from training.evaluate import app
+from training.measure import measure, novelty_scores
+from training.metrics import separation
+from training.shifts import CORRUPTIONS
+from training.vision import torchvision
 
 ROOT = Path(__file__).parent.parent
+MEMBERS = sorted((ROOT / "training" / "ensemble").iterdir())
 CONFIG = MLPConfig(hidden=(8, 6), dropout=(0.1, 0.4))
 
 
@@ -45,184 +52,140 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+@pytest.fixture
+def few(fashion: FashionMNIST, monkeypatch: pytest.MonkeyPatch) -> FashionMNIST:
+    """The program sees the first 300 test images only: it measures sixty variations of them."""
+    part = FashionMNIST(train=fashion.train, test=fashion.test[:300], source=fashion.source)
+    monkeypatch.setattr(training.evaluate, "load_fashion_mnist", lambda _folder: part)
+    return part
 
 
-def entropy(probs: np.ndarray) -> np.ndarray:
-    return -(probs * np.log(probs)).sum(axis=-1)
+def evaluated(*arguments: object) -> tuple[str, dict]:
+    """What the program printed, and its figures."""
+    with TemporaryDirectory() as folder:
+        out = Path(folder) / "figures.json"
+        done = CliRunner().invoke(app, [*map(str, arguments), "--out", str(out)])
+        assert done.exit_code == 0, done.output
+        return done.output, json.loads(out.read_text())
 
 
-def test_figures_equal_those_of_a_second_implementation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.calibrate, "_IMAGES_AT_ONCE", 5)  # 12 images: two full parts and a rest
-    torch.manual_seed(5)
-    images = Images(torch.randint(0, 256, (12, 4, 3), dtype=torch.uint8), torch.randint(0, 5, (12,)))
-    hidden, logits = nn.Linear(12, 6), nn.Linear(6, 5)
-    nn.init.normal_(hidden.weight)
-    nn.init.normal_(logits.weight)
-    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), hidden, nn.ReLU(), nn.Dropout(0.3), logits)
-
-    found = evaluate(network, images, samples=7, seed=5)
-
-    inputs_BP = images.images_B.double().numpy().reshape(12, 12) / 255
-    (W1, b1), (W2, b2) = (
-        (layer.weight.detach().double().numpy(), layer.bias.detach().numpy()) for layer in (hidden, logits)
+def test_a_model_is_measured_in_every_way_and_beside_others(few: FashionMNIST, artifact: Path, tmp_path: Path) -> None:
+    boots, report = tmp_path / "boots.npy", tmp_path / "report"
+    np.save(boots, few.test[few.test.labels_B == 9].images_B)
+    beside = ["--beside", f"raw={artifact}", "--beside", f"two={PRETRAINED}", "--beside", f"two={MEMBERS[0]}"]
+    printed, figures = evaluated("--ood", f"boots={boots}", "--report", report, *beside)
+    assert json.loads((report / "figures.json").read_text()) == figures
+    assert {"eval", "mc", "moments", "masks", "classes", "beside", "ood", "decisions", "rotation", "corruptions"} == (
+        figures.keys()
     )
-    keep1_SP = keep_masks((12,), 0.2, samples=7, seed=5, layer=0)
-    keep2_SH = keep_masks((6,), 0.3, samples=7, seed=5, layer=1)
-    eval_BC = softmax(np.maximum(inputs_BP @ W1.T + b1, 0) @ W2.T + b2)
-    probs_SBC = np.array(
-        [
-            softmax((np.maximum((inputs_BP * keep1_P / 0.8) @ W1.T + b1, 0) * keep2_H / 0.7) @ W2.T + b2)
-            for keep1_P, keep2_H in zip(keep1_SP, keep2_SH, strict=True)
-        ]
-    )
-    mean_BC = probs_SBC.mean(axis=0)
-    moments = MomentPropagation(network).predict(images.inputs_B)
-    labels_B = images.labels_B.numpy()
-    expected = {
-        mode: {
-            "accuracy": np.mean(probs_BC.argmax(axis=1) == labels_B),
-            "nll": -np.mean(np.log(probs_BC[np.arange(12), labels_B])),
-            "brier": sum(
-                (p - (c == label)) ** 2
-                for row, label in zip(probs_BC, labels_B, strict=True)
-                for c, p in enumerate(row)
-            )
-            / 12,
-            **{
-                name: value
-                for name, value in scores(probs_BC, labels_B).items()
-                if name not in {"accuracy", "nll", "brier"}  # the others have tests of their own
-            },
-            "entropy": np.mean(entropy(probs_BC)),
-        }
-        for mode, probs_BC in (("eval", eval_BC), ("mc", mean_BC), ("moments", moments.mean.numpy()))
-    }
-    expected["moments"]["mutual_information"] = moments.mutual_information.mean().item()
-    bias_B = (probs_SBC.var(axis=0, ddof=1) / 7 / mean_BC).sum(axis=-1) / 2
-    expected["mc"] |= {
-        "mutual_information": np.mean(entropy(mean_BC) - entropy(probs_SBC).mean(axis=0) + bias_B),
-        "samples": 7,
-        "seed": 5,
-    }
-    assert found.keys() == expected.keys()
-    for mode, row in expected.items():
-        assert found[mode] == pytest.approx(row, rel=1e-5)
-    assert 0 < expected["eval"]["accuracy"] < 1
-    assert expected["eval"] != expected["mc"]
+    assert list(figures["masks"]) == ["2", "5", "10", "30", "100", "300"]
+    assert ["calibrated" in row for row in figures["masks"].values()] == [False, False, True, True, True, True]
+    assert figures["masks"]["100"].items() <= figures["mc"].items()
+    assert list(map(int, figures["rotation"])) == list(range(0, 181, 15))
+    assert {name: len(rows) for name, rows in figures["corruptions"].items()} == dict.fromkeys(CORRUPTIONS, 5)
+    unturned = figures["rotation"]["0"]
+    for mode in ("eval", "mc", "moments"):
+        for name in ("accuracy", "nll", "ece"):
+            assert unturned[mode][name] == pytest.approx(figures[mode][name], rel=1e-6)
+    assert unturned["decision"] == figures["decisions"]["test images"]
+    assert figures["rotation"]["90"]["mc"]["accuracy"] < 0.5 < unturned["mc"]["accuracy"]
+    assert figures["ood"].keys() == {"noise", "permuted pixels", "inverted", "blank", "boots"}
+    assert figures["decisions"]["inverted"]["answered"] == 0
+    assert "calibrated" not in figures["beside"]["raw"]["mc"]
+    check_ensemble(few, figures["beside"]["two"])
+    check_report(report, printed, figures)
+    assert f"{figures['eval']['calibrated']['prediction_sets']['aps']['0.95']['covered']:.4f}" in printed
 
 
-def test_the_same_seed_gives_the_same_figures_and_another_seed_others() -> None:
-    torch.manual_seed(1)
-    images = Images(torch.randint(0, 256, (9, 28, 28), dtype=torch.uint8), torch.arange(9))
-    network = build_mlp(CONFIG)
-    first, again, other = (evaluate(network, images, samples=4, seed=seed) for seed in (8, 8, 9))
-    assert first == again
-    assert first["eval"] == other["eval"]
-    assert first["mc"]["nll"] != other["mc"]["nll"]
-
-
-def test_evaluation_leaves_mode_and_global_generator_alone() -> None:
-    images = Images(torch.zeros(3, 28, 28, dtype=torch.uint8), torch.arange(3))
-    network = build_mlp(CONFIG).train()
-    before = torch.random.get_rng_state()
-    evaluate(network, images, samples=4, seed=8)
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert all(module.training for module in network.modules())
-
-
-def test_the_table_shows_every_figure(capsys: pytest.CaptureFixture[str]) -> None:
-    print_metrics(
-        {
-            "eval": {"accuracy": 0.90123, "nll": 0.28123, "brier": 0.13123, "ece": 0.01123, "entropy": 0.23123},
-            "mc": {
-                "samples": 37, "seed": 21, "accuracy": 0.91234, "nll": 0.27234, "brier": 0.12234, "ece": 0.02234,
-                "entropy": 0.30234, "mutual_information": 0.04234,
-                "calibrated": {"accuracy": 0.91234, "nll": 0.25234, "brier": 0.11234, "ece": 0.00234},
-            },
-        },
-        "9 test images",
-    )  # fmt: skip
-    printed = capsys.readouterr().out
-    rows = {
-        mode: re.findall(r"\d\.\d+", line)
-        for line in printed.splitlines()
-        for mode in re.findall("eval|mc, calibrated|mc ", line)
-    }
-    assert rows["eval"] == ["0.9012", "0.2812", "0.1312", "0.0112", "0.2312"]
-    assert rows["mc "] == ["0.9123", "0.2723", "0.1223", "0.0223", "0.3023", "0.0423"]
-    assert rows["mc, calibrated"] == ["0.9123", "0.2523", "0.1123", "0.0023"]
-    assert "9 test images" in printed
-    assert "37 masks, seed 21" in printed
-
-
-def test_the_program_prints_a_table_and_writes_the_figures_as_json(
-    fashion: FashionMNIST, artifact: Path, tmp_path: Path
-) -> None:
-    out, boots, report = tmp_path / "metrics.json", tmp_path / "boots.npy", tmp_path / "report"
-    np.save(boots, fashion.test[fashion.test.labels_B == 9].images_B)
-    files = ["--out", out, "--report", report, "--ood", f"boots={boots}"]
-    done = cli(artifact, "--data", fashion.source, "--samples", "3", "--seed", "11", *files)
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads(out.read_text())
-    assert (metrics["mc"]["samples"], metrics["mc"]["seed"]) == (3, 11)
-    check_report(report, metrics)
-    strange = metrics.pop("ood")
-    assert strange.keys() == {"noise", "permuted pixels", "inverted", "blank", "boots"}
-    assert f"{strange['boots']['mutual information, mc']['auroc']:.3f}" in done.stdout
-    for row in metrics.values():
-        for name in ("accuracy", "nll", "entropy"):
-            assert f"{row[name]:.4f}" in done.stdout
-    torch.manual_seed(0)
+def check_ensemble(few: FashionMNIST, found: dict) -> None:
+    """Its eval mode is the mean of two networks."""
     with torch.no_grad():
-        logits_BC = build_mlp(CONFIG).eval()(fashion.test.inputs_B)
-    right_B = logits_BC.argmax(dim=1) == fashion.test.labels_B
-    assert metrics["eval"]["accuracy"] == pytest.approx(right_B.double().mean().item(), abs=1e-4)
-    loss = nn.functional.cross_entropy(logits_BC, fashion.test.labels_B).item()
-    assert metrics["eval"]["nll"] == pytest.approx(loss, rel=1e-4)
+        probs_MBC = [load_artifact(path).network(few.test.inputs_B).softmax(dim=1) for path in (PRETRAINED, MEMBERS[0])]
+    loss = nn.functional.nll_loss(torch.stack(probs_MBC).mean(dim=0).log(), few.test.labels_B)
+    assert found["eval"]["nll"] == pytest.approx(loss.item(), rel=1e-4)
+    assert found["eval"]["mutual_information"] > 0
+    assert found["mc"]["calibrated"].keys() == found["eval"]["calibrated"].keys()
 
 
-def check_report(folder: Path, metrics: dict) -> None:
-    """Every picture of the page is there and drawn, every file of the folder is of the page."""
+def check_report(folder: Path, printed: str, figures: dict) -> None:
+    """Every picture of the page is there and drawn, every file of the folder is of the page, every figure in both."""
     page = (folder / "index.html").read_text()
     pictures = re.findall(r'<img src="([^"]+)" alt="[^"]+">', page)
-    assert {path.name for path in folder.iterdir()} == {"index.html", *pictures}
-    assert {"reliability.png", "risk-coverage.png", "least-sure.png", "entropy-mc.png"} <= set(pictures)
+    assert {path.name for path in folder.iterdir()} == {"index.html", "figures.json", *pictures}
+    drawn = {"reliability", "risk-coverage", "least-sure", "entropy-mc", "samples", "rotation", "rotation-one"}
+    assert {f"{name}.png" for name in drawn | {"corruptions", "classes"}} <= set(pictures)
     for name in pictures:
         with Image.open(folder / name) as picture:
             assert len(picture.convert("RGB").getcolors(maxcolors=1 << 24)) > 20
-    for mode in ("eval", "mc", "moments"):
-        assert f"{metrics[mode]['aurc']:.4f}" in page
-    assert f"{metrics['ood']['noise']['entropy, mc']['auroc']:.4f}" in page
-    assert "not calibrated" in page
+    for text in (page, printed):
+        for mode in ("eval", "mc", "moments"):
+            assert f"{figures[mode]['aurc']:.4f}" in text
+        assert f"{figures['ood']['noise']['entropy, mc']['auroc']:.4f}" in text
+        assert f"{figures['corruptions']['shear']['4']['mc']['accuracy']:.4f}" in text
     assert "<script" not in page
+    assert ("not calibrated" in page) != ("calibrated" in figures["mc"])
 
 
-def test_a_calibrated_models_report_tells_what_it_promises(
-    fashion: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_model_that_is_not_calibrated_is_measured_without_promises(
+    few: FashionMNIST, artifact: Path, tmp_path: Path
 ) -> None:
-    index_B = torch.arange(300)
-    few = FashionMNIST(train=fashion.train[index_B], test=fashion.test[index_B], source=fashion.source)
-    monkeypatch.setattr(training.evaluate, "load_fashion_mnist", lambda _folder: few)
-    out = tmp_path / "metrics.json"
-    done = CliRunner().invoke(app, ["--samples", "10", "--report", str(tmp_path / "report"), "--out", str(out)])
-    assert done.exit_code == 0, done.output
-    page, metrics = (tmp_path / "report" / "index.html").read_text(), json.loads(out.read_text())
-    assert load_artifact().sha256 in page
-    for found in metrics["mc"]["calibrated"]["prediction_sets"]["aps"].values():
-        assert f"{found['covered']:.4f}</td><td>{found['size']:.4f}" in page
-    for found in metrics["eval"]["calibrated"]["max_risk"].values():
-        assert f"{found['error']:.4f}</td><td>{found['answered']:.4f}" in page
-    assert f"{metrics['ood']['inverted']['novelty']['flagged']:.4f}" in page
-    assert (tmp_path / "report" / "novelty.png").exists()
+    printed, figures = evaluated(artifact, "--samples", 3, "--seed", 11, "--report", tmp_path / "report")
+    assert (figures["mc"]["samples"], figures["mc"]["seed"]) == (3, 11)
+    assert "3" in figures["masks"]
+    assert "decisions" not in figures
+    assert "decision" not in figures["rotation"]["0"]
+    check_report(tmp_path / "report", printed, figures)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        logits_BC = build_mlp(CONFIG).eval()(few.test.inputs_B)
+    right_B = logits_BC.argmax(dim=1) == few.test.labels_B
+    assert figures["eval"]["accuracy"] == pytest.approx(right_B.double().mean().item(), abs=1e-4)
+    loss = nn.functional.cross_entropy(logits_BC, few.test.labels_B).item()
+    assert figures["eval"]["nll"] == pytest.approx(loss, rel=1e-4)
+
+
+def test_what_cannot_be_downloaded_is_left_out(few: FashionMNIST, artifact: Path, monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    printed, figures = evaluated(artifact, "--ood", "MNIST")
+    assert "left out: MNIST: can't be downloaded" in printed
+    assert "MNIST" not in figures["ood"]
+
+
+def test_mnist_is_told_apart(fashion: FashionMNIST, mnist: np.ndarray) -> None:
+    """The figure that the novelty score was not chosen by."""
+    artifact = load_artifact()
+    digits = Images(torch.from_numpy(mnist.copy()), torch.zeros(len(mnist)).long())
+    found = []
+    for images in (fashion.test, digits):
+        estimates = estimate(artifact.network, images, samples=(10,), seed=0, console=Console(quiet=True))
+        found.append(novelty_scores(artifact, images, estimates, samples=10)["novelty"])
+    assert separation(*found)["auroc"] >= 0.985
+
+
+@pytest.mark.parametrize("option", ["--ood", "--beside"])
+def test_a_name_without_a_path_is_refused(few: FashionMNIST, artifact: Path, option: str) -> None:
+    done = CliRunner().invoke(app, [str(artifact), option, "digits"])
+    assert done.exit_code == 1
+    assert f"error: {option}: expected NAME=PATH, got digits" in done.output
 
 
 def test_the_embedded_models_card_tells_what_is_measured_again(fashion: FashionMNIST) -> None:
     artifact = load_artifact()
-    found = evaluate(artifact.network, fashion.test, samples=100, seed=0, calibrations=artifact.calibrations)
+    estimates = estimate(artifact.network, fashion.test, samples=(100,), seed=0, console=Console(quiet=True))
+    labels_B = fashion.test.labels_B.numpy()
+    found = measure(estimates, labels_B, samples=100, seed=0, calibrations=artifact.calibrations)
     assert_nearly(found, artifact.card["metrics"]["test"])
+
+
+def test_the_published_model_card_is_of_the_embedded_model() -> None:
+    """Of these weights, with these figures: figures.json was written by an evaluation, as the card was."""
+    published, card = ROOT / "docs" / "model-card", load_artifact().card
+    figures = json.loads((published / "figures.json").read_text())
+    assert load_artifact().sha256 in (published / "index.html").read_text()
+    assert_nearly({mode: figures[mode] for mode in ("eval", "mc", "moments")}, card["metrics"]["test"])
+    assert {"chapter", "ensemble"} <= figures["beside"].keys()
+    assert "MNIST" in figures["ood"]
 
 
 def assert_nearly(found: object, told: object) -> None:

@@ -1,9 +1,17 @@
-"""Against the definitions, written as loops."""
+"""Against the definitions, written as loops, and against other libraries."""
+
+import importlib.util
+import itertools
+import sys
+import warnings
 
 import numpy as np
 import pytest
+import torch
+from conftest import missing
 
-from training.metrics import calibration_error, scores, selective
+import training.vision  # noqa: F401 - the other libraries import torchvision, which this lets beside a CPU-only torch
+from training.metrics import calibration_error, scores, selective, separation
 
 
 @pytest.fixture
@@ -68,3 +76,59 @@ def test_all_right_covers_all_and_all_wrong_nothing():
     confidence_B = np.linspace(0.5, 1, 10)
     assert selective(confidence_B, np.ones(10, bool)) == {"aurc": 0, "augrc": 0, "coverage_at_5_risk": 1}
     assert selective(confidence_B, np.zeros(10, bool))["coverage_at_5_risk"] == 0
+
+
+def test_areas_are_those_of_counted_pairs():
+    rng = np.random.default_rng(96)
+    inside_B, outside_B = rng.normal(size=60), rng.normal(1, 1, size=40)
+    found = separation(inside_B, outside_B)
+    pairs = [out > in_ for in_, out in itertools.product(inside_B, outside_B)]
+    assert found["auroc"] == pytest.approx(np.mean(pairs))
+    threshold = np.sort(outside_B)[2]  # 38 of 40 score no less
+    assert found["fpr95"] == pytest.approx((inside_B >= threshold).mean())
+    precisions = [
+        (outside_B >= score).sum() / ((outside_B >= score).sum() + (inside_B >= score).sum()) for score in outside_B
+    ]
+    assert found["aupr"] == pytest.approx(np.mean(precisions))
+
+
+@pytest.fixture(scope="module")
+def peers():
+    """Metrics of torchmetrics and torch-uncertainty."""
+    if sys.version_info >= (3, 14):
+        pytest.skip("torch-uncertainty is not there yet for this Python")
+    if importlib.util.find_spec("torch_uncertainty") is None:
+        missing("torch-uncertainty is not installed")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # theirs to change
+        patch.setenv("MPLBACKEND", "Agg")
+        from torch_uncertainty.metrics import classification  # noqa: PLC0415 - slow, and not always there
+    return classification
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_other_libraries_find_the_same(peers, seed):
+    rng = np.random.default_rng(seed)
+    probs_BC = rng.dirichlet(np.full(6, 0.05), size=2000)
+    labels_B = (rng.random((2000, 1)) > np.sqrt(probs_BC.cumsum(axis=1))).sum(axis=1).clip(max=5)  # not quite as said
+    found = scores(probs_BC, labels_B)
+    theirs = {
+        "ece": peers.CalibrationError(task="multiclass", num_classes=6, num_bins=15),
+        "ece_equal_mass": peers.AdaptiveCalibrationError(task="multiclass", num_classes=6, num_bins=15),
+        "classwise_ece": peers.ClasswiseCalibrationError(num_classes=6, num_bins=15),
+        "coverage_at_5_risk": peers.CovAt5Risk(),
+        "brier": peers.BrierScore(num_classes=6),
+    }
+    for name, metric in theirs.items():
+        assert found[name] == pytest.approx(value_of(metric, probs_BC, labels_B), rel=1e-4), name
+    # Theirs are trapezoids from the first image to the last: of these two, half is missing to the sum that we divide.
+    wrong_B = probs_BC.argmax(axis=1) != labels_B
+    first, last = wrong_B[probs_BC.max(axis=1).argmax()], wrong_B.mean()
+    for name, metric, ends in (("aurc", peers.AURC(), first + last), ("augrc", peers.AUGRC(), first / 2000 + last)):
+        total = value_of(metric, probs_BC, labels_B) * (2000 - 1) + ends / 2
+        assert found[name] == pytest.approx(total / 2000, rel=1e-5), name
+
+
+def value_of(metric, probs_BC, labels_B):
+    metric.update(torch.from_numpy(probs_BC), torch.from_numpy(labels_B))
+    return float(metric.compute())

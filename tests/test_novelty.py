@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.spatial.distance import mahalanobis
 from torch import nn
 
@@ -10,6 +11,9 @@ from model import MLPConfig, build_mlp, load_artifact
 from model.artifact import ArtifactError, save_artifact
 from model.chain import Chain
 from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, features
+from service.images import prepare
+from training.data import Images, as_inputs
+from training.novelty import fit_novelty, varied
 
 CONFIG = MLPConfig(hidden=(8, 6), dropout=(0.1, 0.4), classes=3)
 SIZES = {"image": 6, "first layer": 8, "activations": 14}
@@ -142,3 +146,65 @@ def test_what_is_no_novelty_score_is_refused(novelty, change, message):
     change(parts)
     with pytest.raises(ValueError, match=message):
         Novelty.of(*parts)
+
+
+@pytest.fixture(scope="module")
+def bars() -> nn.Sequential:
+    torch.manual_seed(70)
+    layers = [nn.Linear(784, 20), nn.ReLU(), nn.Dropout(0.2), nn.Linear(20, 12), nn.ReLU(), nn.Dropout(0.4)]
+    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(12, 4)).requires_grad_(requires_grad=False)
+
+
+def images(count: int, seed: int) -> Images:
+    """Bright bars, at the place of their class."""
+    rng = np.random.default_rng(seed)
+    labels_B = np.arange(count) % 4
+    pixels_BHW = rng.integers(0, 30, (count, 28, 28))
+    for pixels_HW, label in zip(pixels_BHW, labels_B, strict=True):
+        pixels_HW[:, 7 * label : 7 * label + 5] += rng.integers(120, 200)
+    return Images(torch.from_numpy(pixels_BHW.astype(np.uint8)), torch.from_numpy(labels_B))
+
+
+def test_what_is_unlike_the_training_scores_high_and_ordinary_images_as_often_as_said(bars):
+    novelty = fit_novelty(bars, images(2000, 72), images(2000, 73))
+    chain = Chain(bars)
+    ordinary_B = novelty.score(chain, images(4000, 74).inputs_B.numpy())
+    for rate, threshold in novelty.thresholds.items():
+        assert (ordinary_B > threshold).mean() == pytest.approx(rate, abs=4 * (2 * rate / 2000) ** 0.5)
+    rng = np.random.default_rng(75)
+    strange = {
+        "blank": np.zeros((5, 1, 28, 28), np.float32),
+        "grey": np.full((5, 1, 28, 28), 0.4, np.float32),
+        "noise": rng.random((5, 1, 28, 28), np.float32),
+        "rotated": np.rot90(images(20, 76).inputs_B.numpy(), axes=(2, 3)),
+    }
+    for name, images_B in strange.items():
+        assert (novelty.score(chain, images_B) > novelty.thresholds[0.01]).all(), name
+
+
+@pytest.mark.parametrize("resampling", [Image.Resampling.BICUBIC, Image.Resampling.NEAREST])
+def test_clothes_in_a_larger_picture_are_no_novelty(fashion, resampling):
+    """As photographs come: larger, dark on white, with a margin."""
+    artifact = load_artifact()
+    pictures = []
+    for pixels in fashion.test.images_B[:300].numpy():
+        large = 255 - np.asarray(Image.fromarray(pixels).resize((280, 280), resampling))
+        pictures.append(prepare(np.pad(large, 40, constant_values=255), source="PNG").pixels)
+    inputs_B = as_inputs(torch.from_numpy(np.stack(pictures))).numpy()
+    novel_B = artifact.novelty.score(Chain(artifact.network), inputs_B) > artifact.novelty.thresholds[0.01]
+    assert novel_B.mean() <= 0.04
+
+
+def test_copies_are_varied_as_said():
+    plain_B = np.zeros((1500, 1, 28, 28), np.float32)
+    plain_B[:, :, 6:22, 6:22] = 1
+    copies_B = varied(plain_B, np.random.default_rng(5))
+    again_B = varied(plain_B, np.random.default_rng(5))
+    assert np.array_equal(copies_B, again_B)
+    kinds = np.unique(copies_B, axis=0)
+    assert len(kinds) == 3  # five hundred alike
+    for copy in kinds[:, 0]:
+        assert 0.75 < copy.max() <= 1
+        assert (0.95**2 * 0.8 - 0.05) * 256 < copy.sum() <= 256 + 1e-3
+        assert copy[:, :14].sum() == pytest.approx(copy[:, 14:].sum(), rel=1e-5)  # about the middle
+        assert copy[:14].sum() == pytest.approx(copy[14:].sum(), rel=1e-5)

@@ -11,9 +11,11 @@ import pytest
 from server import ROOT
 
 from model import load_artifact
+from model.artifact import PRETRAINED
 from model.calibration import COVERAGES, RISKS
 from service.schemas import Parameters
 from service.settings import PREFIX, Settings
+from training.compare import interval
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -100,6 +102,37 @@ def test_the_figures_are_the_cards():
     for risk, answered, error in rows("risk accepted"):
         found = promises["max_risk"][risk]
         assert [f"{found[name]:.3f}" for name in ("answered", "error")] == [answered, error]
+
+
+def test_the_other_figures_are_the_model_cards():
+    figures = json.loads((ROOT / "docs" / "model-card" / "figures.json").read_text())
+    assert [row[0] for row in rows("images that are no clothing")] == list(figures["ood"])
+    for name, *shown in rows("images that are no clothing"):
+        aurocs = [figures["ood"][name][score]["auroc"] for score in ("novelty", "mutual information, mc")]
+        decided = [figures["decisions"][name][part] for part in ("novel", "answered")]
+        assert [f"{number:.3f}" for number in aurocs + decided] == shown
+    for name, *shown in rows("other model"):
+        model, mode = name.split(", ")
+        assert [f"{figures['beside'][model][mode][part]:.4f}" for part in ("accuracy", "nll", "ece")] == shown
+    varied = {
+        "blurred a little": figures["corruptions"]["blur"]["1"], "turned by 15°": figures["rotation"]["15"],
+        "turned by 90°": figures["rotation"]["90"], "covered in part": figures["corruptions"]["occlusion"]["3"],
+    }  # fmt: skip
+    assert [row[0] for row in rows("test images")] == list(varied)
+    for name, *shown in rows("test images"):
+        found = varied[name]
+        numbers = [found["mc"]["accuracy"], found["decision"]["answered"], found["decision"]["error"]]
+        assert [f"{number:.3f}" for number in numbers] == shown
+
+
+def test_the_intervals_over_seeds_are_those_of_the_cards():
+    folders = [PRETRAINED, *sorted((ROOT / "training" / "ensemble").iterdir())]
+    cards = [load_artifact(folder).card for folder in folders]
+    assert [card["seed"] for card in cards] == [0, 1, 2, 3, 4]
+    calibrated = [card["metrics"]["test"]["mc"]["calibrated"] for card in cards]
+    for title, name in {"accuracy": "accuracy", "NLL": "nll", "ECE": "ece"}.items():
+        mean, half = interval([one[name] for one in calibrated])
+        assert f"{title} {mean:.4f} ± {half:.4f}" in README
 
 
 def test_every_make_target_named_exists():

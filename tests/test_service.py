@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from server import ROOT, bentoml_command, environment, refused_start, serve
+from sklearn.datasets import load_sample_images
 
 from model import MomentPropagation, MonteCarloDropout, load_artifact, summarize
 from model.artifact import CARD, PRETRAINED, WEIGHTS
@@ -148,8 +149,9 @@ def strange_images() -> dict[str, np.ndarray]:
     blobs = Image.fromarray(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8)).resize(
         (400, 300), Image.Resampling.BICUBIC
     )
+    photographs = dict(zip(("temple", "flower"), load_sample_images().images, strict=True))
     return {
-        "black": np.zeros((28, 28), np.uint8), "grey": np.full((28, 28), 60, np.uint8),
+        **photographs, "black": np.zeros((28, 28), np.uint8), "grey": np.full((28, 28), 60, np.uint8),
         "white": np.full((90, 120, 3), 255, np.uint8), "noise": rng.integers(0, 256, (28, 28)).astype(np.uint8),
         "coloured noise": rng.integers(0, 256, (300, 300, 3)).astype(np.uint8),
         "haze": haze.clip(0, 255).astype(np.uint8), "blobs": np.asarray(blobs),

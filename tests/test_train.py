@@ -477,13 +477,26 @@ def test_ctrl_c_in_the_final_measurement_loses_no_epoch(
 
     options = ["--out", tmp_path / "run", "--device", "cpu"]
     with monkeypatch.context() as patch:
-        patch.setattr(training.train, "evaluate", interrupt)
+        patch.setattr(training.train, "estimate", interrupt)
         done = invoke(*options)
     assert done.exit_code == 130
     assert "go on with --resume" in done.output
     resumed = invoke(*options, "--resume")
     assert resumed.exit_code == 0, resumed.output
     assert epoch_lines(resumed.output) == []
+
+
+def test_a_member_of_an_ensemble_goes_without_a_novelty_score(small: None, tmp_path: Path) -> None:
+    options = ["--seed", 0, "--out", tmp_path / "run", "--device", "cpu"]
+    assert invoke(*options).exit_code == 0
+    full = load_artifact(tmp_path / "run" / "artifact")
+    assert full.novelty is not None
+    assert invoke(*options, "--no-novelty", "--resume").exit_code == 0
+    member = load_artifact(tmp_path / "run" / "artifact")
+    assert member.novelty is None
+    assert not (tmp_path / "run" / "artifact" / "novelty.safetensors").exists()
+    assert (member.sha256, member.calibrations) == (full.sha256, full.calibrations)
+    assert member.card["command"] == "python -m training.train --recipe default --seed 0 --threads 1 --no-novelty"
 
 
 def test_resume_without_a_run_starts_one(small: None, tmp_path: Path) -> None:

@@ -2,76 +2,46 @@
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from rich.console import Console
-from rich.progress import track
 from scipy import optimize, stats
-from torch import Tensor, nn
+from torch import nn
 
-from model import MomentPropagation, MonteCarloDropout, summarize
 from model.calibration import COVERAGES, RISKS, SAMPLES, Calibration, Estimator, set_scores, tempered
-from model.chain import Chain
-from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, features
 from training.data import Images
+from training.estimates import ensemble, estimate
 from training.metrics import errors_by_confidence
 
 Array = np.ndarray
-Estimates = dict[tuple[Estimator, int], dict[str, Array]]
 
 CONFIDENCE = 0.95  # of the bound on the risk among the answered
 _MASK_SEED = 0
 _UNIFORM_SEED = 0
-_SHRINKAGE = 1e-4  # towards a covariance of equal variances
 _STEPS = 100  # thresholds that are tried
 _QUANTILES = np.linspace(0, 1, 101)
-_IMAGES_AT_ONCE = 250
 
 
-def estimate(
-    network: nn.Sequential, images: Images, *, samples: tuple[int, ...], seed: int, console: Console
-) -> Estimates:
-    """Predict images in every way: `probs_BC`, and where there is spread, `information_B` (nats).
+def fit_calibrations(
+    networks: Sequence[nn.Sequential], images: Images, *, samples: Sequence[int] = SAMPLES, console: Console
+) -> list[Calibration]:
+    """Calibrate every estimator on images that training has not seen.
 
     Args:
-        network: linear layers, ReLU and dropout.
-        images: to predict.
-        samples: numbers of masks, each the first of the largest.
-        seed: of the masks.
+        networks: one, or the members of an ensemble.
+        images: labelled.
+        samples: numbers of masks.
         console: shows the progress.
-
-    Returns:
-        By estimator and number of masks.
     """
-    mc, moments = MonteCarloDropout(network), MomentPropagation(network)
-    parts: dict[tuple[Estimator, int], list[tuple[Tensor, Tensor]]] = {}
-    for inputs_B in track(
-        images.inputs_B.split(_IMAGES_AT_ONCE), f"{len(images):,} images", console=console, transient=True
-    ):
-        parts.setdefault(("eval", 0), []).append((mc.predict(inputs_B).double(), torch.zeros(len(inputs_B))))
-        probs_SBC = mc.sample(inputs_B, samples=max(samples), seed=seed)
-        for count in samples:
-            found = summarize(probs_SBC[:count])
-            parts.setdefault(("masks", count), []).append((found.mean, found.mutual_information))
-        propagated = moments.predict(inputs_B)
-        parts.setdefault(("moments", 0), []).append((propagated.mean, propagated.mutual_information))
-    return {
-        key: {
-            "probs_BC": torch.cat([probs_BC for probs_BC, _ in rows]).numpy(),
-            "information_B": torch.cat([information_B for _, information_B in rows]).numpy(),
-        }
-        for key, rows in parts.items()
-    }
-
-
-def fit_calibrations(network: nn.Sequential, images: Images, *, console: Console) -> list[Calibration]:
-    """Calibrate every estimator on images that training has not seen."""
+    members = [
+        estimate(network, images, samples=samples, seed=_MASK_SEED, console=console, doing="calibrating")
+        for network in networks
+    ]
     labels_B = images.labels_B.numpy()
-    estimates = estimate(network, images, samples=SAMPLES, seed=_MASK_SEED, console=console)
     return [
-        fit_calibration(**found, labels_B=labels_B, estimator=estimator, samples=samples)
-        for (estimator, samples), found in estimates.items()
+        fit_calibration(**found, labels_B=labels_B, estimator=estimator, samples=count)
+        for (estimator, count), found in ensemble(members).items()
     ]
 
 
@@ -153,31 +123,3 @@ def least_confidence(probs_BC: Array, labels_B: Array, risk: float) -> float | N
 
 def _upper_bound(errors: int, answered: int) -> float:
     return 1.0 if errors == answered else float(stats.beta.ppf(CONFIDENCE, errors + 1, answered - errors))
-
-
-def fit_novelty(network: nn.Sequential, train: Images, images: Images) -> Novelty:
-    """Fit the distributions of features to training images, and their scales and thresholds to others."""
-    chain = Chain(network)
-    views, labels_B = _features(chain, train), train.labels_B.numpy()
-    others = _features(chain, images)
-    gaussians = {name: _class_gaussians(views[name], labels_B, others[name]) for name in FEATURES}
-    scores_B = np.max([gaussians[name].score(others[name]) for name in FEATURES], axis=0)
-    return Novelty(gaussians, {rate: conformal_quantile(scores_B, 1 - rate) for rate in FALSE_ALARM_RATES})
-
-
-def _features(chain: Chain, images: Images) -> dict[str, Array]:
-    parts = [features(chain, inputs_B.numpy()) for inputs_B in images.inputs_B.split(5_000)]
-    return {name: np.concatenate([part[name] for part in parts]) for name in FEATURES}
-
-
-def _class_gaussians(features_BF: Array, labels_B: Array, others_BF: Array) -> ClassGaussians:
-    classes = [features_BF[labels_B == label] for label in np.unique(labels_B)]
-    means_KF = np.stack([members_BF.mean(axis=0, dtype=np.float64) for members_BF in classes])
-    off_BF = features_BF - means_KF[labels_B]
-    covariance_FF = off_BF.T @ off_BF / len(off_BF)
-    equal = np.trace(covariance_FF) / len(covariance_FF)
-    covariance_FF += _SHRINKAGE * equal * np.eye(len(covariance_FF))
-    whiten_FF = np.linalg.inv(np.linalg.cholesky(covariance_FF)).T
-    unscaled = ClassGaussians(whiten_FF.astype(np.float32), (means_KF @ whiten_FF).astype(np.float32), 0, 1)
-    typical, far = np.quantile(unscaled.distance(others_BF), [0.5, 0.99])
-    return ClassGaussians(unscaled.whiten_FF, unscaled.means_KF, float(typical), float(far))

@@ -5,15 +5,13 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
 from model import load_artifact
-from training.evaluate import errors
+from training.terminal import console, errors
 
 app = typer.Typer(add_completion=False)
-console = Console(highlight=False, soft_wrap=True, markup=False)
 
 _FIGURES = ("accuracy", "nll", "brier", "ece")
 

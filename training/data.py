@@ -18,6 +18,7 @@ from torch import Tensor
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 
 DATA_VARIABLE = "MCD_DATA_DIR"
+DOWNLOAD_ERRORS = (OSError, RuntimeError, HTTPException)  # of torchvision
 _CALIBRATION_SEED, _VALIDATION_SEED = 1, 0
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -114,7 +115,7 @@ def load_fashion_mnist(
         DataError: nothing was found (the message names every remedy), or a file's contents are wrong.
     """
     named = folder or environ.get(DATA_VARIABLE)
-    cache = Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcd"
+    cache = cache_folder(environ)
     candidates = [Path(named)] if named else [DEBIAN_FOLDER, cache]
     for candidate in candidates:
         if source := _folder_of_files(candidate):
@@ -130,6 +131,11 @@ def load_fashion_mnist(
         f"or put the four .gz files of github.com/zalandoresearch/fashion-mnist into {cache}; "
         "or go online and run this again, so that torchvision can download them"
     )
+
+
+def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
+    """Where downloads are kept."""
+    return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcd"
 
 
 @dataclass(frozen=True)
@@ -239,6 +245,6 @@ def _download(cache: Path) -> str:
 
     try:
         torchvision.datasets.FashionMNIST(str(cache), train=True, download=True)
-    except (OSError, RuntimeError, HTTPException) as error:
+    except DOWNLOAD_ERRORS as error:
         return f"failed, {' '.join(str(error).split())}"
     return "done"

@@ -1,201 +1,163 @@
-"""Measure an artifact on the 10,000 test images: `python -m training.evaluate`."""
+"""Measure an artifact on the 10,000 test images, and on what is none of them: `python -m training.evaluate`."""
 
-import json
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
-from scipy import stats
-from torch import nn
 
-from model import Artifact, load_artifact
+from model import Artifact, Calibration, find_calibration, load_artifact
 from model.artifact import write_atomically
-from model.calibration import COVERAGES, Calibration, SetMethod, find_calibration
-from model.chain import Chain
 from model.dropout import MAX_SEED
-from training.calibrate import Estimates, estimate
-from training.data import DataError, Images, load_fashion_mnist
-from training.metrics import scores
-from training.ood import built_in, read_images, separation
-from training.report import write_report
+from training import sheets
+from training.calibrate import fit_calibrations
+from training.data import DataError, FashionMNIST, Images, load_fashion_mnist, split_three
+from training.estimates import Estimates, ensemble, estimate
+from training.measure import (
+    decisions,
+    measure,
+    measure_classes,
+    measure_decisions,
+    measure_one,
+    novelty_scores,
+    told_apart,
+)
+from training.ood import DOWNLOADS, built_in, fetch, read_images
+from training.report import Evaluation, as_json, write_report
+from training.shifts import ANGLES, CORRUPTIONS, SEVERITIES, shifts
+from training.terminal import console, errors
 
 Array = np.ndarray
 
-_FALSE_ALARM_RATE = 0.01
-_UNIFORM_SEED = 1  # not that of the calibration
+COUNTS = (2, 5, 10, 30, 100, 300)  # of masks, side by side
+_SHIFTED = ("accuracy", "nll", "ece", "entropy", "mutual_information")
 
 app = typer.Typer(add_completion=False)
-console = Console(highlight=False, soft_wrap=True, markup=False)
-errors = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
 
 
-def evaluate(
-    network: nn.Sequential,
-    images: Images,
-    *,
-    samples: int,
-    seed: int,
-    calibrations: Sequence[Calibration] = (),
-) -> dict[str, Any]:
-    """Measure the eval-mode prediction, the mean over dropout masks, and moments on labelled images.
+class Evaluator:
+    """Measures one artifact: predicts images, telling how far it has come, and says what was found."""
+
+    def __init__(self, artifact: Artifact, fashion: FashionMNIST, *, samples: int, seed: int, steps: int) -> None:
+        self.artifact, self.fashion, self.samples, self.seed = artifact, fashion, samples, seed
+        self._number, self._steps = itertools.count(1), steps
+
+    def estimates(
+        self, images: Images, doing: str, *, samples: Sequence[int] | None = None, artifact: Artifact | None = None
+    ) -> Estimates:
+        """Estimate by the artifact, or by another one."""
+        doing = f"[{next(self._number)}/{self._steps}] {doing}"
+        if not console.is_terminal:
+            console.print(doing)
+        return estimate(
+            (artifact or self.artifact).network,
+            images,
+            samples=samples or (self.samples,),
+            seed=self.seed,
+            console=console,
+            doing=doing,
+        )
+
+    def measure(
+        self, estimates: Estimates, labels_B: Array, calibrations: Sequence[Calibration] | None = None
+    ) -> dict[str, Any]:
+        """Measure estimates by the artifact's calibrations, or by others."""
+        given = self.artifact.calibrations if calibrations is None else calibrations
+        return measure(estimates, labels_B, samples=self.samples, seed=self.seed, calibrations=given)
+
+    def beside(self, name: str, members: Sequence[Artifact]) -> tuple[Estimates, dict[str, Any]]:
+        """Estimate and measure, on the test images, another model, or several as an ensemble."""
+        test = self.fashion.test
+        estimates = ensemble([self.estimates(test, name, artifact=member) for member in members])
+        calibrations: Sequence[Calibration] = members[0].calibrations
+        if len(members) > 1:
+            calibrations = self._calibrations_of_ensemble(members)
+        return estimates, self.measure(estimates, test.labels_B.numpy(), calibrations)
+
+    def _calibrations_of_ensemble(self, members: Sequence[Artifact]) -> list[Calibration]:
+        """Calibrate as each member was, if they were on the same images."""
+        counts = {member.card.get("data", {}).get("split", {}).get("calibration", 0) for member in members}
+        if len(counts) > 1 or 0 in counts:
+            return []
+        (count,) = counts
+        images = split_three(self.fashion.train, each=count, validate=False).calibration
+        return fit_calibrations(
+            [member.network for member in members], images, samples=(self.samples,), console=console
+        )
+
+    def counted(self, estimates: Estimates, labels_B: Array) -> dict[str, Any]:
+        """Measure estimates by number of masks; calibrated only where just that number was."""
+        rows = {}
+        for (estimator, count), found in estimates.items():
+            if estimator == "masks":
+                calibration = find_calibration(self.artifact.calibrations, "masks", count)
+                rows[str(count)] = measure_one(found, labels_B, calibration=calibration)
+        return rows
+
+    def decided(self, estimates: Estimates, scored: Mapping[str, Array], labels_B: Array | None) -> dict[str, float]:
+        """Measure what the service would decide; nothing of an artifact that can't decide."""
+        decided = decisions(self.artifact, estimates, scored, samples=self.samples)
+        return {} if decided is None else measure_decisions(decided, estimates, labels_B, samples=self.samples)
+
+    def shifted(self) -> dict[str, dict[str, Any]]:
+        """Measure test images that are turned or corrupted, by kind and degree."""
+        found: dict[str, dict[str, Any]] = {}
+        for kind, degree, images in shifts(self.fashion.test):
+            labels_B = images.labels_B.numpy()
+            estimates = self.estimates(images, f"{kind} {degree}")
+            row: dict[str, Any] = {}
+            for mode, measured in self.measure(estimates, labels_B).items():
+                row[mode] = {name: measured[name] for name in _SHIFTED if name in measured}
+                if "calibrated" in measured:
+                    row[mode]["calibrated"] = {name: measured["calibrated"][name] for name in ("nll", "ece")}
+            scored = novelty_scores(self.artifact, images, estimates, samples=self.samples)
+            if decided := self.decided(estimates, scored, labels_B):
+                row["decision"] = decided
+            found.setdefault(kind, {})[degree] = row
+        return found
+
+
+def run(evaluator: Evaluator, beside: Mapping[str, Sequence[Artifact]], outside: Mapping[str, Array]) -> Evaluation:
+    """Evaluate an artifact.
 
     Args:
-        network: from images in [0, 1] to logits; linear layers, ReLU and dropout.
-        images: test images.
-        samples: masks of the Monte-Carlo prediction.
-        seed: of the masks.
-        calibrations: of the network.
-
-    Returns:
-        For "eval", "mc" and "moments": `scores`, and mean predictive entropy in nats; but in eval mode also the mean
-        mutual information; for "mc" samples and seed. Where there is a calibration, `calibrated_scores` as
-        "calibrated".
+        evaluator: of the artifact.
+        beside: other models by name, several members an ensemble.
+        outside: uint8 images (B, 28, 28) that are no clothing, by name.
     """
-    estimates = estimate(network, images, samples=(samples,), seed=seed, console=console)
-    return measure(estimates, images.labels_B.numpy(), seed=seed, calibrations=calibrations)
-
-
-def measure(
-    estimates: Estimates, labels_B: Array, *, seed: int, calibrations: Sequence[Calibration] = ()
-) -> dict[str, Any]:
-    """Do what `evaluate` does, of estimates that were made with a seed."""
-    metrics: dict[str, Any] = {}
-    for (estimator, count), found in estimates.items():
-        row: dict[str, Any] = {"samples": count, "seed": seed} if estimator == "masks" else {}
-        probs_BC = found["probs_BC"]
-        row |= scores(probs_BC, labels_B) | {"entropy": float(stats.entropy(probs_BC, axis=1).mean())}
-        if estimator != "eval":
-            row["mutual_information"] = float(found["information_B"].mean())
-        calibration = find_calibration(calibrations, estimator, count)
-        if calibration is not None:
-            row["calibrated"] = calibrated_scores(calibration, probs_BC, labels_B)
-        metrics["mc" if estimator == "masks" else estimator] = row
-    return metrics
-
-
-def calibrated_scores(calibration: Calibration, probs_BC: Array, labels_B: Array) -> dict[str, Any]:
-    """Measure what a calibration promises.
-
-    Returns:
-        `scores` of the calibrated probabilities; for each method and coverage of prediction sets, by which part of
-        images they hold the true class, and their mean size; for each risk, which part of images is answered, and which
-        part of the answers is wrong.
-    """
-    probs_BC = calibration.probabilities(probs_BC)
-    uniform_B = np.random.default_rng(_UNIFORM_SEED).random(len(labels_B))
-    sets: dict[str, dict[str, dict[str, float]]] = {}
-    for method in get_args(SetMethod):
-        sets[method] = {}
-        for coverage in COVERAGES:
-            members_BC = calibration.prediction_set(probs_BC, uniform_B, coverage=coverage, method=method)
-            if members_BC is not None:
-                covered = members_BC[np.arange(len(labels_B)), labels_B].mean()
-                sets[method][str(coverage)] = {"covered": float(covered), "size": float(members_BC.sum(axis=1).mean())}
-    confidence_B, wrong_B = probs_BC.max(axis=1), probs_BC.argmax(axis=1) != labels_B
-    answered = {}
-    for risk, least in calibration.confidences.items():
-        is_answered_B = confidence_B >= (np.inf if least is None else least)
-        error = float(wrong_B[is_answered_B].mean()) if is_answered_B.any() else 0.0
-        answered[str(risk)] = {"answered": float(is_answered_B.mean()), "error": error}
-    return scores(probs_BC, labels_B) | {"prediction_sets": sets, "max_risk": answered}
-
-
-def novelty_scores(artifact: Artifact, images: Images, estimates: Estimates) -> dict[str, Array]:
-    """Score how unlike the training's images are, by each estimator's doubts and by the artifact's novelty score.
-
-    Args:
-        artifact: the model.
-        images: to score.
-        estimates: of these images, for one number of masks.
-    """
-    (found,) = [row for (estimator, _), row in estimates.items() if estimator == "masks"]
-    scored = {
-        "entropy, eval": stats.entropy(estimates["eval", 0]["probs_BC"], axis=1),
-        "entropy, mc": stats.entropy(found["probs_BC"], axis=1),
-        "mutual information, mc": found["information_B"],
-        "mutual information, moments": estimates["moments", 0]["information_B"],
+    test, samples = evaluator.fashion.test, evaluator.samples
+    labels_B = test.labels_B.numpy()
+    own = evaluator.estimates(test, "test images", samples=sorted({*COUNTS, samples}))
+    figures = evaluator.measure(own, labels_B) | {
+        "masks": evaluator.counted(own, labels_B),
+        "classes": measure_classes(own, labels_B, samples=samples, artifact=evaluator.artifact),
     }
-    if artifact.novelty is not None:
-        chain = Chain(artifact.network)
-        parts = [artifact.novelty.score(chain, part.numpy()) for part in images.inputs_B.split(5_000)]
-        scored["novelty"] = np.concatenate(parts)
-    return scored
-
-
-def told_apart(
-    artifact: Artifact, inside: Mapping[str, Array], outside: Mapping[str, Array]
-) -> dict[str, dict[str, float]]:
-    """Measure by score how well images that are no clothing are told from those that are.
-
-    Returns:
-        `separation`; of "novelty" also "flagged", the part that counts as novel.
-    """
-    found = {score: separation(inside[score], values_B) for score, values_B in outside.items()}
-    if artifact.novelty is not None:
-        threshold = artifact.novelty.thresholds[_FALSE_ALARM_RATE]
-        flagged_B = outside["novelty"] > (np.inf if threshold is None else threshold)
-        found["novelty"]["flagged"] = float(flagged_B.mean())
-    return found
-
-
-def print_ood(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
-    """Print what `evaluate_ood` returned."""
-    table = Table(title="Told from the test images", caption="flagged: counted as novel, at a false-alarm rate of 1 %")
-    for column in ("images", "score", "AUROC", "AUPR", "FPR95", "flagged"):
-        table.add_column(column, justify="left" if column in {"images", "score"} else "right")
-    for name, by_score in found.items():
-        for score, row in by_score.items():
-            numbers = [row.get(key) for key in ("auroc", "aupr", "fpr95", "flagged")]
-            table.add_row(name, score, *("" if number is None else f"{number:.3f}" for number in numbers))
-    console.print(table)
-
-
-def print_metrics(metrics: dict[str, Any], title: str) -> None:
-    """Print what `evaluate` returned as a table."""
-    masks = metrics["mc"]
-    caption = f"mc: {masks['samples']} masks, seed {masks['seed']}; NLL, entropy, mutual information (MI) in nats"
-    table = Table(title=title, caption=caption)
-    for column in ("mode", "accuracy", "NLL", "Brier", "ECE", "entropy", "MI"):
-        table.add_column(column, justify="right")
-    for mode, row in metrics.items():
-        table.add_row(mode, *_cells(row))
-        if "calibrated" in row:
-            table.add_row(f"{mode}, calibrated", *_cells(row["calibrated"]))
-    console.print(table)
-
-
-def print_promises(metrics: dict[str, Any]) -> None:
-    """Print how well the calibrated promises of `evaluate` are kept, if there are any."""
-    if "calibrated" not in metrics["mc"]:
-        return
-    promised = metrics["mc"]["calibrated"]
-    sets = Table(title="Prediction sets, mc")
-    for column in ("method", "coverage asked for", "found", "classes in a set"):
-        sets.add_column(column, justify="right")
-    for method, by_coverage in promised["prediction_sets"].items():
-        for coverage, found in by_coverage.items():
-            sets.add_row(method, coverage, f"{found['covered']:.3f}", f"{found['size']:.3f}")
-    answers = Table(title="Abstention, mc")
-    for column in ("risk accepted", "wrong among the answered", "answered"):
-        answers.add_column(column, justify="right")
-    for risk, found in promised["max_risk"].items():
-        answers.add_row(risk, f"{found['error']:.3f}", f"{found['answered']:.3f}")
-    console.print(sets)
-    console.print(answers)
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    numbers = [row.get(name) for name in ("accuracy", "nll", "brier", "ece", "entropy", "mutual_information")]
-    return ["" if number is None else f"{number:.4f}" for number in numbers]
+    estimates, figures["beside"] = {"": own}, {}
+    for name, members in beside.items():
+        estimates[name], figures["beside"][name] = evaluator.beside(name, members)
+    scored = {"test images": novelty_scores(evaluator.artifact, test, own, samples=samples)}
+    decided = {"test images": evaluator.decided(own, scored["test images"], labels_B)}
+    for name, images_BHW in outside.items():
+        images = Images(torch.from_numpy(images_BHW.copy()), torch.zeros(len(images_BHW)).long())
+        found = evaluator.estimates(images, name)
+        scored[name] = novelty_scores(evaluator.artifact, images, found, samples=samples)
+        decided[name] = evaluator.decided(found, scored[name], None)
+    figures["ood"] = {name: told_apart(scored["test images"], scored[name]) for name in outside}
+    if all(decided.values()):
+        figures["decisions"] = decided
+    shifted = evaluator.shifted()
+    figures |= {"rotation": shifted.pop("rotation"), "corruptions": shifted}
+    parts: list[Callable[..., list[sheets.Sheet]]] = [sheets.promises, sheets.classes, sheets.outside, sheets.shifted]
+    tables = sheets.predictions(figures, f"{len(test):,} test images")
+    tables += [sheet for part in parts for sheet in part(figures)]
+    return Evaluation(evaluator.artifact, test, samples, estimates, scored, figures, tables)
 
 
 @app.command()
-def main(
+def main(  # noqa: PLR0913 - one argument an option
     artifact: Annotated[
         Path | None, typer.Argument(help="Folder of the artifact; the embedded default if none.")
     ] = None,
@@ -203,52 +165,67 @@ def main(
     samples: Annotated[int, typer.Option(min=2, help="Dropout masks.")] = 100,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the masks.")] = 0,
     data: Annotated[Path | None, typer.Option(help="Folder of Fashion-MNIST; else found as for training.")] = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER of an artifact to compare with; several of one name are an ensemble."),
+    ] = None,
     ood: Annotated[
-        list[str] | None, typer.Option(help="NAME=PATH of images that are no clothing: IDX, .npy, or a folder.")
+        list[str] | None,
+        typer.Option(
+            help=f"NAME=PATH of images that are no clothing: IDX, .npy, or a folder; or {', '.join(DOWNLOADS)}, which "
+            "torchvision downloads (EMNIST: 560 MB)."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for a model card in HTML, with pictures.")] = None,
 ) -> None:
-    """Measure accuracy, likelihood and uncertainty of an artifact on the test images of Fashion-MNIST."""
+    """Measure an artifact's predictions, promises and doubts, on the test images of Fashion-MNIST and on others."""
     torch.set_num_threads(1)  # one image at a time: too small to share
     try:
         if out is not None and not out.parent.is_dir():
             raise FileNotFoundError(f"--out: there is no folder {out.parent}")
-        loaded, test = load_artifact(artifact), load_fashion_mnist(data).test
-        outside = built_in(test.images_B.numpy()) | dict(map(_named_images, ood or []))
-
-        def estimates_of(images: Images) -> Estimates:
-            return estimate(loaded.network, images, samples=(samples,), seed=seed, console=console)
-
-        estimates = estimates_of(test)
-        metrics = measure(estimates, test.labels_B.numpy(), seed=seed, calibrations=loaded.calibrations)
-        inside = novelty_scores(loaded, test, estimates)
-        scored = {
-            name: novelty_scores(loaded, images, estimates_of(images))
-            for name, images in ((name, _unlabelled(array_BHW)) for name, array_BHW in outside.items())
-        }
-        strange = {name: told_apart(loaded, inside, values) for name, values in scored.items()}
+        loaded, fashion = load_artifact(artifact), load_fashion_mnist(data)
+        others: dict[str, list[Artifact]] = {}
+        for name, folder in _named(beside or [], "--beside"):
+            others.setdefault(name, []).append(load_artifact(folder))
+        outside = built_in(fashion.test.images_B.numpy()) | _outside(ood or [])
+        steps = 1 + sum(map(len, others.values())) + len(outside) + len(ANGLES) + len(CORRUPTIONS) * len(SEVERITIES)
+        found = run(Evaluator(loaded, fashion, samples=samples, seed=seed, steps=steps), others, outside)
         if out is not None:
-            write_atomically(out, (json.dumps(metrics | {"ood": strange}, indent=2) + "\n").encode())
+            write_atomically(out, as_json(found.figures))
         if report is not None:
-            write_report(report, loaded, test, estimates, {"test images": inside, **scored}, metrics, strange)
+            write_report(report, found)
     except (DataError, OSError, TypeError, ValueError) as error:
         errors.print(f"error: {error}", style="bold red")
         raise typer.Exit(1) from error
-    print_metrics(metrics, f"{len(test):,} test images")
-    print_promises(metrics)
-    print_ood(strange)
+    for sheet in found.sheets:
+        console.print(sheet.for_terminal())
+    if report is not None:
+        console.print(f"model card: {report / 'index.html'}")
 
 
-def _unlabelled(images_BHW: Array) -> Images:
-    return Images(torch.from_numpy(images_BHW.copy()), torch.zeros(len(images_BHW)).long())
+def _outside(given: Sequence[str]) -> dict[str, Array]:
+    """Read what is named; of what can't be downloaded, say so and go without."""
+    found = {}
+    for name, path in _named([one for one in given if one not in DOWNLOADS], "--ood"):
+        found[name] = read_images(Path(path))
+    for name in DOWNLOADS:
+        if name in given:
+            try:
+                found[name] = fetch(name)
+            except DataError as error:
+                errors.print(f"left out: {error}", style="yellow")
+    return found
 
 
-def _named_images(given: str) -> tuple[str, Array]:
-    name, equals, path = given.partition("=")
-    if not (name and equals and path):
-        raise ValueError(f"--ood: expected NAME=PATH, got {given}")
-    return name, read_images(Path(path))
+def _named(given: Sequence[str], option: str) -> list[tuple[str, str]]:
+    pairs = []
+    for one in given:
+        name, equals, path = one.partition("=")
+        if not (name and equals and path):
+            raise ValueError(f"{option}: expected NAME=PATH, got {one}")
+        pairs.append((name, path))
+    return pairs
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""Figures that tell how good class probabilities are."""
+"""Figures that tell how good class probabilities and scores are."""
 
 import numpy as np
+from sklearn import metrics
 
 Array = np.ndarray
 
@@ -14,14 +15,15 @@ def scores(probs_BC: Array, labels_B: Array) -> dict[str, float]:
         `calibration_error`, of the confidence in 15 bins; "classwise_ece", its mean over the classes' probabilities
         (Kull et al. 2019, arXiv:1910.12656); and `selective`.
     """
-    rows = np.arange(len(labels_B))
-    one_hot_BC = np.eye(probs_BC.shape[1])[labels_B]
-    confidence_B, right_B = probs_BC.max(axis=1), probs_BC.argmax(axis=1) == labels_B
-    classwise = [calibration_error(probs_B, is_B) for probs_B, is_B in zip(probs_BC.T, one_hot_BC.T, strict=True)]
+    classes = range(probs_BC.shape[1])
+    probs_BC = probs_BC / probs_BC.sum(axis=1, keepdims=True)  # single precision's sums are 1 to seven digits only
+    predicted_B, confidence_B = probs_BC.argmax(axis=1), probs_BC.max(axis=1)
+    right_B = predicted_B == labels_B
+    classwise = [calibration_error(probs_BC[:, label], labels_B == label) for label in classes]
     return {
-        "accuracy": float(right_B.mean()),
-        "nll": float(-np.log(probs_BC[rows, labels_B]).mean()),
-        "brier": float(np.square(probs_BC - one_hot_BC).sum(axis=1).mean()),
+        "accuracy": float(metrics.accuracy_score(labels_B, predicted_B)),
+        "nll": float(metrics.log_loss(labels_B, probs_BC, labels=classes)),
+        "brier": float(metrics.brier_score_loss(labels_B, probs_BC, labels=classes, scale_by_half=False)),
         "ece": calibration_error(confidence_B, right_B),
         "ece_equal_mass": calibration_error(confidence_B, right_B, equal_mass=True),
         "classwise_ece": float(np.mean(classwise)),
@@ -70,4 +72,21 @@ def selective(confidence_B: Array, right_B: Array) -> dict[str, float]:
         "aurc": float((errors_N / count_N).mean()),
         "augrc": float(errors_N.mean() / len(errors_N)),
         "coverage_at_5_risk": float(count_N[kept[-1]] / len(errors_N)) if len(kept) else 0.0,
+    }
+
+
+def separation(inside_B: Array, outside_B: Array) -> dict[str, float]:
+    """How well a score, high for what is outside, tells it from what is inside.
+
+    Returns:
+        "auroc" and "aupr", areas under the receiver operating characteristic and the precision-recall curve, with the
+        outside as positives; "fpr95", the part of the inside that scores no less than 95 % of the outside do.
+    """
+    scores = np.concatenate([inside_B, outside_B])
+    is_outside = np.concatenate([np.zeros(len(inside_B)), np.ones(len(outside_B))])
+    false_rate, true_rate, _ = metrics.roc_curve(is_outside, scores)
+    return {
+        "auroc": float(metrics.roc_auc_score(is_outside, scores)),
+        "aupr": float(metrics.average_precision_score(is_outside, scores)),
+        "fpr95": float(false_rate[np.searchsorted(true_rate, 0.95)]),
     }

@@ -1,17 +1,18 @@
-"""Images that are no clothing, and how well scores tell them from those that are."""
+"""Images that are no clothing."""
 
 import gzip
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from sklearn import metrics
 
-from training.data import DataError
+from training.data import DOWNLOAD_ERRORS, DataError, cache_folder
+from training.vision import torchvision
 
 Array = np.ndarray
 
 SIDE = 28
+DOWNLOADS = ("MNIST", "KMNIST", "EMNIST")
 _SEED = 0
 _GREYS = 5  # steps between blank images
 
@@ -31,6 +32,21 @@ def built_in(test_BHW: Array) -> dict[str, Array]:
         "inverted": 255 - test_BHW,
         "blank": np.broadcast_to(greys[:, None, None], (len(greys), SIDE, SIDE)).copy(),
     }
+
+
+def fetch(name: str) -> Array:
+    """Load the test images (B, 28, 28) of one of `DOWNLOADS`, from the cache or else by torchvision; EMNIST's letters.
+
+    Raises:
+        DataError: it can't be reached.
+    """
+    options = {"split": "letters"} if name == "EMNIST" else {}
+    try:
+        found = getattr(torchvision.datasets, name)(str(cache_folder()), train=False, download=True, **options)
+    except DOWNLOAD_ERRORS as error:
+        raise DataError(f"{name}: can't be downloaded ({' '.join(str(error).split())})") from error
+    images_BHW: Array = found.data.numpy()
+    return images_BHW.transpose(0, 2, 1) if name == "EMNIST" else images_BHW  # EMNIST's files have columns as rows
 
 
 def read_images(path: Path) -> Array:
@@ -71,20 +87,3 @@ def _read_folder(path: Path) -> Array:
     files = sorted(file for file in path.rglob("*") if file.is_file())
     images = [np.asarray(Image.open(file).convert("L").resize((SIDE, SIDE))) for file in files]
     return np.stack(images) if images else np.empty((0, SIDE, SIDE), np.uint8)
-
-
-def separation(inside_B: Array, outside_B: Array) -> dict[str, float]:
-    """How well a score, high for what is outside, tells it from what is inside.
-
-    Returns:
-        "auroc" and "aupr", areas under the receiver operating characteristic and the precision-recall curve, with the
-        outside as positives; "fpr95", the part of the inside that scores no less than 95 % of the outside do.
-    """
-    scores = np.concatenate([inside_B, outside_B])
-    is_outside = np.concatenate([np.zeros(len(inside_B)), np.ones(len(outside_B))])
-    false_rate, true_rate, _ = metrics.roc_curve(is_outside, scores)
-    return {
-        "auroc": float(metrics.roc_auc_score(is_outside, scores)),
-        "aupr": float(metrics.average_precision_score(is_outside, scores)),
-        "fpr95": float(false_rate[np.searchsorted(true_rate, 0.95)]),
-    }

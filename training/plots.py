@@ -14,6 +14,7 @@ from training.metrics import bins_of_equal_width, errors_by_confidence
 Array = np.ndarray
 
 _LEAST_IN_BIN = 20
+_LEAST_LIKELY = 0.1
 
 mpl.use("Agg")
 
@@ -102,6 +103,77 @@ def gallery(images_BHW: Array, titles: Sequence[str], *, columns: int = 8) -> by
     for axes, pixels_HW, title in zip(figure.axes, images_BHW, titles, strict=False):
         axes.imshow(pixels_HW, cmap="gray", vmin=0, vmax=255)
         axes.set_title(title, fontsize=8)
+    return _png(figure)
+
+
+def lines(curves: Mapping[str, Mapping[float, float]], *, x: str, y: str, log: bool = False) -> bytes:
+    """Draw figures, by name and place on the x axis; one that is the same everywhere is dashed.
+
+    Args:
+        curves: by name.
+        x: label of the x axis.
+        y: label of the y axis.
+        log: whether the x axis is logarithmic.
+    """
+    figure, axes = _figure()
+    for name, points in curves.items():
+        constant = len(points) > 1 and len(set(points.values())) == 1
+        axes.plot(list(points), list(points.values()), "--" if constant else "o-", markersize=4, label=name)
+    axes.set(xlabel=x, ylabel=y)
+    if log:
+        places = sorted({place for points in curves.values() for place in points})
+        axes.set_xscale("log")
+        axes.set_xticks(places, [f"{place:g}" for place in places], minor=False)
+        axes.set_xticks([], minor=True)
+    return _legend(figure, axes)
+
+
+def turned_picture(images_THW: Array, probs_STC: Array, *, angles: Sequence[int], classes: Sequence[str]) -> bytes:
+    """Draw the class probabilities under each mask of one picture at several angles (Gal & Ghahramani 2016, figure 4).
+
+    Args:
+        images_THW: the picture at each angle.
+        probs_STC: of each mask, angle and class.
+        angles: in degrees.
+        classes: their names; of those that no angle makes likely, nothing is drawn.
+    """
+    figure = Figure(figsize=(12, 5), layout="constrained")
+    grid = figure.add_gridspec(2, len(angles), height_ratios=(4, 1))
+    axes = figure.add_subplot(grid[0, :])
+    jitter_S = np.linspace(-0.3, 0.3, len(probs_STC))
+    for label in np.flatnonzero(probs_STC.mean(axis=0).max(axis=0) > _LEAST_LIKELY):
+        places_ST = np.arange(len(angles)) + jitter_S[:, None]
+        axes.plot(places_ST.ravel(), probs_STC[:, :, label].ravel(), ".", alpha=0.5, markersize=4, label=classes[label])
+    axes.set(xlim=(-0.5, len(angles) - 0.5), ylabel="probability under one mask")
+    axes.set_xticks(range(len(angles)), [f"{angle}°" for angle in angles])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small", markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    for place, pixels_HW in enumerate(images_THW):
+        below = figure.add_subplot(grid[1, place])
+        below.imshow(pixels_HW, cmap="gray", vmin=0, vmax=255)
+        below.axis("off")
+    return _png(figure)
+
+
+def heatmaps(grids: Mapping[str, Mapping[str, Sequence[float]]], *, columns: Sequence[str], x: str) -> bytes:
+    """Draw tables side by side, as colours with the numbers in them.
+
+    Args:
+        grids: rows by name, by title.
+        columns: names.
+        x: what these are.
+    """
+    figure = Figure(figsize=(4.5 * len(grids), 4.5), layout="constrained")
+    for axes, (title, rows) in zip(figure.subplots(1, len(grids), squeeze=False).flat, grids.items(), strict=True):
+        cells = np.array(list(rows.values()))
+        axes.imshow(cells, cmap="viridis", aspect="auto")
+        middle = (cells.min() + cells.max()) / 2
+        for (row, column), value in np.ndenumerate(cells):
+            colour = "white" if value < middle else "black"
+            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+        axes.set(title=title, xlabel=x)
+        axes.set_xticks(range(len(columns)), columns)
+        axes.set_yticks(range(len(rows)), list(rows))
     return _png(figure)
 
 

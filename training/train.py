@@ -14,17 +14,20 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from model import save_artifact
 from model.artifact import CARD, NOVELTY, WEIGHTS, write_atomically
-from training.calibrate import fit_calibrations, fit_novelty
+from training.calibrate import fit_calibrations
 from training.data import CLASSES, FILES, DataError, FashionMNIST, Splits, load_fashion_mnist, split_three
-from training.evaluate import evaluate, print_metrics
+from training.estimates import estimate
 from training.fit import Epoch, Fit
+from training.measure import measure
+from training.novelty import fit_novelty
 from training.plots import learning_curves
 from training.recipes import RECIPES, Recipe
+from training.sheets import predictions
+from training.terminal import console, errors
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -34,8 +37,6 @@ METRIC_SAMPLES = 100
 
 RecipeName = StrEnum("RecipeName", {name: name for name in RECIPES})
 app = typer.Typer(add_completion=False)
-console = Console(highlight=False, soft_wrap=True, markup=False)
-errors = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Run:
     device: torch.device
     out: Path
     command: str
+    novelty: bool = True
 
     @property
     def held_out_name(self) -> str:
@@ -73,6 +75,9 @@ def main(  # noqa: PLR0913 - one argument an option
         bool,
         typer.Option("--validate", help="To choose a recipe: leave out images, and measure those, not the test's."),
     ] = False,
+    no_novelty: Annotated[bool, typer.Option("--no-novelty", help="Fit no novelty score, for a smaller artifact.")] = (
+        False
+    ),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last epoch, if there is one.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run exists.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps; auto takes a GPU where there is one.")] = "auto",
@@ -93,7 +98,10 @@ def main(  # noqa: PLR0913 - one argument an option
             seed=seed,
             device=_device(device),
             out=folder,
-            command=_command(recipe=recipe.value, seed=seed, epochs=epochs, threads=threads, validate=validate),
+            command=_command(
+                recipe=recipe.value, seed=seed, epochs=epochs, threads=threads, validate=validate, no_novelty=no_novelty
+            ),
+            novelty=not no_novelty,
         )
         if validate and not chosen.calibration:
             raise _Refusal(f"--validate: the recipe {recipe.value} leaves no images out of training")
@@ -180,10 +188,16 @@ def _finish(run: Run, fit: Fit, splits: Splits, fashion: FashionMNIST, *, publis
     measured = {"validation": splits.validation} if run.recipe.validate else {"test": fashion.test}
     calibrations, novelty = [], None
     if run.recipe.calibration and not run.recipe.validate:
-        calibrations = fit_calibrations(network, splits.calibration, console=console)
-        novelty = fit_novelty(network, splits.training, splits.calibration)
+        calibrations = fit_calibrations([network], splits.calibration, console=console)
+        novelty = fit_novelty(network, splits.training, splits.calibration) if run.novelty else None
     metrics = {
-        name: evaluate(network, images, samples=METRIC_SAMPLES, seed=0, calibrations=calibrations)
+        name: measure(
+            estimate(network, images, samples=(METRIC_SAMPLES,), seed=0, console=console, doing=name),
+            images.labels_B.numpy(),
+            samples=METRIC_SAMPLES,
+            seed=0,
+            calibrations=calibrations,
+        )
         for name, images in measured.items()
     }
     folder = run.out / ARTIFACT
@@ -196,7 +210,8 @@ def _finish(run: Run, fit: Fit, splits: Splits, fashion: FashionMNIST, *, publis
         novelty=novelty,
     )
     for name, rows in metrics.items():
-        print_metrics(rows, f"{len(measured[name]):,} {name} images")
+        for sheet in predictions(rows, f"{len(measured[name]):,} {name} images"):
+            console.print(sheet.for_terminal())
     console.print(f"artifact {folder}, learning curves {run.out / CURVES}, log {run.out / LOG}")
     console.print(f"serve it: MCD_MODEL={shlex.quote(str(folder.resolve()))} make serve")
     if publish:
@@ -251,9 +266,13 @@ def _device(name: str) -> torch.device:
         raise _Refusal(f"--device {name} can't be used here: {str(error).splitlines()[0]}") from error
 
 
-def _command(*, validate: bool, **options: object) -> str:
-    given = " ".join(f"--{name} {value}" for name, value in options.items() if value is not None)
-    return f"python -m training.train {given}{' --validate' if validate else ''}"
+def _command(**options: object) -> str:
+    given = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in options.items()
+        if value is not None and value is not False
+    ]
+    return " ".join(["python -m training.train", *given])
 
 
 def _differences(recipe: Recipe) -> str:

@@ -31,5 +31,6 @@ if not _extension_loads():
         _library.define(f"{_operator}{_SCHEMA}")
 
 import torchvision  # noqa: E402 - only now
+from torchvision.transforms.v2 import functional  # noqa: E402
 
-__all__ = ["torchvision"]
+__all__ = ["functional", "torchvision"]
