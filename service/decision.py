@@ -83,10 +83,13 @@ class Decider:
         self._novelty = artifact.novelty
         self._chain = Chain(artifact.network)
 
+    def calibration(self, prediction: Prediction) -> Calibration | None:
+        """That of a prediction's estimator, if there is one."""
+        return find_calibration(self._calibrations, _ESTIMATORS[prediction.mode], prediction.samples)
+
     def decide(self, prediction: Prediction, pixels: Pixels, demands: Demands, *, seed: int) -> Decision:
         """Decide on the prediction of pixels (28, 28); the same ones and the same seed give the same decision."""
-        estimator = _ESTIMATORS[prediction.mode]
-        calibration = find_calibration(self._calibrations, estimator, prediction.samples)
+        calibration = self.calibration(prediction)
         novelty = self._score(pixels, demands)
         reason: Reason | None = "novelty" if novelty is not None and novelty.flagged else None
         if calibration is None:
@@ -97,7 +100,7 @@ class Decider:
                 least_confidence=None,
                 reason=reason,
                 novelty=novelty,
-                warnings=(self._missing(estimator, prediction.samples),),
+                warnings=(self._missing(_ESTIMATORS[prediction.mode], prediction.samples),),
             )
         probs_BC = calibration.probabilities(np.array([prediction.probabilities]))
         if reason is None and not calibration.is_answered(float(probs_BC.max()), risk=demands.max_risk):

@@ -1,43 +1,58 @@
-"""The stages between a call and its answer: decode, predict, count. No HTTP but its problems."""
+"""The stages between images and answers: decode, predict, decide, count. No HTTP but its problems."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
+import torch
+
+from model import entropy
+from service.answers import Answer, RankAnswer, Unranked
+from service.bodies import Image
 from service.decision import Decider
 from service.images import (
     EncodedImage,
     ImageError,
     Pixels,
+    Prepared,
     TooManyPixelsError,
     UnknownFormatError,
     array_image,
     decode_image,
     open_image,
+    prepare,
 )
 from service.metrics import Metrics
+from service.parameters import Parameters, RankBy, RankParameters, Sampling
 from service.predictor import Prediction, Predictor
-from service.schemas import Answer, Call, Parameters, Problem
+from service.problems import Problem
 from service.settings import Settings
 
 _CHEAP_PIXELS = 2**18  # decoded within a few milliseconds
 
+# Called between images: raises what ends the work, if anything does.
+Checkpoint = Callable[[], None]
+
+
+def _go_on() -> None:
+    """Never end the work."""
+
 
 @dataclass(frozen=True)
-class OpenedCall:
-    """A call whose image may be worth decoding: its header, or its array, is in hand."""
+class Opened:
+    """An image that may be worth decoding: its header, its array, or its pixels are in hand."""
 
-    image: EncodedImage | list[object]
-    parameters: Parameters
+    image: EncodedImage | list[object] | Pixels
 
     @property
     def is_heavy(self) -> bool:
-        """Whether answering takes so long that others must not wait for it."""
+        """Whether decoding takes so long that others must not wait for it."""
         return isinstance(self.image, EncodedImage) and self.image.pixel_count > _CHEAP_PIXELS
 
 
 class Pipeline:
-    """Calls -> answers.
+    """Images -> answers.
 
     Args:
         predictor: the model.
@@ -52,36 +67,75 @@ class Pipeline:
         self._metrics = metrics
         self._settings = settings
 
-    def open(self, call: Call) -> OpenedCall:
+    def open(self, image: Image) -> Opened:
         """Refuse at once what need not be decoded to be refused.
 
         Raises:
             Problem: 413 for too many pixels, 415 for an unknown format, 422 for a broken header.
         """
-        image = call.image
+        if isinstance(image, Problem):
+            raise image
         if isinstance(image, bytes):
             with _as_problem():
-                return OpenedCall(open_image(image, max_pixels=self._settings.max_pixels), call.parameters)
-        return OpenedCall(image, call.parameters)
+                return Opened(open_image(image, max_pixels=self._settings.max_pixels))
+        return Opened(image)
 
-    def finish(self, opened: OpenedCall) -> Answer:
-        """Decode and predict.
+    def answer(self, opened: Opened, parameters: Parameters) -> Answer:
+        """Decode, predict and decide.
 
         Raises:
             Problem: 422 for broken image data, or an array of another shape or range.
         """
-        image, parameters = opened.image, opened.parameters
+        prepared, prediction = self._predicted(opened, parameters)
+        decision = self._decider.decide(prediction, prepared.pixels, parameters.demands, seed=parameters.seed)
+        return Answer.of(prediction, decision, prepared, parameters)
+
+    def answers(
+        self, images: Sequence[Image], parameters: Parameters, checkpoint: Checkpoint = _go_on
+    ) -> Iterator[Answer | Problem]:
+        """Yield for each image what `answer` gives, or the problem with it: each as if it were alone."""
+        for image in images:
+            checkpoint()
+            try:
+                yield self.answer(self.open(image), parameters)
+            except Problem as problem:
+                yield problem
+
+    def rank(self, images: Sequence[Image], parameters: RankParameters, checkpoint: Checkpoint = _go_on) -> RankAnswer:
+        """Order images by how much their labels would tell; of equal ones the first comes first."""
+        scores, errors = {}, []
+        for index, image in enumerate(images):
+            checkpoint()
+            try:
+                _, prediction = self._predicted(self.open(image), parameters)
+                scores[index] = self._score(prediction, parameters)
+            except Problem as problem:
+                errors.append(Unranked(index=index, error=problem.document()))
+        indices = sorted(scores, key=lambda index: -scores[index])[: parameters.limit]
+        return RankAnswer(
+            by=parameters.by,
+            method=parameters.method,
+            samples=0 if parameters.method == "moments" else parameters.samples,
+            seed=parameters.seed,
+            indices=indices,
+            scores=[scores[index] for index in indices],
+            errors=errors,
+        )
+
+    def _predicted(self, opened: Opened, parameters: Sampling) -> tuple[Prepared, Prediction]:
+        image = opened.image
         with _as_problem():
             if isinstance(image, EncodedImage):
                 prepared = decode_image(image, invert=parameters.invert)
-            else:
+            elif isinstance(image, list):
                 prepared = array_image(image, unit_range=parameters.dtype == "float", invert=parameters.invert)
+            else:
+                prepared = prepare(image, source="array", invert=parameters.invert)
         prediction = self._predict(prepared.pixels, parameters)
-        decision = self._decider.decide(prediction, prepared.pixels, parameters.demands, seed=parameters.seed)
         self._metrics.prediction(prediction)
-        return Answer.of(prediction, decision, prepared, parameters)
+        return prepared, prediction
 
-    def _predict(self, pixels: Pixels, asked: Parameters) -> Prediction:
+    def _predict(self, pixels: Pixels, asked: Sampling) -> Prediction:
         if asked.method == "moments":
             return self._predictor.propagate(pixels)
         if asked.samples == "auto":
@@ -91,6 +145,22 @@ class Pipeline:
         if asked.samples == 0:
             return self._predictor.predict(pixels)
         return self._predictor.sample(pixels, samples=asked.samples, seed=asked.seed)
+
+    def _score(self, prediction: Prediction, parameters: RankParameters) -> float:
+        if prediction.uncertainty is not None and parameters.by == "bald":
+            return prediction.uncertainty.mutual_information.item()
+        probs_C = np.array(prediction.probabilities)
+        calibration = self._decider.calibration(prediction) if parameters.calibrated else None
+        if calibration is not None:
+            (probs_C,) = calibration.probabilities(probs_C[None])
+        return _SCORES[parameters.by](probs_C)
+
+
+_SCORES: dict[RankBy, Callable[[np.ndarray], float]] = {
+    "entropy": lambda probs_C: entropy(torch.from_numpy(probs_C)).item(),
+    "margin": lambda probs_C: float(1 - np.diff(np.partition(probs_C, -2)[-2:])[0]),
+    "least_confidence": lambda probs_C: float(1 - probs_C.max()),
+}
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """One prepared image -> one prediction. No HTTP."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ class Prediction:
         predictive_entropy: of `probabilities`, in nats.
         uncertainty: over the masks, for a batch of this one image; None in eval mode.
         samples: how many masks were sampled.
+        probs_SBC: class probabilities under each of them, for a batch of this one image.
         warnings: what makes this less than what was asked for.
     """
 
@@ -34,6 +35,7 @@ class Prediction:
     predictive_entropy: float
     uncertainty: Uncertainty | Moments | None = None
     samples: int = 0
+    probs_SBC: torch.Tensor | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -70,8 +72,8 @@ class Predictor:
 
     def sample(self, pixels: Pixels, *, samples: int, seed: int) -> Prediction:
         """Predict by `samples` dropout masks of a seed, at least 2."""
-        found = summarize(self._masks.sample(_as_batch(pixels), samples=samples, seed=seed))
-        return self._over_masks("mc", found, samples)
+        probs_SBC = self._masks.sample(_as_batch(pixels), samples=samples, seed=seed)
+        return self._over_masks("mc", summarize(probs_SBC), probs_SBC)
 
     def sample_until(self, pixels: Pixels, *, tolerance: float, max_samples: int, seed: int) -> Prediction:
         """Predict by as many masks as bring the standard error of the most probable class within the tolerance."""
@@ -81,7 +83,7 @@ class Predictor:
         error = found.standard_error[0, found.mean[0].argmax()].item()
         unmet = f"the standard error is {error:.2g} after {max_samples} samples, not {tolerance:g}"
         warnings = (unmet,) if error > tolerance else ()
-        return self._over_masks("mc", found, len(probs_SBC), warnings)
+        return self._over_masks("mc", found, probs_SBC, warnings)
 
     def propagate(self, pixels: Pixels) -> Prediction:
         """Predict over all masks by their moments."""
@@ -96,31 +98,20 @@ class Predictor:
             self.sample(blank, samples=samples, seed=0)
 
     def _over_masks(
-        self, mode: Mode, found: Uncertainty | Moments, samples: int = 0, warnings: tuple[str, ...] = ()
-    ) -> Prediction:
-        return self._prediction(mode, found.mean, found.predictive_entropy, found, samples, warnings)
-
-    def _prediction(
         self,
         mode: Mode,
-        probs_BC: torch.Tensor,
-        entropy_B: torch.Tensor,
-        uncertainty: Uncertainty | Moments | None = None,
-        samples: int = 0,
+        found: Uncertainty | Moments,
+        probs_SBC: torch.Tensor | None = None,
         warnings: tuple[str, ...] = (),
     ) -> Prediction:
+        prediction = self._prediction(mode, found.mean, found.predictive_entropy)
+        samples = 0 if probs_SBC is None else len(probs_SBC)
+        return replace(prediction, uncertainty=found, samples=samples, probs_SBC=probs_SBC, warnings=warnings)
+
+    def _prediction(self, mode: Mode, probs_BC: torch.Tensor, entropy_B: torch.Tensor) -> Prediction:
         (probabilities,) = probs_BC.tolist()
         index = probabilities.index(max(probabilities))
-        return Prediction(
-            mode=mode,
-            label=self.classes[index],
-            class_index=index,
-            probabilities=probabilities,
-            predictive_entropy=entropy_B.item(),
-            uncertainty=uncertainty,
-            samples=samples,
-            warnings=warnings,
-        )
+        return Prediction(mode, self.classes[index], index, probabilities, entropy_B.item())
 
 
 def _as_batch(pixels: Pixels) -> torch.Tensor:

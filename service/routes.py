@@ -1,21 +1,25 @@
 """Our ASGI routes in front of BentoML's application: read a request, have it answered, write the answer."""
 
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import anyio
-from python_multipart.exceptions import FormParserError
-from starlette.datastructures import FormData, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.answers import BatchAnswer
+from service.bodies import Content, Image, read_many, read_one
 from service.metrics import CONTENT_TYPE, Metrics
-from service.pipeline import Pipeline
-from service.schemas import Call, Parameters, Problem, call_from_json, missing_image
+from service.parameters import Parameters, RankParameters, Sampling
+from service.pipeline import Checkpoint, Pipeline
+from service.problems import Problem
 from service.settings import Settings
+from service.work import Work
 
+Asked = TypeVar("Asked", bound=Sampling)
+Result = TypeVar("Result")
 Handler = Callable[[Request], Awaitable[Response]]
 
 # What BentoML answers itself: health, descriptions, and the page that shows them.
@@ -23,10 +27,7 @@ _BENTOML_ROUTES = ("/", "/livez", "/readyz", "/healthz", "/docs.json", "/schema.
 _BENTOML_FOLDER = "/static_content/"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
-_FILE_TYPES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream")
-# No type at all, and what curl --data-binary says of a file unless told otherwise.
-_UNTYPED = ("", "application/x-www-form-urlencoded")
-_MAX_FIELDS = 20
+_CHEAP_BYTES = 2**18  # read within a few milliseconds
 _CLIENT_GONE = 499
 
 
@@ -45,9 +46,11 @@ class Edge:
         self._pipeline = pipeline
         self._metrics = metrics
         self._settings = settings
-        self._heavy_work = anyio.CapacityLimiter(1)
+        self._threads = anyio.CapacityLimiter(1)
         self._routes: dict[str, tuple[str, Handler]] = {
             "/predict": ("POST", self._predict),
+            "/predict_batch": ("POST", self._predict_batch),
+            "/rank": ("POST", self._rank),
             "/metrics": ("GET", self._show_metrics),
         }
 
@@ -97,35 +100,65 @@ class Edge:
             return Response(problem.body(), problem.status, problem.headers, "application/problem+json")
 
     async def _predict(self, request: Request) -> Response:
-        opened = self._pipeline.open(await _read_call(request, self._settings.max_body_bytes))
+        content, parameters = await self._read(request, read_one, Parameters)
+        opened = self._pipeline.open(content.images[0])
         if opened.is_heavy:
-            answer = await anyio.to_thread.run_sync(self._pipeline.finish, opened, limiter=self._heavy_work)
+            answer = await self._in_thread(request, lambda _: self._pipeline.answer(opened, parameters))
         else:
-            answer = self._pipeline.finish(opened)
-        return Response(answer.model_dump_json(), media_type="application/json")
+            answer = self._pipeline.answer(opened, parameters)
+        return _json(answer.model_dump_json().encode())
+
+    async def _predict_batch(self, request: Request) -> Response:
+        images, parameters = await self._read_pool(request, Parameters)
+
+        def work(checkpoint: Checkpoint) -> bytes:
+            return BatchAnswer.of(self._pipeline.answers(images, parameters, checkpoint)).model_dump_json().encode()
+
+        return _json(await self._in_thread(request, work))
+
+    async def _rank(self, request: Request) -> Response:
+        images, parameters = await self._read_pool(request, RankParameters)
+
+        def work(checkpoint: Checkpoint) -> bytes:
+            return self._pipeline.rank(images, parameters, checkpoint).model_dump_json().encode()
+
+        return _json(await self._in_thread(request, work))
 
     async def _show_metrics(self, _: Request) -> Response:
         return Response(await anyio.to_thread.run_sync(self._metrics.expose), headers={"Content-Type": CONTENT_TYPE})
 
+    async def _read_pool(self, request: Request, kind: type[Asked]) -> tuple[list[Image], Asked]:
+        """Read images and parameters, and refuse what would be too much work."""
+        content, parameters = await self._read(request, read_many, kind)
+        count, limits = len(content.images), self._settings
+        if count > limits.max_images:
+            raise Problem(413, "too-many-images", f"a request may have at most {limits.max_images} images, got {count}")
+        passes = count * max(parameters.most_samples, 1)
+        if passes > limits.max_forward_passes:
+            detail = (
+                f"images x samples may be at most {limits.max_forward_passes}, got {count} x {parameters.most_samples}"
+            )
+            raise Problem(413, "too-much-work", detail)
+        return content.images, parameters
 
-async def _read_call(request: Request, max_bytes: int) -> Call:
-    """Read one image and its parameters, however they were sent."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    query = request.query_params.multi_items()
-    body = await _read_body(request, max_bytes)
-    if content_type == "multipart/form-data":
-        return await _call_from_form(request, body)
-    if content_type == "application/json":
-        return call_from_json(body, query)
-    if content_type in _FILE_TYPES or content_type in _UNTYPED:
-        if not body:
-            raise missing_image()
-        return Call(body, Parameters.gather(query))
-    raise Problem(
-        415,
-        "unsupported-media-type",
-        f"send multipart/form-data, application/json or one of {', '.join(_FILE_TYPES)}, not {content_type[:100]}",
-    )
+    async def _read(self, request: Request, read: Callable[..., Content], kind: type[Asked]) -> tuple[Content, Asked]:
+        content_type = request.headers.get("content-type", "")
+        body = await _read_body(request, self._settings.max_body_bytes)
+
+        def parse() -> tuple[Content, Asked]:
+            content = read(content_type, body, max_parts=self._settings.max_images)
+            return content, kind.gather(request.query_params.multi_items(), content.fields)
+
+        return await anyio.to_thread.run_sync(parse) if len(body) > _CHEAP_BYTES else parse()
+
+    async def _in_thread(self, request: Request, work: Callable[[Checkpoint], Result]) -> Result:
+        """Let long work run beside the event loop, one at a time, until it is done, late, or nobody waits for it."""
+        async with Work(request, seconds=self._settings.max_seconds) as current:
+            return await anyio.to_thread.run_sync(work, current.checkpoint, limiter=self._threads)
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:
@@ -139,28 +172,3 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
         if len(body) > max_bytes:
             raise too_large
     return bytes(body)
-
-
-async def _call_from_form(request: Request, body: bytes) -> Call:
-    form = await _parse_form(request, body)
-    images = form.getlist("image")
-    if not images:
-        raise missing_image()
-    if len(images) > 1 or not isinstance(images[0], UploadFile):
-        detail = "the form field image must be one file, as curl -F image=@boot.png sends it"
-        raise Problem(422, "invalid-parameter", detail, errors=[{"parameter": "image", "detail": detail}])
-    fields = [(name, value) for name, value in form.multi_items() if name != "image"]
-    parameters = Parameters.gather(request.query_params.multi_items(), fields)
-    return Call(await images[0].read(), parameters)
-
-
-async def _parse_form(request: Request, body: bytes) -> FormData:
-    async def stream() -> AsyncGenerator[bytes]:
-        yield body
-        yield b""
-
-    try:
-        parser = MultiPartParser(request.headers, stream(), max_files=_MAX_FIELDS, max_fields=_MAX_FIELDS)
-        return await parser.parse()
-    except (MultiPartException, FormParserError, KeyError, ValueError) as error:
-        raise Problem(400, "malformed-body", f"the body is not multipart/form-data: {error}") from error

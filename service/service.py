@@ -13,13 +13,14 @@ from starlette.types import ASGIApp
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from model import Artifact, load_artifact
+from service.answers import BatchAnswer
+from service.bodies import image_of, images_of
 from service.decision import Decider
-from service.images import Invert
 from service.metrics import Metrics
+from service.parameters import Parameters, RankParameters
 from service.pipeline import Pipeline
 from service.predictor import Predictor
 from service.routes import Edge
-from service.schemas import Answer, call_from_values
 from service.settings import Settings, SettingsError
 
 _STORE_PREFIX = "bentoml:"
@@ -48,6 +49,27 @@ class EdgeService(bentoml.Service[Any]):  # type: ignore[misc] # BentoML exports
         return app
 
 
+_IMAGE = "PNG, JPEG or WebP file in base64, or a 28 x 28 array"
+
+
+class OneImage(Parameters, bentoml.IODescriptor):  # type: ignore[misc]
+    """What BentoML's clients send to /predict."""
+
+    image: Annotated[str | list[Any], Field(description=_IMAGE)]
+
+
+class ManyImages(Parameters, bentoml.IODescriptor):  # type: ignore[misc]
+    """What BentoML's clients send to /predict_batch."""
+
+    images: Annotated[list[str | list[Any]], Field(description=_IMAGE, min_length=1)]
+
+
+class Pool(RankParameters, bentoml.IODescriptor):  # type: ignore[misc]
+    """What BentoML's clients send to /rank."""
+
+    images: Annotated[list[str | list[Any]], Field(description=_IMAGE, min_length=1)]
+
+
 @bentoml.service(
     name="mcd",
     service_class=EdgeService,
@@ -61,40 +83,25 @@ class UncertaintyService:
         """Refuse to start with a model that is not whole, before any worker is started."""
         _load()
 
-    @bentoml.api  # type: ignore[untyped-decorator]
-    def predict(  # noqa: PLR0913, PLR0917 - each is a parameter of the API; BentoML reads them here
-        self,
-        image: Annotated[str | list[Any], Field(description="PNG, JPEG or WebP file in base64, or a 28 x 28 array")],
-        method: Annotated[str, Field(description="masks, or moments: without sampling")] = "masks",
-        samples: Annotated[int | str, Field(description="0 for the eval-mode prediction, 2..1000 masks, or auto")] = 0,
-        tolerance: Annotated[float | None, Field(description="with auto: standard error that suffices")] = None,
-        max_samples: Annotated[int | None, Field(description="with auto: where to stop in any case")] = None,
-        seed: Annotated[int, Field(description="of the masks")] = 0,
-        coverage: Annotated[float, Field(description="of the prediction set: 0.8, 0.9, 0.95 or 0.99")] = 0.9,
-        set_method: Annotated[str, Field(description="of the prediction set: lac or aps")] = "lac",
-        max_risk: Annotated[float, Field(description="wrong answers to accept: 0.01, 0.02 or 0.05")] = 0.05,
-        false_alarm_rate: Annotated[float, Field(description="of novelty: 0.001, 0.01 or 0.05")] = 0.01,
-        calibrated: Annotated[bool, Field(description="false for raw probabilities")] = True,  # noqa: FBT002
-        invert: Annotated[str, Field(description="auto, yes or no: swap dark and light")] = Invert.AUTO.value,
-        dtype: Annotated[str, Field(description="of an array: uint8, or float for numbers in [0, 1]")] = "uint8",
-    ) -> Answer:
-        """Predict the class of one image; /predict also takes form fields and raw image bodies."""
-        parameters: dict[str, object] = {
-            "method": method,
-            "samples": samples,
-            "seed": seed,
-            "coverage": coverage,
-            "set_method": set_method,
-            "max_risk": max_risk,
-            "false_alarm_rate": false_alarm_rate,
-            "calibrated": calibrated,
-            "invert": invert,
-            "dtype": dtype,
-        }
-        given = {"tolerance": tolerance, "max_samples": max_samples}
-        parameters |= {name: value for name, value in given.items() if value is not None}
+    # Requests are answered before they reach BentoML, which reads here what its clients may send. Its client can't read
+    # answers in which a list may be null, so that it is told of JSON objects only; /docs.json tells more.
+
+    @bentoml.api(input_spec=OneImage)  # type: ignore[untyped-decorator]
+    def predict(self, image: str | list[Any], **parameters: Any) -> dict[str, Any]:
+        """Predict the class of one image; /predict also takes forms, image bodies and .npy."""
         pipeline = _pipeline()
-        return pipeline.finish(pipeline.open(call_from_values(image, parameters.items())))
+        return pipeline.answer(pipeline.open(image_of(image)), Parameters.gather(parameters.items())).model_dump()
+
+    @bentoml.api(input_spec=ManyImages)  # type: ignore[untyped-decorator]
+    def predict_batch(self, images: list[Any], **parameters: Any) -> dict[str, Any]:
+        """Predict the classes of many images, each as if it were alone."""
+        answers = _pipeline().answers(images_of(images), Parameters.gather(parameters.items()))
+        return BatchAnswer.of(answers).model_dump()
+
+    @bentoml.api(input_spec=Pool)  # type: ignore[untyped-decorator]
+    def rank(self, images: list[Any], **parameters: Any) -> dict[str, Any]:
+        """Order images by how much their labels would tell."""
+        return _pipeline().rank(images_of(images), RankParameters.gather(parameters.items())).model_dump()
 
 
 @functools.cache

@@ -21,6 +21,9 @@ class Settings(BaseModel):
     workers: Annotated[int, Field(ge=1, description="worker processes")] = 1
     max_body_bytes: Annotated[int, Field(ge=1, description="largest request body")] = 10 * 2**20
     max_pixels: Annotated[int, Field(ge=1, description="largest width x height of an image file")] = 25_000_000
+    max_images: Annotated[int, Field(ge=1, description="images of a request")] = 1000
+    max_forward_passes: Annotated[int, Field(ge=1, description="images x samples of a request")] = 100_000
+    max_seconds: Annotated[float, Field(gt=0, description="from a request's last byte to its answer")] = 30.0
 
     @classmethod
     def from_mapping(cls, environ: Mapping[str, str]) -> Self:

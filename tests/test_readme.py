@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from itertools import chain
+from itertools import chain, pairwise
 
 import pytest
 from server import ROOT
@@ -13,7 +13,7 @@ from server import ROOT
 from model import load_artifact
 from model.artifact import PRETRAINED
 from model.calibration import COVERAGES, RISKS
-from service.schemas import Parameters
+from service.parameters import Parameters
 from service.settings import PREFIX, Settings
 from training.compare import interval
 
@@ -47,14 +47,24 @@ def assert_alike(shown: object, found: object) -> None:
         assert found == shown
 
 
-@pytest.mark.parametrize("number", range(2))
-def test_the_answers_shown_are_the_servers(server, number):
-    answers = [json.loads(text) for kind, text in BLOCKS if kind == "json"]
-    assert_alike(answers[number], run_shell(CURLS[number], server.url))
+SHOWN = [
+    (text.removeprefix("$ ").strip(), json.loads(answer))
+    for (kind, text), (following, answer) in pairwise(BLOCKS)
+    if (kind, following) == ("console", "json")
+]
+
+
+def test_answers_are_shown():
+    assert len(SHOWN) == 3
+
+
+@pytest.mark.parametrize(("command", "answer"), SHOWN)
+def test_the_answers_shown_are_the_servers(server, command, answer):
+    assert_alike(answer, run_shell(command, server.url))
 
 
 def test_the_ways_to_send_an_image_are_one(server):
-    answers = [run_shell(command, server.url) for command in CURLS[2:]]
+    answers = [run_shell(command, server.url) for command in CURLS if "seed" in command]
     assert len(answers) == 3
     assert all(answer == answers[0] for answer in answers)
     assert (answers[0]["label"], answers[0]["samples"], answers[0]["seed"]) == ("ankle boot", 100, 1)

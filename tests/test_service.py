@@ -165,6 +165,12 @@ def test_what_is_no_clothing_is_not_answered(client, name, params):
     assert answer["abstain"], answer
 
 
+def test_most_digits_are_not_answered(client, mnist):
+    """Some look like clothing: the model card counts all ten thousand."""
+    abstained = [post(client, pixels, samples=100)["abstain"] for pixels in mnist[:200]]
+    assert np.mean(abstained) >= 0.75
+
+
 def test_few_masks_say_that_they_are_not_calibrated(client, boot):
     answer = post(client, boot, samples=5)
     assert answer["warnings"] == ["5 masks are not calibrated, 10 and more are: probabilities are raw, without a set"]

@@ -1,10 +1,10 @@
-import base64
 import json
 
 import pytest
 
 from service.images import Invert
-from service.schemas import Call, Parameters, Problem, call_from_json
+from service.parameters import Parameters, RankParameters
+from service.problems import Problem
 
 
 def refusal(*sources) -> Problem:
@@ -91,8 +91,8 @@ def test_samples_in_range_are_taken(samples):
             "sample",
             "10",
             (
-                "sample is unknown; known are image, method, samples, tolerance, max_samples, seed, coverage, "
-                "set_method, max_risk, false_alarm_rate, calibrated, invert, dtype"
+                "sample is unknown; known are image, method, samples, tolerance, max_samples, seed, calibrated, "
+                "invert, dtype, coverage, set_method, max_risk, false_alarm_rate, return_samples"
             ),
         ),
     ],
@@ -122,33 +122,35 @@ def test_a_problem_is_encoded_as_rfc_9457_says():
     }
 
 
-def test_json_carries_an_array_or_base64_with_or_without_a_data_url():
-    encoded = base64.b64encode(b"\x89PNG").decode()
-    assert call_from_json(b'{"image": [1, 2]}', []) == Call([1, 2])
-    for text in (encoded, f"data:image/png;base64,{encoded}", f"{encoded[:3]}\n{encoded[3:]}"):
-        body = json.dumps({"image": text, "samples": 10}).encode()
-        assert call_from_json(body, [("seed", "5")]) == Call(b"\x89PNG", Parameters(samples=10, seed=5))
+def test_samples_are_returned_where_there_are_some():
+    assert Parameters.gather([("return_samples", "true"), ("samples", "auto")]).return_samples
+    for given in ({"return_samples": True}, {"return_samples": "true", "method": "moments"}):
+        assert "return_samples goes with samples only" in refusal(given.items()).detail
+
+
+def test_a_pool_is_ranked_by_masks_unless_told_otherwise():
+    assert RankParameters.gather([]).most_samples == 100
+    assert RankParameters.gather([("method", "moments")]).most_samples == 0
+    assert RankParameters.gather([("samples", "auto"), ("max_samples", "50")]).most_samples == 50
+    assert RankParameters.gather([("samples", "0"), ("by", "margin"), ("limit", "3")]).limit == 3
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "kind"),
+    ("given", "detail"),
     [
-        (b"", 400, "malformed-body"),
-        (b"{", 400, "malformed-body"),
-        (b'{"image": NaN}', 400, "malformed-body"),
-        (b"\xff\xfe", 400, "malformed-body"),
-        (b"[" * 100_000, 400, "malformed-body"),
-        (b"[]", 422, "invalid-body"),
-        (b"null", 422, "invalid-body"),
-        (b"{}", 422, "invalid-parameter"),
-        (b'{"image": 5}', 422, "invalid-parameter"),
-        (b'{"image": null}', 422, "invalid-parameter"),
-        (b'{"image": "not base64!"}', 422, "invalid-parameter"),
-        ('{"image": "é"}'.encode(), 422, "invalid-parameter"),
-        (b'{"image": [0], "samples": {}}', 422, "invalid-parameter"),
+        ({"samples": 0}, "samples must be 2 or more, or auto, for by=bald with method=masks"),
+        ({"method": "moments", "samples": 10}, "samples must be left out with method=moments, which draws none"),
+        ({"by": "variance"}, "by input should be 'bald', 'entropy', 'margin' or 'least_confidence', got variance"),
+        ({"limit": 0}, "limit input should be greater than or equal to 1, got 0"),
+        ({"limit": "many"}, "limit must be a whole number, got many"),
     ],
 )
-def test_malformed_json_bodies_are_refused(body, status, kind):
+def test_what_a_pool_cannot_be_ranked_by_is_refused(given, detail):
     with pytest.raises(Problem) as refused:
-        call_from_json(body, [])
-    assert (refused.value.status, refused.value.kind) == (status, kind)
+        RankParameters.gather(given.items())
+    assert refused.value.detail == detail
+
+
+def test_what_a_ranking_has_no_use_for_is_unknown():
+    with pytest.raises(Problem, match=r"coverage is unknown; known are image, method, .*, by, limit"):
+        RankParameters.gather([("coverage", "0.9")])

@@ -1,0 +1,221 @@
+"""The body of a request -> images and fields, in every way that they may be sent."""
+
+import base64
+import binascii
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from tokenize import TokenError
+from typing import Any
+
+import numpy as np
+from pydantic_core import from_json
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field, File, FormParser, parse_options_header
+
+from service.images import SIDE, Pixels
+from service.parameters import Given
+from service.problems import Problem, invalid
+
+FORM, JSON, NPY = "multipart/form-data", "application/json", "application/x-npy"
+FILES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream")
+# No type at all, and what curl --data-binary says of a file unless told otherwise.
+_UNTYPED = ("", "application/x-www-form-urlencoded")
+_MAX_FIELDS = 20  # that are no images
+_MAX_NPY_HEADER = 1000  # bytes
+
+# An encoded file, an array as JSON has it, pixels, or why it is none of these.
+Image = bytes | list[Any] | Pixels | Problem
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a body holds: images in order, and the fields beside them."""
+
+    images: list[Image]
+    fields: Given = ()
+
+
+def read_one(content_type: str, body: bytes, *, max_parts: int) -> Content:
+    """Read a body that holds one image, called `image` where it has a name.
+
+    Args:
+        content_type: the header.
+        body: whole.
+        max_parts: of a form.
+
+    Raises:
+        Problem: 400 for a body that is not what its type says, 415 for a type that holds no image, 422 for another
+            number of images or what is none.
+    """
+    content = _read(content_type, body, ("image",), max_parts=max_parts)
+    if len(content.images) != 1:
+        raise missing_image() if not content.images else invalid(("image", "must be one; more go to /predict_batch"))
+    (image,) = content.images
+    if isinstance(image, Problem):
+        raise image
+    return content
+
+
+def read_many(content_type: str, body: bytes, *, max_parts: int) -> Content:
+    """Read a body that holds any number of images, called `image` or `images` where they have a name.
+
+    What is wrong with one of them is a `Problem` in its place.
+
+    Raises:
+        Problem: as for `read_one`; 422 for no image.
+    """
+    content = _read(content_type, body, ("images", "image"), max_parts=max_parts)
+    if not content.images:
+        raise invalid(("images", "are missing: send files in a form, a JSON list, or an .npy body"))
+    return content
+
+
+def missing_image() -> Problem:
+    """Name the ways to send an image."""
+    return invalid(("image", "is missing: send a form field, a raw PNG, JPEG or WebP body, or JSON"))
+
+
+def _read(content_type: str, body: bytes, names: tuple[str, ...], *, max_parts: int) -> Content:
+    kind, options = parse_options_header(content_type)
+    match kind.decode("latin-1"):
+        case "multipart/form-data":
+            return _read_form(options.get(b"boundary", b""), body, names, max_parts=max_parts)
+        case "application/json":
+            return _read_json(body, names)
+        case "application/x-npy":
+            return Content(list(_read_npy(body)))
+        case other if other in FILES or other in _UNTYPED:
+            return Content([body] if body else [])
+        case other:
+            known = ", ".join((FORM, JSON, NPY, *FILES))
+            raise Problem(415, "unsupported-media-type", f"send one of {known}, not {other[:100]}")
+
+
+def _read_form(boundary: bytes, body: bytes, names: tuple[str, ...], *, max_parts: int) -> Content:
+    form = _Form(names, max_parts)
+    try:
+        config = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
+        parser = FormParser(FORM, form.on_field, form.on_file, form.on_end, boundary=boundary, config=config)
+        parser.write(body)
+        parser.finalize()
+        if not form.ended:
+            raise FormParserError("it ends before its last boundary")
+    except (FormParserError, ValueError) as error:
+        raise Problem(400, "malformed-body", f"the body is not multipart/form-data: {error}") from error
+    return Content(form.images, form.fields)
+
+
+class _Form:
+    """Collects the parts of a form."""
+
+    def __init__(self, names: tuple[str, ...], max_files: int) -> None:
+        self._names, self._max_files = names, max_files
+        self.images: list[Image] = []
+        self.fields: list[tuple[str, str]] = []
+        self.ended = False
+
+    def on_file(self, file: File) -> None:
+        name = _text(file.field_name)
+        if name not in self._names:
+            self._add_field(name, _text(file.file_name))  # which makes it an unknown parameter
+        elif len(self.images) == self._max_files:
+            raise FormParserError(f"it has more than {self._max_files} files")
+        else:
+            file.file_object.seek(0)
+            self.images.append(file.file_object.read())
+
+    def on_field(self, field: Field) -> None:
+        name = _text(field.field_name)
+        if name in self._names:
+            raise invalid((name, "must be a file, as curl -F image=@boot.png sends it"))
+        self._add_field(name, _text(field.value))
+
+    def on_end(self) -> None:
+        self.ended = True
+
+    def _add_field(self, name: str, value: str) -> None:
+        if len(self.fields) == _MAX_FIELDS:
+            raise FormParserError(f"it has more than {_MAX_FIELDS} fields")
+        self.fields.append((name, value))
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8")
+
+
+def _read_json(body: bytes, names: tuple[str, ...]) -> Content:
+    try:
+        document = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise Problem(400, "malformed-body", f"the body is not JSON: {error}") from error
+    several = len(names) > 1
+    if several and isinstance(document, list):
+        document = {"images": document}
+    if not isinstance(document, dict):
+        expected = "an object or a list" if several else "an object"
+        raise Problem(422, "invalid-body", f"the JSON body must be {expected}, got {type(document).__name__}")
+    fields = dict(document)
+    if not several:
+        return Content([image_of(fields.pop("image"))] if "image" in fields else [], fields.items())
+    given = fields.pop("images", [])
+    if not isinstance(given, list):
+        raise invalid(("images", f"must be a list, got {type(given).__name__}"))
+    return Content(images_of(given), fields.items())
+
+
+def image_of(value: Any) -> Image:
+    """Take a decoded JSON value for an image: base64 text, or an array.
+
+    Raises:
+        Problem: 422 for what is neither.
+    """
+    if isinstance(value, str):
+        return _from_base64(value)
+    if isinstance(value, list):
+        return value
+    raise invalid(("image", f"must be base64 text or an array, got {type(value).__name__}"))
+
+
+def images_of(values: list[Any]) -> list[Image]:
+    """Take decoded JSON values for images; what is none is a `Problem` in its place."""
+    images: list[Image] = []
+    for value in values:
+        try:
+            images.append(image_of(value))
+        except Problem as problem:
+            images.append(problem)
+    return images
+
+
+def _from_base64(text: str) -> bytes:
+    encoded = text.partition("base64,")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise invalid(("image", f"is not base64: {error}")) from error
+
+
+def _read_npy(body: bytes) -> Iterable[Pixels]:
+    """Read uint8 images (B, 28, 28), or one of (28, 28); the header is checked before anything is made of it."""
+    file = io.BytesIO(body)
+    try:
+        version = np.lib.format.read_magic(file)
+        if version > (2, 0):
+            raise ValueError(f"version {version} of the format is not known")
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(file, max_header_size=_MAX_NPY_HEADER)
+    except (ValueError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError, TokenError) as error:
+        raise Problem(
+            400, "malformed-body", f"the body is no .npy file: {' '.join(str(error).split())[:200]}"
+        ) from error
+    data = body[file.tell() :]
+    if dtype != np.uint8 or shape[-2:] != (SIDE, SIDE) or len(shape) not in {2, 3} or fortran_order:
+        expected = f"uint8 images of shape (B, {SIDE}, {SIDE}) in C order"
+        raise Problem(422, "invalid-body", f"the .npy body must have {expected}, got {dtype} of shape {shape}")
+    count = shape[0] if len(shape) == 3 else 1
+    if len(data) != count * SIDE * SIDE:
+        raise Problem(
+            400, "malformed-body", f"the .npy body must have {count * SIDE * SIDE} bytes of data, got {len(data)}"
+        )
+    return np.frombuffer(data, np.uint8).reshape(count, SIDE, SIDE)

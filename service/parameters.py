@@ -1,0 +1,201 @@
+"""What a client may ask for beside its images."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from model.calibration import COVERAGES, RISKS, SetMethod
+from model.novelty import FALSE_ALARM_RATES
+from service.decision import Demands
+from service.images import Invert
+from service.problems import invalid, short
+
+MAX_SAMPLES = 1000
+MAX_SEED = 2**63 - 1
+
+Given = Iterable[tuple[str, Any]]
+RankBy = Literal["bald", "entropy", "margin", "least_confidence"]
+
+
+def _whole_number(value: Any) -> Any:
+    """Let integers through, as JSON numbers or as plain decimal digits; nothing else that pydantic would convert."""
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,20}", value):
+        return int(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"must be a whole number, got {short(value)}")
+
+
+def _samples(value: Any) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    samples = _whole_number(value)
+    if samples == 0 or 2 <= samples <= MAX_SAMPLES:
+        return int(samples)
+    why = ": one mask has no spread" if samples == 1 else ""
+    raise ValueError(f"must be 0, 2..{MAX_SAMPLES} or auto, got {samples}{why}")
+
+
+def _limit(value: Any) -> Any:
+    return None if value is None else _whole_number(value)
+
+
+def _one_of(levels: tuple[float, ...]) -> BeforeValidator:
+    """Let one of a few numbers through, as JSON or as text."""
+
+    def check(value: Any) -> float:
+        try:
+            number = None if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = None
+        if number not in levels:
+            raise ValueError(f"must be one of {', '.join(map(str, levels))}, got {short(value)}")
+        return number
+
+    return BeforeValidator(check, json_schema_input_type=Literal[levels])
+
+
+class Sampling(BaseModel):
+    """How images are read and predicted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Annotated[
+        Literal["masks", "moments"],
+        Field(description="how dropout is taken into account: by sampled masks, or by moments without sampling"),
+    ] = "masks"
+    samples: Annotated[
+        int | Literal["auto"],
+        Field(description="dropout masks to average: 0 for the eval-mode prediction, 2..1000, or auto"),
+        BeforeValidator(_samples),
+    ] = 0
+    tolerance: Annotated[
+        float, Field(gt=0, le=1, description="with samples=auto: standard error of the top class that suffices")
+    ] = 0.005
+    max_samples: Annotated[
+        int,
+        Field(ge=2, le=MAX_SAMPLES, description="with samples=auto: where to stop in any case"),
+        BeforeValidator(_whole_number),
+    ] = MAX_SAMPLES
+    seed: Annotated[
+        int,
+        Field(ge=0, le=MAX_SEED, description="seed of the masks; the same seed gives the same answer"),
+        BeforeValidator(_whole_number),
+    ] = 0
+    calibrated: Annotated[bool, Field(description="false for the raw mean probabilities")] = True
+    invert: Annotated[Invert, Field(description="swap dark and light; auto decides by the border")] = Invert.AUTO
+    dtype: Annotated[
+        Literal["uint8", "float"], Field(description="values of an array: integers 0..255, or numbers in [0, 1]")
+    ] = "uint8"
+
+    @property
+    def most_samples(self) -> int:
+        """How many masks may be drawn for each image."""
+        if self.method == "moments":
+            return 0
+        return self.max_samples if self.samples == "auto" else self.samples
+
+    @classmethod
+    def gather(cls, *sources: Given) -> Self:
+        """Make parameters of the names and values found in query, form and JSON.
+
+        Raises:
+            Problem: 422 for an unknown name, a value that breaks its rule, two different values of one name, or values
+                that don't go together.
+        """
+        values: dict[str, Any] = {}
+        for name, value in (pair for source in sources for pair in source):
+            if name in values and str(values[name]) != str(value):
+                raise invalid((name, f"given twice: {short(values[name])} and {short(value)}"))
+            values[name] = value
+        try:
+            parameters = cls.model_validate(values)
+        except ValidationError as error:
+            raise invalid(*((_name(e["loc"]), cls._rule(dict(e))) for e in error.errors())) from error
+        if wrong := list(parameters.contradictions()):
+            raise invalid(*wrong)
+        return parameters
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        """Yield each parameter that doesn't go with another, with the reason."""
+        if self.method == "moments" and "samples" in self.model_fields_set and self.samples != 0:
+            yield "samples", "must be left out with method=moments, which draws none"
+            return
+        for name in ("tolerance", "max_samples"):
+            if name in self.model_fields_set and self.samples != "auto":
+                yield name, "goes with samples=auto only"
+
+    @classmethod
+    def _rule(cls, error: dict[str, Any]) -> str:
+        if error["type"] == "extra_forbidden":
+            return f"is unknown; known are {', '.join(['image', *cls.model_fields])}"
+        message = str(error["msg"]).removeprefix("Value error, ")
+        return message if "got" in message else f"{message[:1].lower()}{message[1:]}, got {short(error['input'])}"
+
+
+class Parameters(Sampling):
+    """What a client may ask for beside the images that are predicted."""
+
+    coverage: Annotated[
+        float, Field(description="how often the prediction set shall hold the true class"), _one_of(COVERAGES)
+    ] = 0.9
+    set_method: Annotated[
+        SetMethod, Field(description="of the prediction set: lac makes the smallest ones, aps adapts to hard images")
+    ] = "lac"
+    max_risk: Annotated[
+        float, Field(description="abstain, so that at most this part of the answers is wrong"), _one_of(RISKS)
+    ] = 0.05
+    false_alarm_rate: Annotated[
+        float, Field(description="part of ordinary images that may be taken for novel"), _one_of(FALSE_ALARM_RATES)
+    ] = 0.01
+    return_samples: Annotated[bool, Field(description="also the raw class probabilities of each mask")] = False
+
+    @property
+    def demands(self) -> Demands:
+        """Those that decide on a prediction."""
+        return Demands(
+            coverage=self.coverage,
+            set_method=self.set_method,
+            max_risk=self.max_risk,
+            false_alarm_rate=self.false_alarm_rate,
+        )
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        """As for all sampling, and more."""
+        yield from super().contradictions()
+        if self.return_samples and self.samples == 0:
+            yield "return_samples", "goes with samples only: without masks there is nothing to return"
+
+
+class RankParameters(Sampling):
+    """What a client may ask for beside the images that are ranked."""
+
+    samples: Annotated[
+        int | Literal["auto"],
+        Field(description="dropout masks to average: 0 for the eval-mode prediction, 2..1000, or auto"),
+        BeforeValidator(_samples),
+    ] = 100
+    by: Annotated[
+        RankBy,
+        Field(
+            description="what makes an image worth a label: mutual information (bald), entropy, a small margin between "
+            "the two most probable classes, or little confidence"
+        ),
+    ] = "bald"
+    limit: Annotated[
+        int | None, Field(ge=1, description="how many to name at most; all unless said"), BeforeValidator(_limit)
+    ] = None
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        """As for all sampling, and more."""
+        yield from super().contradictions()
+        if self.by == "bald" and self.method == "masks" and self.samples == 0:
+            yield "samples", "must be 2 or more, or auto, for by=bald with method=masks"
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    return short(location[0]) if location else "body"

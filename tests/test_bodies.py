@@ -1,0 +1,209 @@
+import base64
+import io
+import json
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from service.bodies import FILES, FORM, JSON, NPY, Content, read_many, read_one
+from service.problems import Problem
+
+PIXELS_BHW = np.random.default_rng(111).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+BOUNDARY = "a-b-c"
+FORM_TYPE = f"{FORM}; boundary={BOUNDARY}"
+
+
+def form(*parts: tuple[str, bytes, bytes], end: bytes = b"--") -> bytes:
+    """Parts are (name, other headers, content)."""
+    start = BOUNDARY.encode()
+    body = b"".join(
+        b'--%b\r\nContent-Disposition: form-data; name="%b"%b\r\n\r\n%b\r\n' % (start, name.encode(), rest, data)
+        for name, rest, data in parts
+    )
+    return body + f"--{BOUNDARY}".encode() + end + b"\r\n"
+
+
+def file(name: str, data: bytes) -> tuple[str, bytes, bytes]:
+    return name, b'; filename="x.png"\r\nContent-Type: image/png', data
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def one(content_type: str, body: bytes) -> Content:
+    return read_one(content_type, body, max_parts=5)
+
+
+def many(content_type: str, body: bytes) -> Content:
+    return read_many(content_type, body, max_parts=5)
+
+
+def refused(read, content_type: str, body: bytes) -> Problem:
+    with pytest.raises(Problem) as found:
+        read(content_type, body)
+    return found.value
+
+
+def test_json_carries_an_array_or_base64_with_or_without_a_data_url():
+    encoded = base64.b64encode(b"\x89PNG").decode()
+    assert one(JSON, b'{"image": [1, 2]}').images == [[1, 2]]
+    for text in (encoded, f"data:image/png;base64,{encoded}", f"{encoded[:3]}\n{encoded[3:]}"):
+        found = one("application/json; charset=utf-8", json.dumps({"image": text, "samples": 10}).encode())
+        assert (found.images, list(found.fields)) == ([b"\x89PNG"], [("samples", 10)])
+
+
+def test_a_form_carries_files_and_fields_in_order():
+    body = form(file("image", b"1\r\n2"), ("samples", b"", b"10"), ("seed", b"", b"3"))
+    found = one(FORM_TYPE, body)
+    assert (found.images, list(found.fields)) == ([b"1\r\n2"], [("samples", "10"), ("seed", "3")])
+    several = many(FORM_TYPE, form(file("images", b"1"), file("image", b""), file("images", b"3")))
+    assert several.images == [b"1", b"", b"3"]
+
+
+@pytest.mark.parametrize("content_type", [*FILES, "", "application/x-www-form-urlencoded", "IMAGE/PNG; q=1"])
+def test_any_other_body_is_a_file(content_type):
+    assert one(content_type, b"x").images == many(content_type, b"x").images == [b"x"]
+    assert refused(one, content_type, b"").kind == refused(many, content_type, b"").kind == "invalid-parameter"
+
+
+def test_a_json_list_is_images_and_what_is_none_stays_in_its_place():
+    for body in (b'["eA==", [1], 5, "?"]', b'{"images": ["eA==", [1], 5, "?"]}'):
+        text, array, number, broken = many(JSON, body).images
+        assert (text, array) == (b"x", [1])
+        assert number.detail == "image must be base64 text or an array, got int"
+        assert broken.detail.startswith("image is not base64")
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0)])
+def test_an_npy_body_is_its_images(version):
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, PIXELS_BHW, version=version)
+    assert np.array_equal(many(NPY, buffer.getvalue()).images, PIXELS_BHW)
+    assert np.array_equal(one(NPY, npy(PIXELS_BHW[0])).images, PIXELS_BHW[:1])
+
+
+@pytest.mark.parametrize(
+    ("array", "status"),
+    [
+        (PIXELS_BHW.astype(float), 422), (PIXELS_BHW[:, :20], 422), (PIXELS_BHW[None], 422), (PIXELS_BHW[:0], 422),
+        (np.asfortranarray(PIXELS_BHW), 422), (np.array([{}]), 422), (np.array(["a"]), 422), (np.uint8(1), 422),
+    ],
+)  # fmt: skip
+def test_other_arrays_are_refused(array, status):
+    assert refused(many, NPY, npy(array)).status == status
+
+
+def header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"\x93NUMPY", npy(PIXELS_BHW)[:-1], npy(PIXELS_BHW) + b"x", b"PK\x03\x04" + bytes(99), b"\x80\x04K\x01.",
+        header("{'descr': '|u1', 'fortran_order': False, 'shape': (99999999999, 28, 28)}"),
+        header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 28, 28)}"),
+        header("__import__('os').system('true')"), header("(" * 900), header("{" + "9" * 900 + "}"),
+        b"\x93NUMPY\x03\x00" + bytes(99), b"\x93NUMPY\x02\x00\xff\xff\xff\xff",
+    ],
+)  # fmt: skip
+def test_what_is_no_npy_file_is_refused_before_anything_is_made_of_it(body):
+    problem = refused(many, NPY, body)
+    assert problem.status in {400, 422}
+    assert len(problem.detail) < 300
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "kind"),
+    [
+        (b"", 400, "malformed-body"),
+        (b"{", 400, "malformed-body"),
+        (b'{"image": NaN}', 400, "malformed-body"),
+        (b"\xff\xfe", 400, "malformed-body"),
+        (b"[" * 100_000, 400, "malformed-body"),
+        (b"[]", 422, "invalid-body"),
+        (b"null", 422, "invalid-body"),
+        (b"{}", 422, "invalid-parameter"),
+        (b'{"image": 5}', 422, "invalid-parameter"),
+        (b'{"image": null}', 422, "invalid-parameter"),
+        (b'{"image": "not base64!"}', 422, "invalid-parameter"),
+        ('{"image": "é"}'.encode(), 422, "invalid-parameter"),
+    ],
+)
+def test_malformed_json_bodies_are_refused(body, status, kind):
+    problem = refused(one, JSON, body)
+    assert (problem.status, problem.kind) == (status, kind)
+
+
+@pytest.mark.parametrize("body", [b"null", b"5", b"[]", b"{}", b'{"images": 5}', b'{"images": []}', b'{"image": [1]}'])
+def test_json_without_a_list_of_images_is_refused(body):
+    assert refused(many, JSON, body).status == 422
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (FORM, form(file("image", b"x"))),
+        (f"{FORM}; boundary=", form(file("image", b"x"))),
+        (f"{FORM}; boundary={'x' * 300}", form(file("image", b"x"))),
+        (f"{FORM}; boundary=other", form(file("image", b"x"))),
+        (FORM_TYPE, b""),
+        (FORM_TYPE, form(file("image", b"x"))[:-9]),
+        (FORM_TYPE, form(file("image", b"x"), end=b"")),
+        (FORM_TYPE, form(*(file(f"f{n}", b"x") for n in range(10_000)))),
+        (FORM_TYPE, form(*((f"f{n}", b"", b"x") for n in range(10_000)))),
+        (FORM_TYPE, form(*(file("images", b"x") for _ in range(6)))),
+        (FORM_TYPE, form(("samples", b"", b"\xff"))),
+        (FORM_TYPE, form(("image", b'; filename="x"' + b"\r\nX: y" * 100, b"x"))),
+        (FORM_TYPE, form(("image", b'; filename="x"\r\nX: ' + b"y" * 10_000, b"x"))),
+        (FORM_TYPE, form(file("image", b"x")).replace(b'name="image"; ', b"")),
+    ],
+)
+def test_what_is_no_form_is_refused(content_type, body):
+    problem = refused(many, content_type, body)
+    assert (problem.status, problem.kind) == (400, "malformed-body")
+
+
+def test_one_image_is_one_image():
+    assert refused(one, FORM_TYPE, form(file("image", b"a"), file("image", b"b"))).detail.startswith(
+        "image must be one"
+    )
+    assert refused(one, FORM_TYPE, form(("image", b"", b"abc"))).detail.startswith("image must be a file")
+    assert refused(one, NPY, npy(PIXELS_BHW)).status == 422
+    assert refused(one, FORM_TYPE, form(("seed", b"", b"1"))).detail.startswith("image is missing")
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/xml", "x" * 5000, "application/x-pickle"])
+def test_other_types_are_refused(content_type):
+    problem = refused(many, content_type, b"x")
+    assert problem.status == 415
+    assert len(problem.detail) < 400
+
+
+TYPES = st.one_of(
+    st.sampled_from([FORM, FORM_TYPE, JSON, NPY, *FILES]), st.text(st.characters(max_codepoint=255), max_size=40)
+)
+PARTS = st.tuples(
+    st.sampled_from(["image", "images", "seed", ""]), st.sampled_from([b"", b'; filename="x"']), st.binary()
+)
+BODIES = st.one_of(st.binary(), st.lists(PARTS, max_size=4).map(lambda parts: form(*parts)), st.just(npy(PIXELS_BHW)))
+
+
+@settings(max_examples=500, deadline=None)
+@given(TYPES, BODIES, st.integers(0, 300), st.binary(max_size=3))
+@example(FORM_TYPE, form(("image", b"\r\nContent-Transfer-Encoding: base64", b"?")), 0, b"")
+def test_whatever_comes_is_read_or_a_clients_mistake(content_type, body, cut, insertion):
+    body = body[:cut] + insertion + body[cut:]
+    for read in (one, many):
+        status = 200
+        try:
+            content = read(content_type, body)
+            assert content.images
+        except Problem as problem:
+            status = problem.status
+        assert status in {200, 400, 415, 422}
