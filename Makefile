@@ -16,7 +16,7 @@ MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 # BentoML reports usage unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: install serve test check format train ensemble evaluate bench bento lock clean
+.PHONY: install serve test fuzz check format train ensemble evaluate bench bento lock clean
 
 install: $(INSTALLED)
 
@@ -33,6 +33,10 @@ serve: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(TESTS)
+
+# Five thousand requests made from the service's own description, five minutes.
+fuzz: $(INSTALLED)
+	MCD_FUZZ_EXAMPLES=1100 $(BIN)/python -m pytest tests/test_edge.py -k description
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from model.calibration import COVERAGES, RISKS, SetMethod
 from model.novelty import FALSE_ALARM_RATES
@@ -15,19 +15,40 @@ from service.problems import invalid, short
 MAX_SAMPLES = 1000
 MAX_SEED = 2**63 - 1
 
+_WHOLE = "-?[0-9]{1,20}"
+_DECIMAL = r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?"
+
 Given = Iterable[tuple[str, Any]]
 RankBy = Literal["bald", "entropy", "margin", "least_confidence"]
 
 
 def _whole_number(value: Any) -> Any:
     """Let integers through, as JSON numbers or as plain decimal digits; nothing else that pydantic would convert."""
-    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,20}", value):
+    if isinstance(value, str) and re.fullmatch(_WHOLE, value):
         return int(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     raise ValueError(f"must be a whole number, got {short(value)}")
+
+
+def _number(value: Any) -> Any:
+    """Let numbers through, as JSON or as plain decimal text."""
+    if isinstance(value, str) and re.fullmatch(_DECIMAL, value):
+        return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    raise ValueError(f"must be a number, got {short(value)}")
+
+
+def _boolean(value: Any) -> Any:
+    """Let true and false through, as JSON or as text."""
+    if isinstance(value, str) and value.lower() in {"true", "false"}:
+        return value.lower() == "true"
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"must be true or false, got {short(value)}")
 
 
 def _samples(value: Any) -> int | Literal["auto"]:
@@ -46,17 +67,23 @@ def _limit(value: Any) -> Any:
 
 def _one_of(levels: tuple[float, ...]) -> BeforeValidator:
     """Let one of a few numbers through, as JSON or as text."""
+    by_text = {str(level): level for level in levels}
 
     def check(value: Any) -> float:
-        try:
-            number = None if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = None
-        if number not in levels:
-            raise ValueError(f"must be one of {', '.join(map(str, levels))}, got {short(value)}")
-        return number
+        number = by_text.get(value) if isinstance(value, str) else value
+        if isinstance(number, bool) or number not in levels:
+            raise ValueError(f"must be one of {', '.join(by_text)}, got {short(value)}")
+        return float(number)
 
-    return BeforeValidator(check, json_schema_input_type=Literal[levels])
+    return BeforeValidator(check, json_schema_input_type=Literal[levels + tuple(by_text)])
+
+
+_WholeText = Annotated[str, StringConstraints(pattern=f"^{_WHOLE}$")]
+_NumberText = Annotated[str, StringConstraints(pattern=f"^{_DECIMAL}$")]
+_IS_SAMPLES = BeforeValidator(
+    _samples, json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SAMPLES)] | Literal["auto"] | _WholeText
+)
+_IS_BOOLEAN = BeforeValidator(_boolean, json_schema_input_type=bool | Literal["true", "false", "True", "False"])
 
 
 class Sampling(BaseModel):
@@ -71,22 +98,24 @@ class Sampling(BaseModel):
     samples: Annotated[
         int | Literal["auto"],
         Field(description="dropout masks to average: 0 for the eval-mode prediction, 2..1000, or auto"),
-        BeforeValidator(_samples),
+        _IS_SAMPLES,
     ] = 0
     tolerance: Annotated[
-        float, Field(gt=0, le=1, description="with samples=auto: standard error of the top class that suffices")
+        float,
+        Field(gt=0, le=1, description="with samples=auto: standard error of the top class that suffices"),
+        BeforeValidator(_number, json_schema_input_type=Annotated[float, Field(gt=0, le=1)] | _NumberText),
     ] = 0.005
     max_samples: Annotated[
         int,
         Field(ge=2, le=MAX_SAMPLES, description="with samples=auto: where to stop in any case"),
-        BeforeValidator(_whole_number),
+        BeforeValidator(_whole_number, json_schema_input_type=Annotated[int, Field(ge=2, le=MAX_SAMPLES)] | _WholeText),
     ] = MAX_SAMPLES
     seed: Annotated[
         int,
         Field(ge=0, le=MAX_SEED, description="seed of the masks; the same seed gives the same answer"),
-        BeforeValidator(_whole_number),
+        BeforeValidator(_whole_number, json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SEED)] | _WholeText),
     ] = 0
-    calibrated: Annotated[bool, Field(description="false for the raw mean probabilities")] = True
+    calibrated: Annotated[bool, Field(description="false for the raw mean probabilities"), _IS_BOOLEAN] = True
     invert: Annotated[Invert, Field(description="swap dark and light; auto decides by the border")] = Invert.AUTO
     dtype: Annotated[
         Literal["uint8", "float"], Field(description="values of an array: integers 0..255, or numbers in [0, 1]")
@@ -152,7 +181,9 @@ class Parameters(Sampling):
     false_alarm_rate: Annotated[
         float, Field(description="part of ordinary images that may be taken for novel"), _one_of(FALSE_ALARM_RATES)
     ] = 0.01
-    return_samples: Annotated[bool, Field(description="also the raw class probabilities of each mask")] = False
+    return_samples: Annotated[bool, Field(description="also the raw class probabilities of each mask"), _IS_BOOLEAN] = (
+        False
+    )
 
     @property
     def demands(self) -> Demands:
@@ -177,7 +208,7 @@ class RankParameters(Sampling):
     samples: Annotated[
         int | Literal["auto"],
         Field(description="dropout masks to average: 0 for the eval-mode prediction, 2..1000, or auto"),
-        BeforeValidator(_samples),
+        _IS_SAMPLES,
     ] = 100
     by: Annotated[
         RankBy,
@@ -187,7 +218,9 @@ class RankParameters(Sampling):
         ),
     ] = "bald"
     limit: Annotated[
-        int | None, Field(ge=1, description="how many to name at most; all unless said"), BeforeValidator(_limit)
+        int | None,
+        Field(ge=1, description="how many to name at most; all unless said"),
+        BeforeValidator(_limit, json_schema_input_type=Annotated[int, Field(ge=1)] | _WholeText | None),
     ] = None
 
     def contradictions(self) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,9 @@ from model import entropy
 from service.answers import Answer, RankAnswer, Unranked
 from service.bodies import Image
 from service.decision import Decider
+from service.exchange import Stages
 from service.images import (
+    SIDE,
     EncodedImage,
     ImageError,
     Pixels,
@@ -80,34 +82,40 @@ class Pipeline:
                 return Opened(open_image(image, max_pixels=self._settings.max_pixels))
         return Opened(image)
 
-    def answer(self, opened: Opened, parameters: Parameters) -> Answer:
+    def answer(self, opened: Opened, parameters: Parameters, stages: Stages) -> Answer:
         """Decode, predict and decide.
 
         Raises:
             Problem: 422 for broken image data, or an array of another shape or range.
         """
-        prepared, prediction = self._predicted(opened, parameters)
-        decision = self._decider.decide(prediction, prepared.pixels, parameters.demands, seed=parameters.seed)
-        return Answer.of(prediction, decision, prepared, parameters)
+        prepared, prediction = self._predicted(opened, parameters, stages)
+        self._metrics.prediction(prediction)
+        with stages.stage("infer"):
+            decision = self._decider.decide(prediction, prepared.pixels, parameters.demands, seed=parameters.seed)
+        with stages.stage("encode"):
+            return Answer.of(prediction, decision, prepared, parameters)
 
     def answers(
-        self, images: Sequence[Image], parameters: Parameters, checkpoint: Checkpoint = _go_on
+        self, images: Sequence[Image], parameters: Parameters, stages: Stages, checkpoint: Checkpoint = _go_on
     ) -> Iterator[Answer | Problem]:
         """Yield for each image what `answer` gives, or the problem with it: each as if it were alone."""
         for image in images:
             checkpoint()
             try:
-                yield self.answer(self.open(image), parameters)
+                yield self.answer(self.open(image), parameters, stages)
             except Problem as problem:
                 yield problem
 
-    def rank(self, images: Sequence[Image], parameters: RankParameters, checkpoint: Checkpoint = _go_on) -> RankAnswer:
+    def rank(
+        self, images: Sequence[Image], parameters: RankParameters, stages: Stages, checkpoint: Checkpoint = _go_on
+    ) -> RankAnswer:
         """Order images by how much their labels would tell; of equal ones the first comes first."""
         scores, errors = {}, []
         for index, image in enumerate(images):
             checkpoint()
             try:
-                _, prediction = self._predicted(self.open(image), parameters)
+                _, prediction = self._predicted(self.open(image), parameters, stages)
+                self._metrics.prediction(prediction)
                 scores[index] = self._score(prediction, parameters)
             except Problem as problem:
                 errors.append(Unranked(index=index, error=problem.document()))
@@ -122,17 +130,24 @@ class Pipeline:
             errors=errors,
         )
 
-    def _predicted(self, opened: Opened, parameters: Sampling) -> tuple[Prepared, Prediction]:
+    def example(self) -> tuple[list[list[int]], Answer]:
+        """Predict a drawing, (28, 28), without counting it."""
+        parameters, drawing = Parameters(samples=100), _trousers()
+        prepared, prediction = self._predicted(Opened(drawing), parameters, Stages())
+        decision = self._decider.decide(prediction, prepared.pixels, parameters.demands, seed=parameters.seed)
+        return drawing.tolist(), Answer.of(prediction, decision, prepared, parameters)
+
+    def _predicted(self, opened: Opened, parameters: Sampling, stages: Stages) -> tuple[Prepared, Prediction]:
         image = opened.image
-        with _as_problem():
+        with stages.stage("decode"), _as_problem():
             if isinstance(image, EncodedImage):
                 prepared = decode_image(image, invert=parameters.invert)
             elif isinstance(image, list):
                 prepared = array_image(image, unit_range=parameters.dtype == "float", invert=parameters.invert)
             else:
                 prepared = prepare(image, source="array", invert=parameters.invert)
-        prediction = self._predict(prepared.pixels, parameters)
-        self._metrics.prediction(prediction)
+        with stages.stage("infer"):
+            prediction = self._predict(prepared.pixels, parameters)
         return prepared, prediction
 
     def _predict(self, pixels: Pixels, asked: Sampling) -> Prediction:
@@ -161,6 +176,13 @@ _SCORES: dict[RankBy, Callable[[np.ndarray], float]] = {
     "margin": lambda probs_C: float(1 - np.diff(np.partition(probs_C, -2)[-2:])[0]),
     "least_confidence": lambda probs_C: float(1 - probs_C.max()),
 }
+
+
+def _trousers() -> Pixels:
+    """Draw two legs below a waistband."""
+    drawing = np.zeros((SIDE, SIDE), np.uint8)
+    drawing[1:27, 8:13] = drawing[1:27, 15:20] = drawing[1:6, 8:20] = 200
+    return drawing
 
 
 @contextmanager

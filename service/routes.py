@@ -1,7 +1,9 @@
 """Our ASGI routes in front of BentoML's application: read a request, have it answered, write the answer."""
 
+import json
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import anyio
@@ -9,26 +11,50 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.admission import Admission
 from service.answers import BatchAnswer
 from service.bodies import Content, Image, read_many, read_one
+from service.exchange import LOGGER, Exchange
+from service.keys import Keys
 from service.metrics import CONTENT_TYPE, Metrics
+from service.openapi import describe
 from service.parameters import Parameters, RankParameters, Sampling
 from service.pipeline import Checkpoint, Pipeline
 from service.problems import Problem
 from service.settings import Settings
+from service.uploads import Uploads
 from service.work import Work
 
 Asked = TypeVar("Asked", bound=Sampling)
 Result = TypeVar("Result")
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request, Exchange], Awaitable[Response]]
 
-# What BentoML answers itself: health, descriptions, and the page that shows them.
-_BENTOML_ROUTES = ("/", "/livez", "/readyz", "/healthz", "/docs.json", "/schema.json")
+# What BentoML answers itself: health, the description that its clients read, and a page that shows ours.
+_BENTOML_ROUTES = ("/", "/livez", "/readyz", "/healthz", "/schema.json")
 _BENTOML_FOLDER = "/static_content/"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-
+_SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"),
+]
 _CHEAP_BYTES = 2**18  # read within a few milliseconds
 _CLIENT_GONE = 499
+
+
+@dataclass(frozen=True)
+class Route:
+    """What answers at a path."""
+
+    method: str
+    handler: Handler
+    keys: Keys
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those that are understood."""
+        return ("GET", "HEAD") if self.method == "GET" else (self.method,)
 
 
 class Edge:
@@ -38,7 +64,7 @@ class Edge:
         bentoml_app: BentoML's application: its own routes and the lifespan.
         pipeline: answers calls.
         metrics: where requests are counted.
-        settings: limits.
+        settings: limits and keys.
     """
 
     def __init__(self, bentoml_app: ASGIApp, pipeline: Pipeline, metrics: Metrics, settings: Settings) -> None:
@@ -47,39 +73,50 @@ class Edge:
         self._metrics = metrics
         self._settings = settings
         self._threads = anyio.CapacityLimiter(1)
-        self._routes: dict[str, tuple[str, Handler]] = {
-            "/predict": ("POST", self._predict),
-            "/predict_batch": ("POST", self._predict_batch),
-            "/rank": ("POST", self._rank),
-            "/metrics": ("GET", self._show_metrics),
+        self._admission = Admission(settings.max_in_flight)
+        self._uploads = Uploads(settings)
+        keys, open_to_all = settings.keys(), Keys(())
+        self._routes = {
+            "/predict": Route("POST", self._predict, keys),
+            "/predict_batch": Route("POST", self._predict_batch, keys),
+            "/rank": Route("POST", self._rank, keys),
+            "/metrics": Route("GET", self._show_metrics, keys if settings.metrics_need_key else open_to_all),
+            "/docs.json": Route("GET", self._describe, open_to_all),
         }
+        image, answer = pipeline.example()
+        description = describe(example=answer.model_dump(mode="json"), image=image, with_keys=bool(keys))
+        self._description = json.dumps(description).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer and count an HTTP request; the rest, such as the lifespan, is BentoML's."""
+        """Answer, count and log an HTTP request; the rest, such as the lifespan, is BentoML's."""
         if scope["type"] != "http":
             await self._bentoml_app(scope, receive, send)
             return
         start = time.perf_counter()
-        code = _CLIENT_GONE
+        exchange = Exchange(dict(scope["headers"]))
+        status = _CLIENT_GONE
 
-        async def send_and_note_code(message: Message) -> None:
-            nonlocal code
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
             if message["type"] == "http.response.start":
-                code = message["status"]
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), *exchange.headers(), *_SECURITY_HEADERS]
             await send(message)
 
         route = self._route(scope["path"])
         try:
             if route in self._routes or route == "other":
-                response = await self._respond(Request(scope, receive))
-                await response(scope, receive, send_and_note_code)
+                response = await self._respond(Request(scope, receive), exchange)
+                await response(scope, receive, send_with_headers)
             else:
-                await self._bentoml_app(scope, receive, send_and_note_code)
+                await self._bentoml_app(scope, receive, send_with_headers)
         except ClientDisconnect:
             return  # nobody is left to answer; it is counted as 499
         finally:
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.request(route, method, code, time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            self._metrics.request(route, method, status, seconds)
+            exchange.log(method=method, route=route, status=status, seconds=seconds)
 
     def _route(self, path: str) -> str:
         """Name the route of a path; all unknown paths are one."""
@@ -87,69 +124,93 @@ class Edge:
             return path
         return f"{_BENTOML_FOLDER}*" if path.startswith(_BENTOML_FOLDER) else "other"
 
-    async def _respond(self, request: Request) -> Response:
+    async def _respond(self, request: Request, exchange: Exchange) -> Response:
         try:
-            path = request.scope["path"]
-            if path not in self._routes:
+            route = self._routes.get(request.scope["path"])
+            if route is None:
                 raise Problem(404, "not-found", "there is nothing at this path; POST an image to /predict")
-            method, handler = self._routes[path]
-            if request.method != method:
-                raise Problem(405, "method-not-allowed", f"use {method}", headers={"Allow": method})
-            return await handler(request)
+            if request.method not in route.methods:
+                allowed = ", ".join(route.methods)
+                raise Problem(405, "method-not-allowed", f"use {allowed}", headers={"Allow": allowed})
+            headers = dict(request.scope["headers"])
+            self._uploads.check_headers(request.scope)
+            route.keys.check(headers)
+            return await route.handler(request, exchange)
         except Problem as problem:
-            return Response(problem.body(), problem.status, problem.headers, "application/problem+json")
+            return _problem(problem, exchange)
+        except ClientDisconnect:
+            raise
+        except Exception:  # noqa: BLE001 - a fault of ours is logged, and the client told
+            LOGGER.exception("failure", extra={"told": {"request_id": exchange.request_id}})
+            detail = f"the service failed; its log tells more of the request {exchange.request_id}"
+            return _problem(Problem(500, "internal-error", detail), exchange)
 
-    async def _predict(self, request: Request) -> Response:
-        content, parameters = await self._read(request, read_one, Parameters)
-        opened = self._pipeline.open(content.images[0])
-        if opened.is_heavy:
-            answer = await self._in_thread(request, lambda _: self._pipeline.answer(opened, parameters))
-        else:
-            answer = self._pipeline.answer(opened, parameters)
-        return _json(answer.model_dump_json().encode())
+    async def _predict(self, request: Request, exchange: Exchange) -> Response:
+        content, parameters = await self._read(request, exchange, read_one, Parameters)
+        async with self._admission:
+            with exchange.stage("decode"):
+                opened = self._pipeline.open(content.images[0])
+            if opened.is_heavy:
+                answer = await self._in_thread(request, lambda _: self._pipeline.answer(opened, parameters, exchange))
+            else:
+                answer = self._pipeline.answer(opened, parameters, exchange)
+            with exchange.stage("encode"):
+                return _json(answer.model_dump_json().encode())
 
-    async def _predict_batch(self, request: Request) -> Response:
-        images, parameters = await self._read_pool(request, Parameters)
+    async def _predict_batch(self, request: Request, exchange: Exchange) -> Response:
+        images, parameters = await self._read_pool(request, exchange, Parameters)
 
         def work(checkpoint: Checkpoint) -> bytes:
-            return BatchAnswer.of(self._pipeline.answers(images, parameters, checkpoint)).model_dump_json().encode()
+            answer = BatchAnswer.of(self._pipeline.answers(images, parameters, exchange, checkpoint))
+            with exchange.stage("encode"):
+                return answer.model_dump_json().encode()
 
-        return _json(await self._in_thread(request, work))
+        async with self._admission:
+            return _json(await self._in_thread(request, work))
 
-    async def _rank(self, request: Request) -> Response:
-        images, parameters = await self._read_pool(request, RankParameters)
+    async def _rank(self, request: Request, exchange: Exchange) -> Response:
+        images, parameters = await self._read_pool(request, exchange, RankParameters)
 
         def work(checkpoint: Checkpoint) -> bytes:
-            return self._pipeline.rank(images, parameters, checkpoint).model_dump_json().encode()
+            return self._pipeline.rank(images, parameters, exchange, checkpoint).model_dump_json().encode()
 
-        return _json(await self._in_thread(request, work))
+        async with self._admission:
+            return _json(await self._in_thread(request, work))
 
-    async def _show_metrics(self, _: Request) -> Response:
+    async def _show_metrics(self, _: Request, __: Exchange) -> Response:
         return Response(await anyio.to_thread.run_sync(self._metrics.expose), headers={"Content-Type": CONTENT_TYPE})
 
-    async def _read_pool(self, request: Request, kind: type[Asked]) -> tuple[list[Image], Asked]:
+    async def _describe(self, _: Request, __: Exchange) -> Response:
+        return _json(self._description)
+
+    async def _read_pool(self, request: Request, exchange: Exchange, kind: type[Asked]) -> tuple[list[Image], Asked]:
         """Read images and parameters, and refuse what would be too much work."""
-        content, parameters = await self._read(request, read_many, kind)
+        content, parameters = await self._read(request, exchange, read_many, kind)
         count, limits = len(content.images), self._settings
         if count > limits.max_images:
             raise Problem(413, "too-many-images", f"a request may have at most {limits.max_images} images, got {count}")
         passes = count * max(parameters.most_samples, 1)
         if passes > limits.max_forward_passes:
-            detail = (
-                f"images x samples may be at most {limits.max_forward_passes}, got {count} x {parameters.most_samples}"
+            got = f"{count} x {parameters.most_samples}"
+            raise Problem(
+                413, "too-much-work", f"images x samples may be {limits.max_forward_passes} at most, got {got}"
             )
-            raise Problem(413, "too-much-work", detail)
         return content.images, parameters
 
-    async def _read(self, request: Request, read: Callable[..., Content], kind: type[Asked]) -> tuple[Content, Asked]:
+    async def _read(
+        self, request: Request, exchange: Exchange, read: Callable[..., Content], kind: type[Asked]
+    ) -> tuple[Content, Asked]:
         content_type = request.headers.get("content-type", "")
-        body = await _read_body(request, self._settings.max_body_bytes)
+        async with self._uploads.body(request) as body:
 
-        def parse() -> tuple[Content, Asked]:
-            content = read(content_type, body, max_parts=self._settings.max_images)
-            return content, kind.gather(request.query_params.multi_items(), content.fields)
+            def parse() -> tuple[Content, Asked]:
+                content = read(content_type, body, max_parts=self._settings.max_images)
+                return content, kind.gather(request.query_params.multi_items(), content.fields)
 
-        return await anyio.to_thread.run_sync(parse) if len(body) > _CHEAP_BYTES else parse()
+            found = await anyio.to_thread.run_sync(parse) if len(body) > _CHEAP_BYTES else parse()
+        content, parameters = found
+        exchange.notes |= {"bytes": len(body), "images": len(content.images), "samples": parameters.samples}
+        return found
 
     async def _in_thread(self, request: Request, work: Callable[[Checkpoint], Result]) -> Result:
         """Let long work run beside the event loop, one at a time, until it is done, late, or nobody waits for it."""
@@ -161,14 +222,6 @@ def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
-    too_large = Problem(413, "body-too-large", f"the body must have at most {max_bytes} bytes")
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise too_large
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > max_bytes:
-            raise too_large
-    return bytes(body)
+def _problem(problem: Problem, exchange: Exchange) -> Response:
+    exchange.notes["problem"] = problem.kind
+    return Response(problem.body(), problem.status, problem.headers, "application/problem+json")

@@ -16,6 +16,7 @@ from model import Artifact, load_artifact
 from service.answers import BatchAnswer
 from service.bodies import image_of, images_of
 from service.decision import Decider
+from service.exchange import LogLines, Stages
 from service.metrics import Metrics
 from service.parameters import Parameters, RankParameters
 from service.pipeline import Pipeline
@@ -41,6 +42,7 @@ class EdgeService(bentoml.Service[Any]):  # type: ignore[misc] # BentoML exports
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:  # noqa: FBT001, FBT002 - BentoML's signature
         """Build a worker's application, the model loaded and warm."""
+        LogLines.install(SETTINGS.log_level)
         app = Edge(super().to_asgi(is_main), _pipeline(), _metrics(), SETTINGS)
         # What start-up left behind lives as long as the worker: keep it out of the collector's full passes, which
         # stop all requests for a tenth of a second and more.
@@ -74,6 +76,7 @@ class Pool(RankParameters, bentoml.IODescriptor):  # type: ignore[misc]
     name="mcd",
     service_class=EdgeService,
     workers=SETTINGS.workers,
+    logging={"access": {"enabled": False}},  # the edge writes a line for each request
 )
 class UncertaintyService:
     """Classify clothing, and say how sure the network is."""
@@ -90,18 +93,20 @@ class UncertaintyService:
     def predict(self, image: str | list[Any], **parameters: Any) -> dict[str, Any]:
         """Predict the class of one image; /predict also takes forms, image bodies and .npy."""
         pipeline = _pipeline()
-        return pipeline.answer(pipeline.open(image_of(image)), Parameters.gather(parameters.items())).model_dump()
+        return pipeline.answer(
+            pipeline.open(image_of(image)), Parameters.gather(parameters.items()), Stages()
+        ).model_dump()
 
     @bentoml.api(input_spec=ManyImages)  # type: ignore[untyped-decorator]
     def predict_batch(self, images: list[Any], **parameters: Any) -> dict[str, Any]:
         """Predict the classes of many images, each as if it were alone."""
-        answers = _pipeline().answers(images_of(images), Parameters.gather(parameters.items()))
+        answers = _pipeline().answers(images_of(images), Parameters.gather(parameters.items()), Stages())
         return BatchAnswer.of(answers).model_dump()
 
     @bentoml.api(input_spec=Pool)  # type: ignore[untyped-decorator]
     def rank(self, images: list[Any], **parameters: Any) -> dict[str, Any]:
         """Order images by how much their labels would tell."""
-        return _pipeline().rank(images_of(images), RankParameters.gather(parameters.items())).model_dump()
+        return _pipeline().rank(images_of(images), RankParameters.gather(parameters.items()), Stages()).model_dump()
 
 
 @functools.cache

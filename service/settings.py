@@ -1,9 +1,11 @@
 """Every limit and switch of the service, read once from a mapping such as the environment."""
 
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.keys import Keys
 
 PREFIX = "MCD_"
 
@@ -20,10 +22,26 @@ class Settings(BaseModel):
     model: Annotated[str, Field(description="folder of an artifact, or bentoml:TAG; empty for the embedded one")] = ""
     workers: Annotated[int, Field(ge=1, description="worker processes")] = 1
     max_body_bytes: Annotated[int, Field(ge=1, description="largest request body")] = 10 * 2**20
+    max_upload_seconds: Annotated[float, Field(gt=0, description="from a request's headers to its last byte")] = 30.0
+    max_buffered_bytes: Annotated[int, Field(ge=1, description="bodies of a worker on their way in, together")] = 2**28
+    max_headers: Annotated[int, Field(ge=1, description="headers of a request")] = 100
+    max_query_bytes: Annotated[int, Field(ge=1, description="query of a request")] = 2**13
     max_pixels: Annotated[int, Field(ge=1, description="largest width x height of an image file")] = 25_000_000
     max_images: Annotated[int, Field(ge=1, description="images of a request")] = 1000
     max_forward_passes: Annotated[int, Field(ge=1, description="images x samples of a request")] = 100_000
     max_seconds: Annotated[float, Field(gt=0, description="from a request's last byte to its answer")] = 30.0
+
+    max_in_flight: Annotated[int, Field(ge=1, description="requests of a worker that are in work")] = 64
+    api_keys: Annotated[str, Field(description="keys with commas between; none: open to all", repr=False)] = ""
+    api_keys_file: Annotated[str, Field(description="file with a key a line")] = ""
+    metrics_need_key: Annotated[bool, Field(description="whether /metrics needs a key too")] = False
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="info: a line for each request")
+    ] = "info"
+
+    def keys(self) -> Keys:
+        """Those that open what is not open to all."""
+        return Keys.read(self.api_keys, self.api_keys_file)
 
     @classmethod
     def from_mapping(cls, environ: Mapping[str, str]) -> Self:
@@ -34,8 +52,13 @@ class Settings(BaseModel):
         """
         given = {name: environ.get(PREFIX + name.upper(), "").strip() for name in cls.model_fields}
         try:
-            return cls.model_validate({name: value for name, value in given.items() if value})
+            settings = cls.model_validate({name: value for name, value in given.items() if value})
         except ValidationError as error:
             first = error.errors()[0]
             variable = PREFIX + str(first["loc"][0]).upper()
             raise SettingsError(f"{variable}: {first['msg']}, got {first['input']!r}") from error
+        try:
+            settings.keys()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{PREFIX}API_KEYS_FILE: can't be read ({error})") from error
+        return settings

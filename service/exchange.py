@@ -1,0 +1,128 @@
+"""One request as logs, headers and traces tell of it."""
+
+import json
+import logging
+import re
+import secrets
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Self
+
+LOGGER = logging.getLogger("mcd")
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
+_TRACEPARENT = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Stages:
+    """Seconds that the stages of an answer took, by name; of a stage that came several times, all together."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Time the block."""
+        return _Stage(self.seconds, name)
+
+
+class _Stage(AbstractContextManager[None]):
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        took = time.perf_counter() - self._start
+        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + took
+
+
+class Exchange(Stages):
+    """A request and its answer: who asked, in which trace, how long each stage took, and what the log shall tell.
+
+    Args:
+        headers: of the request. X-Request-ID is taken if it is 1 to 128 plain characters, else one is made; the trace
+            of a valid traceparent is gone on with (W3C Trace Context).
+    """
+
+    def __init__(self, headers: Mapping[bytes, bytes]) -> None:
+        super().__init__()
+        self._start = time.perf_counter()
+        given = headers.get(b"x-request-id", b"")
+        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.trace_id, self.span_id, self._flags = _trace(headers.get(b"traceparent", b""))
+        self.notes: dict[str, Any] = {}
+
+    @property
+    def age(self) -> float:
+        """Seconds since it came in."""
+        return time.perf_counter() - self._start
+
+    def headers(self) -> Headers:
+        """What every answer tells of its request."""
+        found = [(b"x-request-id", self.request_id.encode())]
+        if self.seconds:
+            timing = ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in self.seconds.items())
+            found.append((b"server-timing", timing.encode()))
+        if self.trace_id is not None:
+            found.append((b"traceresponse", f"00-{self.trace_id}-{self.span_id}-{self._flags}".encode()))
+        return found
+
+    def log(self, *, method: str, route: str, status: int, seconds: float) -> None:
+        """Write one line: what was asked, in names out of fixed sets, and how it went; no contents."""
+        if LOGGER.isEnabledFor(logging.INFO):
+            traced = {} if self.trace_id is None else {"trace_id": self.trace_id, "span_id": self.span_id}
+            told = {"request_id": self.request_id, **traced, "method": method, "route": route, "status": status}
+            LOGGER.info("request", extra={"told": told | {"seconds": round(seconds, 6)} | self.notes})
+
+
+def _trace(traceparent: bytes) -> tuple[str | None, str | None, str]:
+    """Trace id, an id of our own for this span, and flags; of a traceparent that is not valid, none."""
+    found = _TRACEPARENT.fullmatch(traceparent)
+    if found is None:
+        return None, None, "00"
+    version, trace_id, parent_id, flags, more = found.groups()
+    is_known = version != b"ff" and (version != b"00" or more is None)
+    if not is_known or not trace_id.strip(b"0") or not parent_id.strip(b"0"):
+        return None, None, "00"
+    return trace_id.decode(), secrets.token_hex(8), flags.decode()
+
+
+class _JsonLines(logging.Formatter):
+    """A JSON object a line: time (ISO 8601, UTC), level, event, and what the record tells."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        line: dict[str, Any] = {
+            "time": f"{stamp}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            **getattr(record, "told", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+class LogLines(logging.StreamHandler[Any]):
+    """Writes JSON lines to standard output."""
+
+    @classmethod
+    def install(cls, level: str) -> Self:
+        """Let our logger write from a level on, by its name: "debug", "info", "warning" or "error"."""
+        handler = cls(sys.stdout)
+        handler.setFormatter(_JsonLines())
+        LOGGER.handlers[:] = [handler]
+        LOGGER.setLevel(level.upper())
+        LOGGER.propagate = False
+        # Its warnings tell of malformed forms, which the client is told.
+        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
+        return handler
