@@ -73,6 +73,7 @@ bench: $(BENCH)/installed
 	$(BENCH)/bin/python -W ignore -m benchmarks.inference
 	$(BENCH)/bin/python -m benchmarks.error
 	$(BENCH)/bin/python -m benchmarks.latency
+	$(BENCH)/bin/python -m benchmarks.throughput
 
 $(BENCH)/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)

@@ -6,25 +6,18 @@ docs/performance/latency.md.
 
 import http.client
 import io
-import os
 import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
 from benchmarks.common import machine, table, write
+from benchmarks.servers import SERVICE, served
 from training.data import load_fashion_mnist
 
-ROOT = Path(__file__).parent.parent
 KINDS = {
     "eval": "",
     "samples=10": "?samples=10",
@@ -34,47 +27,8 @@ KINDS = {
     "method=moments": "?method=moments",
 }
 ROUNDS = 600
-START_SECONDS = 60
 
 console = Console(highlight=False)
-
-
-@contextmanager
-def served() -> Iterator[http.client.HTTPConnection]:
-    """Serve the project on a free port and connect to it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    bentoml = Path(sys.executable).with_name("bentoml")
-    with tempfile.TemporaryDirectory() as home, (Path(home) / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [str(bentoml), "serve", "--timeout-keep-alive", "75", "--host", "127.0.0.1", "--port", str(port), "."],
-            cwd=ROOT,
-            env=os.environ | {"BENTOML_HOME": home, "BENTOML_DO_NOT_TRACK": "True"},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            connection = http.client.HTTPConnection("127.0.0.1", port)
-            _wait(connection, process, Path(home) / "log")
-            yield connection
-        finally:
-            process.terminate()
-            process.wait()
-
-
-def _wait(connection: http.client.HTTPConnection, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            connection.request("GET", "/readyz")
-            if connection.getresponse().read() is not None:
-                connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return
-        except OSError:
-            connection.close()
-            time.sleep(0.1)
-    raise RuntimeError(f"the service did not get ready:\n{log.read_text()}")
 
 
 def png(pixels: object) -> bytes:
@@ -103,7 +57,10 @@ def measure(connection: http.client.HTTPConnection, images: list[bytes]) -> dict
 def main() -> None:
     """Measure, print and write."""
     images = [png(pixels) for pixels in load_fashion_mnist().test.images_B[:200].numpy()]
-    with served() as connection:
+    with served(SERVICE) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.connect()
+        connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         seconds = measure(connection, images)
     medians = {kind: statistics.median(times) for kind, times in seconds.items()}
     rows = [

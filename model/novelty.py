@@ -52,10 +52,16 @@ def _statistics(pixels_BHW: Array) -> Array:
     mean_B = flat_BP.sum(axis=1) / count
     deviation_B = np.sqrt(np.maximum(np.vecdot(flat_BP, flat_BP) / count - mean_B * mean_B, 0))
     dark_B = (flat_BP < _DARK).sum(axis=1) / count
-    down_B = np.abs(pixels_BHW[:, 1:] - pixels_BHW[:, :-1]).mean(axis=(1, 2))
-    right_B = np.abs(pixels_BHW[:, :, 1:] - pixels_BHW[:, :, :-1]).mean(axis=(1, 2))
+    down_B = _mean_size(pixels_BHW[:, 1:] - pixels_BHW[:, :-1])
+    right_B = _mean_size(pixels_BHW[:, :, 1:] - pixels_BHW[:, :, :-1])
     steps = (np.log(down_B + 0.01), np.log(right_B + 0.01))
     return np.stack([mean_B, deviation_B, flat_BP.max(axis=1), dark_B, *steps], axis=1)
+
+
+def _mean_size(values_BHW: Array) -> Array:
+    flat_BP = values_BHW.reshape(len(values_BHW), math.prod(values_BHW.shape[1:]))
+    mean_B: Array = np.abs(flat_BP).sum(axis=1) / flat_BP.shape[1]  # NumPy's mean costs more than the sum
+    return mean_B
 
 
 @dataclass(frozen=True)

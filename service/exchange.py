@@ -1,6 +1,5 @@
 """One request as logs, headers and traces tell of it."""
 
-import json
 import logging
 import re
 import secrets
@@ -11,6 +10,8 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
+
+from pydantic_core import to_json
 
 LOGGER = logging.getLogger("mcd")
 
@@ -109,7 +110,7 @@ class _JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line)
+        return to_json(line).decode()
 
 
 class LogLines(logging.StreamHandler[Any]):

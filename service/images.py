@@ -157,14 +157,15 @@ def prepare(grey: Pixels, *, source: str, invert: Invert = Invert.AUTO) -> Prepa
     height, width = grey.shape
     steps: list[str] = []
     warnings: list[str] = []
-    brightness = float(_border(grey).mean())
+    border = _border(grey)
+    brightness = float(border.mean())
     if invert is Invert.AUTO and int(brightness) in _UNSURE_POLARITY:
         warnings.append("the border is neither dark nor light: say invert=yes or invert=no")
     if invert is Invert.YES or (invert is Invert.AUTO and brightness > 127.5):
-        grey = 255 - grey
+        grey, border = 255 - grey, 255 - border
         steps.append("inverted")
-    background = int(np.median(_border(grey)))
-    if np.mean(_stands_out(_border(grey), background)) > _BUSY_BORDER:
+    background = int(np.partition(border, len(border) // 2)[len(border) // 2])
+    if np.count_nonzero(_stands_out(border, background)) > _BUSY_BORDER * len(border):
         warnings.append("the background is not plain: Fashion-MNIST shows one garment on an even background")
     if int(grey.max()) - int(grey.min()) <= _MARGIN_TOLERANCE:
         warnings.append("the image is blank")

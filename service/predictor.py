@@ -115,4 +115,4 @@ class Predictor:
 
 
 def _as_batch(pixels: Pixels) -> torch.Tensor:
-    return (torch.tensor(pixels) / 255).reshape(1, 1, *pixels.shape)
+    return torch.from_numpy(pixels[None, None] / np.float32(255))

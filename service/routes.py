@@ -201,16 +201,15 @@ class Edge:
         self, request: Request, exchange: Exchange, read: Callable[..., Content], kind: type[Asked]
     ) -> tuple[Content, Asked]:
         content_type = request.headers.get("content-type", "")
-        async with self._uploads.body(request) as body:
+        body = await self._uploads.body(request)
 
-            def parse() -> tuple[Content, Asked]:
-                content = read(content_type, body, max_parts=self._settings.max_images)
-                return content, kind.gather(request.query_params.multi_items(), content.fields)
+        def parse() -> tuple[Content, Asked]:
+            content = read(content_type, body, max_parts=self._settings.max_images)
+            return content, kind.gather(request.query_params.multi_items(), content.fields)
 
-            found = await anyio.to_thread.run_sync(parse) if len(body) > _CHEAP_BYTES else parse()
-        content, parameters = found
+        content, parameters = await anyio.to_thread.run_sync(parse) if len(body) > _CHEAP_BYTES else parse()
         exchange.notes |= {"bytes": len(body), "images": len(content.images), "samples": parameters.samples}
-        return found
+        return content, parameters
 
     async def _in_thread(self, request: Request, work: Callable[[Checkpoint], Result]) -> Result:
         """Let long work run beside the event loop, one at a time, until it is done, late, or nobody waits for it."""

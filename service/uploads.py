@@ -2,8 +2,6 @@
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 from starlette.types import Scope
@@ -41,9 +39,8 @@ class Uploads:
             detail = f"a request may have {limits.max_headers} headers of {2**14} bytes together"
             raise Problem(431, "headers-too-large", detail)
 
-    @asynccontextmanager
-    async def body(self, request: Request) -> AsyncIterator[bytes]:
-        """Read a body, counted as long as the block lasts.
+    async def body(self, request: Request) -> bytes:
+        """Read a body.
 
         Raises:
             ClientDisconnect: it didn't come to its end.
@@ -59,22 +56,26 @@ class Uploads:
             known = ", ".join(_ENCODINGS)
             headers = {"Accept-Encoding": known}
             raise Problem(415, "unsupported-encoding", f"the body may be compressed by {known}", headers=headers)
+        try:
+            async with asyncio.timeout(seconds):
+                body = await self._received(request, limit)
+        except TimeoutError as error:
+            raise Problem(408, "upload-too-slow", f"the body took longer than {seconds:g} seconds") from error
+        return _inflated(body, limit) if encoding in _ENCODINGS else bytes(body)
+
+    async def _received(self, request: Request, limit: int) -> bytearray:
         body = bytearray()
         try:
-            try:
-                async with asyncio.timeout(seconds):
-                    async for chunk in request.stream():
-                        body += chunk
-                        self._buffered += len(chunk)
-                        if len(body) > limit:
-                            raise _too_large(limit)
-                        if self._buffered > self._settings.max_buffered_bytes:
-                            raise overloaded("too much is being uploaded")
-            except TimeoutError as error:
-                raise Problem(408, "upload-too-slow", f"the body took longer than {seconds:g} seconds") from error
-            yield _inflated(body, limit) if encoding in _ENCODINGS else bytes(body)
+            async for chunk in request.stream():
+                body += chunk
+                self._buffered += len(chunk)
+                if len(body) > limit:
+                    raise _too_large(limit)
+                if self._buffered > self._settings.max_buffered_bytes:
+                    raise overloaded("too much is being uploaded")
         finally:
             self._buffered -= len(body)
+        return body
 
 
 def _inflated(body: bytearray, limit: int) -> bytes:

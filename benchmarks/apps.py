@@ -1,0 +1,72 @@
+"""What the service is compared with: the same decoding, inference and decision, and what each way puts around them."""
+
+import functools
+import io
+from typing import Any
+
+import bentoml
+import numpy as np
+import torch
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from threadpoolctl import threadpool_limits
+
+from model import load_artifact
+from service.decision import Decider, Demands
+from service.predictor import Predictor
+
+SAMPLES = 100
+DEMANDS = Demands(coverage=0.9, set_method="lac", max_risk=0.05, false_alarm_rate=0.01)
+
+
+@functools.cache
+def stages() -> tuple[Predictor, Decider]:
+    """The embedded model, on one thread."""
+    torch.set_num_threads(1)
+    threadpool_limits(1, user_api="blas")
+    artifact = load_artifact()
+    return Predictor(artifact), Decider(artifact)
+
+
+def answer(image: Image.Image) -> dict[str, Any]:
+    """Predict by masks, tell the uncertainty, and decide."""
+    predictor, decider = stages()
+    pixels = np.asarray(image.convert("L"))
+    prediction = predictor.sample(pixels, samples=SAMPLES, seed=0)
+    decision = decider.decide(prediction, pixels, DEMANDS, seed=0)
+    found = prediction.uncertainty
+    return {
+        "label": prediction.label,
+        "probabilities": decision.probabilities,
+        "variance": found.variance[0].tolist(),
+        "standard_error": found.standard_error[0].tolist(),
+        "predictive_entropy": prediction.predictive_entropy,
+        "expected_entropy": found.expected_entropy.item(),
+        "mutual_information": found.mutual_information.item(),
+        "prediction_set": decision.prediction_set,
+        "abstain_reason": decision.reason,
+        "novelty": decision.novelty.score,
+    }
+
+
+async def _predict(request: Request) -> JSONResponse:
+    return JSONResponse(answer(Image.open(io.BytesIO(await request.body()), formats=["PNG"])))
+
+
+bare = Starlette(routes=[Route("/predict", _predict, methods=["POST"])])
+
+
+@bentoml.service(name="idiom")
+class Idiom:
+    """A service as BentoML's documentation writes one."""
+
+    def __init__(self) -> None:
+        stages()
+
+    @bentoml.api
+    def predict(self, image: Image.Image) -> dict[str, Any]:
+        """Predict one image."""
+        return answer(image)

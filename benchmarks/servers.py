@@ -1,0 +1,54 @@
+"""Servers for the benchmarks, on free ports of 127.0.0.1; each is ended by its pid."""
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+START_SECONDS = 60
+BENTOML = ("-m", "bentoml", "serve", "--timeout-keep-alive", "75", "--host", "127.0.0.1", "--port", "{port}")
+SERVICE = (*BENTOML, ".")
+
+
+@contextmanager
+def served(command: Sequence[str], *, ready: str = "/readyz", **environ: str) -> Iterator[int]:
+    """Run a server of this Python, "{port}" being its port, which is yielded once a GET of `ready` is answered."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory() as home, (Path(home) / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, *(word.format(port=port) for word in command)],
+            cwd=ROOT,
+            env=os.environ | {"BENTOML_HOME": home, "BENTOML_DO_NOT_TRACK": "True"} | environ,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            _wait(port, ready, process, Path(home) / "log")
+            yield port
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _wait(port: int, ready: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        try:
+            connection.request("GET", ready)
+            if connection.getresponse().status < http.client.INTERNAL_SERVER_ERROR:
+                return
+        except OSError:
+            time.sleep(0.1)
+        finally:
+            connection.close()
+    raise RuntimeError(f"the service did not get ready:\n{log.read_text()}")
