@@ -74,6 +74,7 @@ bench: $(BENCH)/installed
 	$(BENCH)/bin/python -m benchmarks.error
 	$(BENCH)/bin/python -m benchmarks.latency
 	$(BENCH)/bin/python -m benchmarks.throughput
+	$(BENCH)/bin/python -m benchmarks.overload
 
 $(BENCH)/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)

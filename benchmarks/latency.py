@@ -57,8 +57,8 @@ def measure(connection: http.client.HTTPConnection, images: list[bytes]) -> dict
 def main() -> None:
     """Measure, print and write."""
     images = [png(pixels) for pixels in load_fashion_mnist().test.images_B[:200].numpy()]
-    with served(SERVICE) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port)
+    with served(SERVICE) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
         connection.connect()
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         seconds = measure(connection, images)

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -17,9 +18,23 @@ BENTOML = ("-m", "bentoml", "serve", "--timeout-keep-alive", "75", "--host", "12
 SERVICE = (*BENTOML, ".")
 
 
+@dataclass(frozen=True)
+class Served:
+    """A running server: its port, and the process that was started."""
+
+    port: int
+    pid: int
+
+    def memory(self) -> int:
+        """Resident bytes of the processes that it started itself; Linux."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        statuses = [Path(f"/proc/{child}/status").read_text() for child in children]
+        return sum(int(status.partition("VmRSS:")[2].split()[0]) * 1024 for status in statuses)
+
+
 @contextmanager
-def served(command: Sequence[str], *, ready: str = "/readyz", **environ: str) -> Iterator[int]:
-    """Run a server of this Python, "{port}" being its port, which is yielded once a GET of `ready` is answered."""
+def served(command: Sequence[str], *, ready: str = "/readyz", **environ: str) -> Iterator[Served]:
+    """Run a server of this Python, "{port}" being its port; it is yielded once a GET of `ready` is answered."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -33,7 +48,7 @@ def served(command: Sequence[str], *, ready: str = "/readyz", **environ: str) ->
         )
         try:
             _wait(port, ready, process, Path(home) / "log")
-            yield port
+            yield Served(port, process.pid)
         finally:
             process.terminate()
             process.wait()

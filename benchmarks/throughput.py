@@ -79,7 +79,9 @@ def main() -> None:
     rates: dict[str, list[float]] = {name: [] for name in SERVERS}
     latencies: dict[str, list[float]] = {name: [] for name in SERVERS}
     with ExitStack() as stack:
-        ports = {name: stack.enter_context(served(command, ready=ready)) for name, (command, ready) in SERVERS.items()}
+        ports = {
+            name: stack.enter_context(served(command, ready=ready)).port for name, (command, ready) in SERVERS.items()
+        }
         sent = {
             name: cycle(
                 requests(

@@ -24,9 +24,13 @@ class Admission:
         self._limit = limit
         self._in_work = 0
 
-    async def __aenter__(self) -> None:
+    def check(self) -> None:
+        """Refuse a request before anything of it is read, if it would be one too many by now."""
         if self._in_work >= self._limit:
             raise overloaded(f"{self._limit} requests are in work")
+
+    async def __aenter__(self) -> None:
+        self.check()
         self._in_work += 1
         # Work runs in the event loop. Before it starts, all that has arrived meanwhile is counted, or refused.
         await asyncio.sleep(0)

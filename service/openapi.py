@@ -33,6 +33,9 @@ _PROBLEMS = {
 }
 
 
+_PROBLEM_OF_KEYS = "The key is missing, or not known."
+
+
 class FaultyParameter(BaseModel):
     """One parameter at fault."""
 
@@ -50,13 +53,14 @@ class ProblemDetails(BaseModel):
     errors: list[FaultyParameter] = Field(default_factory=list)
 
 
-def describe(*, example: Mapping[str, Any], image: Sequence[Sequence[int]], with_keys: bool) -> Json:
+def describe(*, example: Mapping[str, Any], image: Sequence[Sequence[int]], with_keys: bool, with_admin: bool) -> Json:
     """Describe every route and what it may answer.
 
     Args:
         example: what /predict answers to the image.
         image: an example, 28 x 28.
         with_keys: whether requests need a key.
+        with_admin: whether there is an administration.
     """
     _, schemas = models_json_schema(
         [
@@ -102,7 +106,9 @@ def describe(*, example: Mapping[str, Any], image: Sequence[Sequence[int]], with
         },
         "components": {"schemas": schemas["$defs"]},
     }
-    if with_keys:
+    if with_admin:
+        document["paths"]["/admin/reload"] = _reload()
+    if with_keys or with_admin:
         document["components"]["securitySchemes"] = {
             "bearer": {"type": "http", "scheme": "bearer"},
             "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -113,7 +119,7 @@ def describe(*, example: Mapping[str, Any], image: Sequence[Sequence[int]], with
 def _post(
     summary: str, kind: type[Sampling], content: Json, answer: str, example: Mapping[str, Any], *, with_keys: bool
 ) -> Json:
-    problems = _PROBLEMS | ({401: "The key is missing, or not known."} if with_keys else {})
+    problems = _PROBLEMS | ({401: _PROBLEM_OF_KEYS} if with_keys else {})
     headers = {
         "X-Request-ID": {"description": "as sent, or made", "schema": {"type": "string"}},
         "Server-Timing": {"description": "milliseconds of each stage", "schema": {"type": "string"}},
@@ -136,6 +142,25 @@ def _post(
                 **{str(status): _problem(status, description) for status, description in sorted(problems.items())},
             },
             **({"security": [{"bearer": []}, {"header": []}]} if with_keys else {}),
+        }
+    }
+
+
+def _reload() -> Json:
+    model = {"type": "object", "properties": {"model": {"type": "string"}}, "required": ["model"]}
+    problems = {
+        401: "The key is missing, or not known.",
+        405: "Another method.",
+        409: "The old model goes on answering.",
+    }
+    return {
+        "post": {
+            "summary": "Take the model that is on disk now",
+            "responses": {
+                "200": {"description": "Its identity.", "content": {JSON: {"schema": model}}},
+                **{str(status): _problem(status, description) for status, description in problems.items()},
+            },
+            "security": [{"bearer": []}, {"header": []}],
         }
     }
 

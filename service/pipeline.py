@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from model import entropy
+from model import Artifact, entropy
 from service.answers import Answer, RankAnswer, Unranked
 from service.bodies import Image
 from service.decision import Decider
@@ -57,17 +57,24 @@ class Pipeline:
     """Images -> answers.
 
     Args:
-        predictor: the model.
-        decider: what it was calibrated for.
+        artifact: the model.
         metrics: where predictions are counted.
         settings: limits.
+
+    Raises:
+        TypeError: the model is not a chain of linear layers, ReLU and dropout.
+        ValueError: the model takes other images, has no dropout to sample, has too many classes, or does not give the
+            known image what its layers say.
     """
 
-    def __init__(self, predictor: Predictor, decider: Decider, metrics: Metrics, settings: Settings) -> None:
-        self._predictor = predictor
-        self._decider = decider
+    def __init__(self, artifact: Artifact, metrics: Metrics, settings: Settings) -> None:
+        self.model = artifact.sha256
+        self._predictor = Predictor(artifact)
+        self._decider = Decider(artifact)
         self._metrics = metrics
         self._settings = settings
+        self._predictor.warm_up()
+        self._check(artifact)
 
     def open(self, image: Image) -> Opened:
         """Refuse at once what need not be decoded to be refused.
@@ -129,6 +136,17 @@ class Pipeline:
             scores=[scores[index] for index in indices],
             errors=errors,
         )
+
+    def _check(self, artifact: Artifact) -> None:
+        """See that a known image is answered as PyTorch computes the layers."""
+        drawing = _trousers()
+        with torch.inference_mode():
+            inputs_B = torch.from_numpy(drawing[None, None] / np.float32(255))
+            (expected,) = artifact.network(inputs_B).double().softmax(dim=1).tolist()
+        found = self._predictor.predict(drawing).probabilities
+        sampled = self._predictor.sample(drawing, samples=100, seed=0).probabilities
+        if not (np.allclose(found, expected, atol=1e-5) and np.isclose(sum(sampled), 1)):
+            raise ValueError(f"a known image must get the probabilities {expected}, got {found}")
 
     def example(self) -> tuple[list[list[int]], Answer]:
         """Predict a drawing, (28, 28), without counting it."""

@@ -1,5 +1,6 @@
 """Our ASGI routes in front of BentoML's application: read a request, have it answered, write the answer."""
 
+import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable
@@ -16,10 +17,11 @@ from service.answers import BatchAnswer
 from service.bodies import Content, Image, read_many, read_one
 from service.exchange import LOGGER, Exchange
 from service.keys import Keys
+from service.live import Live, ModelError
 from service.metrics import CONTENT_TYPE, Metrics
 from service.openapi import describe
 from service.parameters import Parameters, RankParameters, Sampling
-from service.pipeline import Checkpoint, Pipeline
+from service.pipeline import Checkpoint
 from service.problems import Problem
 from service.settings import Settings
 from service.uploads import Uploads
@@ -50,6 +52,7 @@ class Route:
     method: str
     handler: Handler
     keys: Keys
+    admission: Admission | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -62,33 +65,45 @@ class Edge:
 
     Args:
         bentoml_app: BentoML's application: its own routes and the lifespan.
-        pipeline: answers calls.
+        live: holds the model that answers.
         metrics: where requests are counted.
         settings: limits and keys.
     """
 
-    def __init__(self, bentoml_app: ASGIApp, pipeline: Pipeline, metrics: Metrics, settings: Settings) -> None:
+    def __init__(self, bentoml_app: ASGIApp, live: Live, metrics: Metrics, settings: Settings) -> None:
         self._bentoml_app = bentoml_app
-        self._pipeline = pipeline
+        self._live = live
         self._metrics = metrics
         self._settings = settings
         self._threads = anyio.CapacityLimiter(1)
-        self._admission = Admission(settings.max_in_flight)
+        self._singles, self._batches = Admission(settings.max_in_flight), Admission(settings.max_batches_in_flight)
         self._uploads = Uploads(settings)
         keys, open_to_all = settings.keys(), Keys(())
-        self._routes = {
-            "/predict": Route("POST", self._predict, keys),
-            "/predict_batch": Route("POST", self._predict_batch, keys),
-            "/rank": Route("POST", self._rank, keys),
+        self._routes: dict[str, Route] = {
+            "/predict": Route("POST", self._predict, keys, self._singles),
+            "/predict_batch": Route("POST", self._predict_batch, keys, self._batches),
+            "/rank": Route("POST", self._rank, keys, self._batches),
             "/metrics": Route("GET", self._show_metrics, keys if settings.metrics_need_key else open_to_all),
             "/docs.json": Route("GET", self._describe, open_to_all),
         }
-        image, answer = pipeline.example()
-        description = describe(example=answer.model_dump(mode="json"), image=image, with_keys=bool(keys))
+        admins = settings.keys_of_admins()
+        if admins:
+            self._routes["/admin/reload"] = Route("POST", self._reload, admins)
+        image, answer = live.pipeline.example()
+        description = describe(
+            example=answer.model_dump(mode="json"), image=image, with_keys=bool(keys), with_admin=bool(admins)
+        )
         self._description = json.dumps(description).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, count and log an HTTP request; the rest, such as the lifespan, is BentoML's."""
+        if scope["type"] == "lifespan":
+            following = asyncio.create_task(self._live.follow())
+            try:
+                await self._bentoml_app(scope, receive, send)
+            finally:
+                following.cancel()
+            return
         if scope["type"] != "http":
             await self._bentoml_app(scope, receive, send)
             return
@@ -132,9 +147,10 @@ class Edge:
             if request.method not in route.methods:
                 allowed = ", ".join(route.methods)
                 raise Problem(405, "method-not-allowed", f"use {allowed}", headers={"Allow": allowed})
-            headers = dict(request.scope["headers"])
+            if route.admission is not None:
+                route.admission.check()
             self._uploads.check_headers(request.scope)
-            route.keys.check(headers)
+            route.keys.check(dict(request.scope["headers"]))
             return await route.handler(request, exchange)
         except Problem as problem:
             return _problem(problem, exchange)
@@ -147,34 +163,37 @@ class Edge:
 
     async def _predict(self, request: Request, exchange: Exchange) -> Response:
         content, parameters = await self._read(request, exchange, read_one, Parameters)
-        async with self._admission:
+        async with self._singles:
+            pipeline = self._live.pipeline
             with exchange.stage("decode"):
-                opened = self._pipeline.open(content.images[0])
+                opened = pipeline.open(content.images[0])
             if opened.is_heavy:
-                answer = await self._in_thread(request, lambda _: self._pipeline.answer(opened, parameters, exchange))
+                answer = await self._in_thread(request, lambda _: pipeline.answer(opened, parameters, exchange))
             else:
-                answer = self._pipeline.answer(opened, parameters, exchange)
+                answer = pipeline.answer(opened, parameters, exchange)
             with exchange.stage("encode"):
                 return _json(answer.model_dump_json().encode())
 
     async def _predict_batch(self, request: Request, exchange: Exchange) -> Response:
         images, parameters = await self._read_pool(request, exchange, Parameters)
+        pipeline = self._live.pipeline
 
         def work(checkpoint: Checkpoint) -> bytes:
-            answer = BatchAnswer.of(self._pipeline.answers(images, parameters, exchange, checkpoint))
+            answer = BatchAnswer.of(pipeline.answers(images, parameters, exchange, checkpoint))
             with exchange.stage("encode"):
                 return answer.model_dump_json().encode()
 
-        async with self._admission:
+        async with self._batches:
             return _json(await self._in_thread(request, work))
 
     async def _rank(self, request: Request, exchange: Exchange) -> Response:
         images, parameters = await self._read_pool(request, exchange, RankParameters)
+        pipeline = self._live.pipeline
 
         def work(checkpoint: Checkpoint) -> bytes:
-            return self._pipeline.rank(images, parameters, exchange, checkpoint).model_dump_json().encode()
+            return pipeline.rank(images, parameters, exchange, checkpoint).model_dump_json().encode()
 
-        async with self._admission:
+        async with self._batches:
             return _json(await self._in_thread(request, work))
 
     async def _show_metrics(self, _: Request, __: Exchange) -> Response:
@@ -182,6 +201,14 @@ class Edge:
 
     async def _describe(self, _: Request, __: Exchange) -> Response:
         return _json(self._description)
+
+    async def _reload(self, request: Request, _: Exchange) -> Response:
+        await self._uploads.body(request)
+        try:
+            model = await anyio.to_thread.run_sync(lambda: self._live.reload(tell=True))
+        except ModelError as error:
+            raise Problem(409, "model-refused", f"the old model goes on answering: {error}") from error
+        return _json(json.dumps({"model": model}).encode())
 
     async def _read_pool(self, request: Request, exchange: Exchange, kind: type[Asked]) -> tuple[list[Image], Asked]:
         """Read images and parameters, and refuse what would be too much work."""

@@ -3,11 +3,14 @@
 import functools
 import gc
 import os
+import signal
+from pathlib import Path
 from typing import Annotated, Any
 
 import bentoml
 import torch
 from bentoml.exceptions import BentoMLException
+from circus.sighandler import SysHandler  # type: ignore[import-untyped] # BentoML's supervisor
 from pydantic import Field
 from starlette.types import ASGIApp
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -15,12 +18,11 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from model import Artifact, load_artifact
 from service.answers import BatchAnswer
 from service.bodies import image_of, images_of
-from service.decision import Decider
 from service.exchange import LogLines, Stages
+from service.live import Live, ModelError
 from service.metrics import Metrics
 from service.parameters import Parameters, RankParameters
 from service.pipeline import Pipeline
-from service.predictor import Predictor
 from service.routes import Edge
 from service.settings import Settings, SettingsError
 
@@ -43,7 +45,7 @@ class EdgeService(bentoml.Service[Any]):  # type: ignore[misc] # BentoML exports
     def to_asgi(self, is_main: bool = True) -> ASGIApp:  # noqa: FBT001, FBT002 - BentoML's signature
         """Build a worker's application, the model loaded and warm."""
         LogLines.install(SETTINGS.log_level)
-        app = Edge(super().to_asgi(is_main), _pipeline(), _metrics(), SETTINGS)
+        app = Edge(super().to_asgi(is_main), _live(), _metrics(), SETTINGS)
         # What start-up left behind lives as long as the worker: keep it out of the collector's full passes, which
         # stop all requests for a tenth of a second and more.
         gc.collect()
@@ -83,8 +85,12 @@ class UncertaintyService:
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     def check_model() -> None:
-        """Refuse to start with a model that is not whole, before any worker is started."""
-        _load()
+        """Refuse to start with a model that is not whole, before any worker is started; here the supervisor runs."""
+        try:
+            _load()
+        except ModelError as error:
+            raise SystemExit(f"mcd: {error}") from error
+        SysHandler.handle_hup = _pass_on_hangup
 
     # Requests are answered before they reach BentoML, which reads here what its clients may send. Its client can't read
     # answers in which a list may be null, so that it is told of JSON objects only; /docs.json tells more.
@@ -92,7 +98,7 @@ class UncertaintyService:
     @bentoml.api(input_spec=OneImage)  # type: ignore[untyped-decorator]
     def predict(self, image: str | list[Any], **parameters: Any) -> dict[str, Any]:
         """Predict the class of one image; /predict also takes forms, image bodies and .npy."""
-        pipeline = _pipeline()
+        pipeline = _live().pipeline
         return pipeline.answer(
             pipeline.open(image_of(image)), Parameters.gather(parameters.items()), Stages()
         ).model_dump()
@@ -100,13 +106,15 @@ class UncertaintyService:
     @bentoml.api(input_spec=ManyImages)  # type: ignore[untyped-decorator]
     def predict_batch(self, images: list[Any], **parameters: Any) -> dict[str, Any]:
         """Predict the classes of many images, each as if it were alone."""
-        answers = _pipeline().answers(images_of(images), Parameters.gather(parameters.items()), Stages())
+        answers = _live().pipeline.answers(images_of(images), Parameters.gather(parameters.items()), Stages())
         return BatchAnswer.of(answers).model_dump()
 
     @bentoml.api(input_spec=Pool)  # type: ignore[untyped-decorator]
     def rank(self, images: list[Any], **parameters: Any) -> dict[str, Any]:
         """Order images by how much their labels would tell."""
-        return _pipeline().rank(images_of(images), RankParameters.gather(parameters.items()), Stages()).model_dump()
+        return (
+            _live().pipeline.rank(images_of(images), RankParameters.gather(parameters.items()), Stages()).model_dump()
+        )
 
 
 @functools.cache
@@ -115,24 +123,32 @@ def _metrics() -> Metrics:
 
 
 @functools.cache
-def _pipeline() -> Pipeline:
+def _live() -> Live:
     # One core a worker: more workers are the way to more cores. Bits depend on the number of threads, too.
     torch.set_num_threads(1)
     threadpool_limits(1, user_api="blas")
-    predictor, decider = _load()
-    predictor.warm_up()
-    return Pipeline(predictor, decider, _metrics(), SETTINGS)
-
-
-def _load() -> tuple[Predictor, Decider]:
+    shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     try:
-        artifact = _load_artifact()
-        return Predictor(artifact), Decider(artifact)
+        return Live(_load, Path(shared) if shared else None)
+    except ModelError as error:
+        raise SystemExit(f"mcd: {error}") from error
+
+
+def _load() -> Pipeline:
+    try:
+        return Pipeline(_load_artifact(), _metrics(), SETTINGS)
     except (BentoMLException, TypeError, ValueError) as error:
-        raise SystemExit(f"mcd: the model can't be served: {error}") from error
+        raise ModelError(f"the model can't be served: {error}") from error
 
 
 def _load_artifact() -> Artifact:
     if SETTINGS.model.startswith(_STORE_PREFIX):
         return load_artifact(bentoml.models.get(SETTINGS.model.removeprefix(_STORE_PREFIX)).path)
     return load_artifact(SETTINGS.model or None)
+
+
+def _pass_on_hangup(handler: SysHandler) -> None:
+    """Let the supervisor's SIGHUP reach the workers: its own answer, to restart them, would need a good model."""
+    for watcher in handler.controller.arbiter.iter_watchers():
+        for pid in watcher.processes:
+            watcher.send_signal(pid, signal.SIGHUP)

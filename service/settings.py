@@ -31,10 +31,13 @@ class Settings(BaseModel):
     max_forward_passes: Annotated[int, Field(ge=1, description="images x samples of a request")] = 100_000
     max_seconds: Annotated[float, Field(gt=0, description="from a request's last byte to its answer")] = 30.0
 
-    max_in_flight: Annotated[int, Field(ge=1, description="requests of a worker that are in work")] = 64
+    max_in_flight: Annotated[int, Field(ge=1, description="single predictions of a worker that are in work")] = 16
+    max_batches_in_flight: Annotated[int, Field(ge=1, description="batches and rankings of a worker, likewise")] = 4
     api_keys: Annotated[str, Field(description="keys with commas between; none: open to all", repr=False)] = ""
     api_keys_file: Annotated[str, Field(description="file with a key a line")] = ""
     metrics_need_key: Annotated[bool, Field(description="whether /metrics needs a key too")] = False
+    admin_keys: Annotated[str, Field(description="keys for /admin/reload; none: it isn't there", repr=False)] = ""
+    admin_keys_file: Annotated[str, Field(description="file with such a key a line")] = ""
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="info: a line for each request")
     ] = "info"
@@ -42,6 +45,10 @@ class Settings(BaseModel):
     def keys(self) -> Keys:
         """Those that open what is not open to all."""
         return Keys.read(self.api_keys, self.api_keys_file)
+
+    def keys_of_admins(self) -> Keys:
+        """Those that open the administration."""
+        return Keys.read(self.admin_keys, self.admin_keys_file)
 
     @classmethod
     def from_mapping(cls, environ: Mapping[str, str]) -> Self:
@@ -57,8 +64,9 @@ class Settings(BaseModel):
             first = error.errors()[0]
             variable = PREFIX + str(first["loc"][0]).upper()
             raise SettingsError(f"{variable}: {first['msg']}, got {first['input']!r}") from error
-        try:
-            settings.keys()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{PREFIX}API_KEYS_FILE: can't be read ({error})") from error
+        for name, read in (("API_KEYS_FILE", settings.keys), ("ADMIN_KEYS_FILE", settings.keys_of_admins)):
+            try:
+                read()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"{PREFIX}{name}: can't be read ({error})") from error
         return settings

@@ -29,7 +29,14 @@ class Server:
 
     @property
     def worker_pids(self) -> list[int]:
-        return [child.pid for child in psutil.Process(self.pid).children() if "_bentoml_impl" in str(child.cmdline())]
+        return [child.pid for child in psutil.Process(self.pid).children() if _is_worker(child)]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "_bentoml_impl" in str(process.cmdline())
+    except (psutil.ZombieProcess, psutil.NoSuchProcess):
+        return False
 
 
 def bentoml_command(*words: str) -> list[str]:

@@ -1,0 +1,174 @@
+"""Models that are swapped, workers that die, and servers that end, all under load."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from server import ROOT, Server, serve
+
+from model.artifact import PRETRAINED
+
+BOOT = (ROOT / "docs" / "images" / "fashion-mnist-ankle-boot.png").read_bytes()
+OTHER = ROOT / "training" / "ensemble" / "seed-1"
+ADMIN = {"Authorization": "Bearer admin-key"}
+ASKED = {"samples": 30}
+_KILLS = int(os.environ.get("MCD_KILLS", "2"))
+
+
+def put(source: Path, place: Path) -> None:
+    """Copy an artifact file by file, the card last, each whole or not at all."""
+    for name in ("novelty.safetensors", "weights.safetensors", "card.json"):
+        if (source / name).exists():
+            shutil.copyfile(source / name, place / f".{name}")
+            (place / f".{name}").replace(place / name)
+
+
+def spoil(place: Path) -> None:
+    """Leave a card that vouches for other weights."""
+    (place / "weights.safetensors").write_bytes(b"spoilt")
+
+
+def asked(url: str) -> bytes:
+    response = httpx.post(f"{url}/predict", content=BOOT, params=ASKED, timeout=30)
+    assert response.status_code == 200, response.text
+    return response.content
+
+
+def within(seconds: float, happens: Callable[[], bool]) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if happens():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+@pytest.fixture
+def swapped(tmp_path: Path) -> Iterator[tuple[Server, Path]]:
+    place = tmp_path / "model"
+    place.mkdir()
+    put(PRETRAINED, place)
+    settings = {"MCD_MODEL": str(place), "MCD_WORKERS": "2", "MCD_ADMIN_KEYS": "admin-key"}
+    with serve(tmp_path / "home", **settings) as running:
+        yield running, place
+
+
+def answers_of(server: Server, count: int = 30) -> set[bytes]:
+    """Of both workers, very likely: each request has a connection of its own."""
+    return {asked(server.url) for _ in range(count)}
+
+
+def test_a_good_model_takes_the_place_of_the_old_one_in_all_workers_and_a_bad_one_does_not(swapped, tmp_path):
+    server, place = swapped
+    (first,) = answers_of(server)
+    for headers in ({}, {"X-API-Key": "wrong"}):
+        assert httpx.post(f"{server.url}/admin/reload", headers=headers).status_code == 401
+    put(OTHER, place)
+    reloaded = httpx.post(f"{server.url}/admin/reload", headers=ADMIN)
+    assert reloaded.status_code == 200
+    assert within(5, lambda: first not in answers_of(server))
+    (second,) = answers_of(server)
+    spoil(place)
+    refused = httpx.post(f"{server.url}/admin/reload", headers=ADMIN)
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:mcd:problem:model-refused")
+    os.kill(server.pid, signal.SIGHUP)
+    workers = server.worker_pids
+    time.sleep(2)
+    assert answers_of(server) == {second}
+    put(PRETRAINED, place)
+    os.kill(server.pid, signal.SIGHUP)
+    assert within(5, lambda: answers_of(server) == {first})
+    assert server.worker_pids == workers
+
+
+def test_without_admin_keys_there_is_no_administration(client):
+    assert client.post("/admin/reload").status_code == 404
+
+
+@contextmanager
+def load(url: str, clients: int = 3) -> Iterator[list[httpx.Response | httpx.HTTPError]]:
+    """Ask the same again and again, each time on a new connection, until the block ends."""
+    got: list[httpx.Response | httpx.HTTPError] = []
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            try:
+                got.append(httpx.post(f"{url}/predict", content=BOOT, params=ASKED, timeout=30))
+            except httpx.HTTPError as error:
+                got.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield got
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_no_answer_fails_or_is_of_two_models_while_models_are_swapped(swapped):
+    server, place = swapped
+    before = asked(server.url)
+    statuses = []
+    with load(server.url) as got:
+        for turn in range(200):
+            if turn % 2:
+                spoil(place)
+            else:
+                put((OTHER, PRETRAINED)[turn // 2 % 2], place)
+            statuses.append(httpx.post(f"{server.url}/admin/reload", headers=ADMIN, timeout=30).status_code)
+    assert statuses == [200, 409] * 100
+    put(OTHER, place)
+    assert httpx.post(f"{server.url}/admin/reload", headers=ADMIN).status_code == 200
+    assert within(5, lambda: before not in answers_of(server))
+    after = asked(server.url)
+    assert len(got) > 100
+    assert {response.status_code for response in got} == {200}
+    assert {response.content for response in got} <= {before, after}
+
+
+def test_a_killed_worker_takes_nothing_with_it_but_its_requests(tmp_path):
+    with serve(tmp_path / "home", MCD_WORKERS="2") as server:
+        right = asked(server.url)
+        for _ in range(_KILLS):
+            victim = server.worker_pids[0]
+            with load(server.url) as got:
+                time.sleep(0.5)
+                os.kill(victim, signal.SIGKILL)
+                time.sleep(0.5)
+            lost = [one for one in got if isinstance(one, httpx.HTTPError)]
+            assert len(lost) <= 3  # one for each client
+            assert {one.content for one in got if isinstance(one, httpx.Response)} == {right}
+            assert within(15, lambda victim=victim: len(set(server.worker_pids) - {victim}) == 2)
+            assert asked(server.url) == right
+
+
+def test_a_server_that_is_told_to_end_answers_what_it_has_accepted(tmp_path):
+    with serve(tmp_path / "home", MCD_WORKERS="2") as server:
+        workers = [psutil.Process(pid) for pid in server.worker_pids]
+        with load(server.url) as got:
+            time.sleep(1)
+            os.kill(server.pid, signal.SIGTERM)
+            psutil.wait_procs(workers, timeout=15)
+            time.sleep(0.2)
+        assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+        lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+    answered = [one for one in got if isinstance(one, httpx.Response)]
+    assert len(answered) > 20
+    assert {one.status_code for one in answered} == {200}
+    taken = [line["status"] for line in lines if line.get("route") == "/predict"]
+    assert taken == [200] * len(answered)  # what a worker had begun to read
+    refused = [one for one in got if isinstance(one, httpx.HTTPError) and not isinstance(one, httpx.ConnectError)]
+    assert len(refused) <= 3 * 2  # of each client at each worker, one: connected, and closed before it was read
