@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
+from service import v2
 from service.answers import Answer, BatchAnswer, RankAnswer
 from service.bodies import FILES, FORM, JSON, NPY
 from service.images import SIDE
@@ -64,8 +65,11 @@ def describe(*, example: Mapping[str, Any], image: Sequence[Sequence[int]], with
     """
     _, schemas = models_json_schema(
         [
-            *((model, "serialization") for model in (Answer, BatchAnswer, RankAnswer, ProblemDetails)),
-            *((model, "validation") for model in (Parameters, RankParameters)),
+            *(
+                (model, "serialization")
+                for model in (Answer, BatchAnswer, RankAnswer, ProblemDetails, v2.InferenceResponse)
+            ),
+            *((model, "validation") for model in (Parameters, RankParameters, v2.InferenceRequest)),
         ],
         ref_template=_REFERENCE,
     )
@@ -102,7 +106,8 @@ def describe(*, example: Mapping[str, Any], image: Sequence[Sequence[int]], with
             "/metrics": _get("Metrics for Prometheus", "text/plain"),
             "/livez": _get("Whether the process lives", "text/plain"),
             "/readyz": _get("Whether requests can be answered", "text/plain", {"503": {"description": "Not yet."}}),
-            "/docs.json": _get("This description", "application/json"),
+            "/docs.json": _get("This description", JSON),
+            **_inference(image, with_keys=with_keys),
         },
         "components": {"schemas": schemas["$defs"]},
     }
@@ -116,8 +121,32 @@ def describe(*, example: Mapping[str, Any], image: Sequence[Sequence[int]], with
     return document
 
 
+def _inference(image: Sequence[Sequence[int]], *, with_keys: bool) -> Json:
+    """The routes of the Open Inference Protocol."""
+    values = [value for row in image for value in row]
+    tensor = {"name": "image", "shape": [1, SIDE, SIDE], "datatype": "UINT8", "data": values}
+    reference = {"$ref": _REFERENCE.format(model="InferenceRequest")}
+    example = {"inputs": [tensor], "parameters": {"samples": 100}, "outputs": [{"name": "probabilities"}]}
+    body = {JSON: {"schema": reference, "example": example}}
+    answered = {"model_name": v2.MODEL, "model_version": v2.VERSION, "outputs": []}
+    pages = (path for path in v2.pages(1) if path != "/v2/")
+    paths = {path: _get("Open Inference Protocol, version 2", JSON) for path in pages}
+    summary = "Infer, by the Open Inference Protocol"
+    for path in v2.model_paths():
+        asked = _post(summary, None, body, "InferenceResponse", answered, with_keys=with_keys)
+        asked["post"]["operationId"] = f"infer{path.replace('/', '_')}"
+        paths[f"{path}/infer"] = asked
+    return paths
+
+
 def _post(
-    summary: str, kind: type[Sampling], content: Json, answer: str, example: Mapping[str, Any], *, with_keys: bool
+    summary: str,
+    kind: type[Sampling] | None,
+    content: Json,
+    answer: str,
+    example: Mapping[str, Any],
+    *,
+    with_keys: bool,
 ) -> Json:
     problems = _PROBLEMS | ({401: _PROBLEM_OF_KEYS} if with_keys else {})
     headers = {
@@ -130,7 +159,7 @@ def _post(
             "operationId": answer,
             "parameters": [
                 {"name": name, "in": "query", "required": False, "schema": schema}
-                for name, schema in _properties(kind).items()
+                for name, schema in (_properties(kind) if kind else {}).items()
             ],
             "requestBody": {"required": True, "content": content},
             "responses": {

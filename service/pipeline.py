@@ -68,7 +68,7 @@ class Pipeline:
     """
 
     def __init__(self, artifact: Artifact, metrics: Metrics, settings: Settings) -> None:
-        self.model = artifact.sha256
+        self.model, self.classes = artifact.sha256, artifact.classes
         self._predictor = Predictor(artifact)
         self._decider = Decider(artifact)
         self._metrics = metrics

@@ -43,9 +43,9 @@ class Problem(Exception):  # noqa: N818 - the term of RFC 9457
         }
         return document | ({"errors": self.errors} if self.errors else {})
 
-    def body(self) -> bytes:
-        """Encode as application/problem+json."""
-        return to_json(self.document())
+    def body(self, *, with_error: bool = False) -> bytes:
+        """Encode as application/problem+json; with the member `error` that the Open Inference Protocol asks for."""
+        return to_json(self.document() | ({"error": self.detail} if with_error else {}))
 
 
 def invalid(*errors: tuple[str, str]) -> Problem:

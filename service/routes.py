@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import v2
 from service.admission import Admission
 from service.answers import BatchAnswer
 from service.bodies import Content, Image, read_many, read_one
@@ -86,6 +87,10 @@ class Edge:
             "/metrics": Route("GET", self._show_metrics, keys if settings.metrics_need_key else open_to_all),
             "/docs.json": Route("GET", self._describe, open_to_all),
         }
+        for path, page in v2.pages(settings.max_images).items():
+            self._routes[path] = Route("GET", _always(page), open_to_all)
+        for path in v2.model_paths():
+            self._routes[f"{path}/infer"] = Route("POST", self._infer, keys, self._batches)
         admins = settings.keys_of_admins()
         if admins:
             self._routes["/admin/reload"] = Route("POST", self._reload, admins)
@@ -153,13 +158,13 @@ class Edge:
             route.keys.check(dict(request.scope["headers"]))
             return await route.handler(request, exchange)
         except Problem as problem:
-            return _problem(problem, exchange)
+            return _problem(problem, request, exchange)
         except ClientDisconnect:
             raise
         except Exception:  # noqa: BLE001 - a fault of ours is logged, and the client told
             LOGGER.exception("failure", extra={"told": {"request_id": exchange.request_id}})
             detail = f"the service failed; its log tells more of the request {exchange.request_id}"
-            return _problem(Problem(500, "internal-error", detail), exchange)
+            return _problem(Problem(500, "internal-error", detail), request, exchange)
 
     async def _predict(self, request: Request, exchange: Exchange) -> Response:
         content, parameters = await self._read(request, exchange, read_one, Parameters)
@@ -196,6 +201,25 @@ class Edge:
         async with self._batches:
             return _json(await self._in_thread(request, work))
 
+    async def _infer(self, request: Request, exchange: Exchange) -> Response:
+        body = await self._uploads.body(request)
+        asked = await anyio.to_thread.run_sync(v2.read, body, request.headers.get(v2.HEADER_LENGTH))
+        v2.check_outputs(asked)
+        self._check_work(len(asked.images), asked.parameters)
+        exchange.notes |= {"bytes": len(body), "images": len(asked.images), "samples": asked.parameters.samples}
+        pipeline = self._live.pipeline
+
+        def work(checkpoint: Checkpoint) -> tuple[bytes, int | None]:
+            answers = list(pipeline.answers(asked.images, asked.parameters, exchange, checkpoint))
+            with exchange.stage("encode"):
+                return v2.write(asked, answers, pipeline.classes)
+
+        async with self._batches:
+            content, length = await self._in_thread(request, work, seconds=asked.seconds)
+        if length is None:
+            return _json(content)
+        return Response(content, headers={v2.HEADER_LENGTH: str(length)}, media_type="application/octet-stream")
+
     async def _show_metrics(self, _: Request, __: Exchange) -> Response:
         return Response(await anyio.to_thread.run_sync(self._metrics.expose), headers={"Content-Type": CONTENT_TYPE})
 
@@ -213,7 +237,11 @@ class Edge:
     async def _read_pool(self, request: Request, exchange: Exchange, kind: type[Asked]) -> tuple[list[Image], Asked]:
         """Read images and parameters, and refuse what would be too much work."""
         content, parameters = await self._read(request, exchange, read_many, kind)
-        count, limits = len(content.images), self._settings
+        self._check_work(len(content.images), parameters)
+        return content.images, parameters
+
+    def _check_work(self, count: int, parameters: Sampling) -> None:
+        limits = self._settings
         if count > limits.max_images:
             raise Problem(413, "too-many-images", f"a request may have at most {limits.max_images} images, got {count}")
         passes = count * max(parameters.most_samples, 1)
@@ -222,7 +250,6 @@ class Edge:
             raise Problem(
                 413, "too-much-work", f"images x samples may be {limits.max_forward_passes} at most, got {got}"
             )
-        return content.images, parameters
 
     async def _read(
         self, request: Request, exchange: Exchange, read: Callable[..., Content], kind: type[Asked]
@@ -238,9 +265,12 @@ class Edge:
         exchange.notes |= {"bytes": len(body), "images": len(content.images), "samples": parameters.samples}
         return content, parameters
 
-    async def _in_thread(self, request: Request, work: Callable[[Checkpoint], Result]) -> Result:
+    async def _in_thread(
+        self, request: Request, work: Callable[[Checkpoint], Result], *, seconds: float | None = None
+    ) -> Result:
         """Let long work run beside the event loop, one at a time, until it is done, late, or nobody waits for it."""
-        async with Work(request, seconds=self._settings.max_seconds) as current:
+        most = self._settings.max_seconds
+        async with Work(request, seconds=most if seconds is None else min(seconds, most)) as current:
             return await anyio.to_thread.run_sync(work, current.checkpoint, limiter=self._threads)
 
 
@@ -248,6 +278,14 @@ def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
 
 
-def _problem(problem: Problem, exchange: Exchange) -> Response:
+def _always(page: bytes) -> Handler:
+    async def answer(_: Request, __: Exchange) -> Response:
+        return _json(page)
+
+    return answer
+
+
+def _problem(problem: Problem, request: Request, exchange: Exchange) -> Response:
     exchange.notes["problem"] = problem.kind
-    return Response(problem.body(), problem.status, problem.headers, "application/problem+json")
+    body = problem.body(with_error=v2.is_v2(request.scope["path"]))
+    return Response(body, problem.status, problem.headers, "application/problem+json")

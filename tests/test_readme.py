@@ -73,6 +73,7 @@ def test_the_ways_to_send_an_image_are_one(server):
 @pytest.mark.parametrize("snippet", [text for kind, text in BLOCKS if kind == "python"])
 def test_the_python_snippets_run(server, snippet):
     code = snippet.replace("http://localhost:3000", server.url)
+    code = code.replace("localhost:3000", server.url.removeprefix("http://"))
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
