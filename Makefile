@@ -16,7 +16,7 @@ MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 # BentoML reports usage unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: install serve test fuzz check format train ensemble evaluate bench bento lock clean
+.PHONY: install serve test fuzz soak check format train ensemble evaluate bench bento lock clean
 
 install: $(INSTALLED)
 
@@ -37,6 +37,10 @@ test: $(INSTALLED)
 # Five thousand requests made from the service's own description, five minutes.
 fuzz: $(INSTALLED)
 	MCD_FUZZ_EXAMPLES=1100 $(BIN)/python -m pytest tests/test_edge.py -k description
+
+# Memory under half an hour of mixed load.
+soak: $(INSTALLED)
+	$(BIN)/python -m pytest tests/test_soak.py -m soak
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
