@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 # Idle connections stay open longer than clients and proxies keep theirs: were it shorter, a busy server could close one
 # on which a request has just arrived.
 serve: $(INSTALLED)
-	exec $(BIN)/bentoml serve --timeout-keep-alive 75 --host $(HOST) --port $(PORT) .
+	exec $(BIN)/bentoml serve --timeout-keep-alive 75 --timeout-graceful-shutdown 30 --host $(HOST) --port $(PORT) .
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest $(TESTS)

@@ -16,12 +16,12 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 from service.images import SIDE, Pixels
 from service.parameters import Given
 from service.problems import Problem, invalid
+from service.settings import Settings
 
 FORM, JSON, NPY = "multipart/form-data", "application/json", "application/x-npy"
 FILES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream")
 # No type at all, and what curl --data-binary says of a file unless told otherwise.
 _UNTYPED = ("", "application/x-www-form-urlencoded")
-_MAX_FIELDS = 20  # that are no images
 _MAX_NPY_HEADER = 1000  # bytes
 
 # An encoded file, an array as JSON has it, pixels, or why it is none of these.
@@ -36,19 +36,19 @@ class Content:
     fields: Given = ()
 
 
-def read_one(content_type: str, body: bytes, *, max_parts: int) -> Content:
+def read_one(content_type: str, body: bytes, limits: Settings) -> Content:
     """Read a body that holds one image, called `image` where it has a name.
 
     Args:
         content_type: the header.
         body: whole.
-        max_parts: of a form.
+        limits: of forms and JSON.
 
     Raises:
         Problem: 400 for a body that is not what its type says, 415 for a type that holds no image, 422 for another
             number of images or what is none.
     """
-    content = _read(content_type, body, ("image",), max_parts=max_parts)
+    content = _read(content_type, body, ("image",), limits)
     if len(content.images) != 1:
         raise missing_image() if not content.images else invalid(("image", "must be one; more go to /predict_batch"))
     (image,) = content.images
@@ -57,7 +57,7 @@ def read_one(content_type: str, body: bytes, *, max_parts: int) -> Content:
     return content
 
 
-def read_many(content_type: str, body: bytes, *, max_parts: int) -> Content:
+def read_many(content_type: str, body: bytes, limits: Settings) -> Content:
     """Read a body that holds any number of images, called `image` or `images` where they have a name.
 
     What is wrong with one of them is a `Problem` in its place.
@@ -65,7 +65,7 @@ def read_many(content_type: str, body: bytes, *, max_parts: int) -> Content:
     Raises:
         Problem: as for `read_one`; 422 for no image.
     """
-    content = _read(content_type, body, ("images", "image"), max_parts=max_parts)
+    content = _read(content_type, body, ("images", "image"), limits)
     if not content.images:
         raise invalid(("images", "are missing: send files in a form, a JSON list, or an .npy body"))
     return content
@@ -76,13 +76,13 @@ def missing_image() -> Problem:
     return invalid(("image", "is missing: send a form field, a raw PNG, JPEG or WebP body, or JSON"))
 
 
-def _read(content_type: str, body: bytes, names: tuple[str, ...], *, max_parts: int) -> Content:
+def _read(content_type: str, body: bytes, names: tuple[str, ...], limits: Settings) -> Content:
     kind, options = parse_options_header(content_type)
     match kind.decode("latin-1"):
         case "multipart/form-data":
-            return _read_form(options.get(b"boundary", b""), body, names, max_parts=max_parts)
+            return _read_form(options.get(b"boundary", b""), body, names, limits)
         case "application/json":
-            return _read_json(body, names)
+            return _read_json(body, names, limits)
         case "application/x-npy":
             return Content(list(_read_npy(body)))
         case other if other in FILES or other in _UNTYPED:
@@ -92,8 +92,8 @@ def _read(content_type: str, body: bytes, names: tuple[str, ...], *, max_parts: 
             raise Problem(415, "unsupported-media-type", f"send one of {known}, not {other[:100]}")
 
 
-def _read_form(boundary: bytes, body: bytes, names: tuple[str, ...], *, max_parts: int) -> Content:
-    form = _Form(names, max_parts)
+def _read_form(boundary: bytes, body: bytes, names: tuple[str, ...], limits: Settings) -> Content:
+    form = _Form(names, limits)
     try:
         config = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
         parser = FormParser(FORM, form.on_field, form.on_file, form.on_end, boundary=boundary, config=config)
@@ -109,8 +109,8 @@ def _read_form(boundary: bytes, body: bytes, names: tuple[str, ...], *, max_part
 class _Form:
     """Collects the parts of a form."""
 
-    def __init__(self, names: tuple[str, ...], max_files: int) -> None:
-        self._names, self._max_files = names, max_files
+    def __init__(self, names: tuple[str, ...], limits: Settings) -> None:
+        self._names, self._limits = names, limits
         self.images: list[Image] = []
         self.fields: list[tuple[str, str]] = []
         self.ended = False
@@ -119,8 +119,8 @@ class _Form:
         name = _text(file.field_name)
         if name not in self._names:
             self._add_field(name, _text(file.file_name))  # which makes it an unknown parameter
-        elif len(self.images) == self._max_files:
-            raise FormParserError(f"it has more than {self._max_files} files")
+        elif len(self.images) == self._limits.max_images:
+            raise FormParserError(f"it has more than {self._limits.max_images} files")
         else:
             file.file_object.seek(0)
             self.images.append(file.file_object.read())
@@ -135,8 +135,8 @@ class _Form:
         self.ended = True
 
     def _add_field(self, name: str, value: str) -> None:
-        if len(self.fields) == _MAX_FIELDS:
-            raise FormParserError(f"it has more than {_MAX_FIELDS} fields")
+        if len(self.fields) == self._limits.max_fields:
+            raise FormParserError(f"it has more than {self._limits.max_fields} fields")
         self.fields.append((name, value))
 
 
@@ -144,11 +144,27 @@ def _text(value: bytes | None) -> str:
     return (value or b"").decode("utf-8")
 
 
-def _read_json(body: bytes, names: tuple[str, ...]) -> Content:
+def parse_json(body: bytes, limits: Settings) -> Any:
+    """Read JSON.
+
+    Raises:
+        Problem: 400 for what is none, or is nested deeper than is allowed.
+    """
     try:
         document = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise Problem(400, "malformed-body", f"the body is not JSON: {error}") from error
+    level: list[Any] = [[document]]
+    for _ in range(limits.max_json_depth + 1):
+        values = (value for one in level for value in (one.values() if isinstance(one, dict) else one))
+        level = [value for value in values if isinstance(value, list | dict)]
+        if not level:
+            return document
+    raise Problem(400, "malformed-body", f"the JSON is nested deeper than {limits.max_json_depth}")
+
+
+def _read_json(body: bytes, names: tuple[str, ...], limits: Settings) -> Content:
+    document = parse_json(body, limits)
     several = len(names) > 1
     if several and isinstance(document, list):
         document = {"images": document}

@@ -203,7 +203,8 @@ class Edge:
 
     async def _infer(self, request: Request, exchange: Exchange) -> Response:
         body = await self._uploads.body(request)
-        asked = await anyio.to_thread.run_sync(v2.read, body, request.headers.get(v2.HEADER_LENGTH))
+        header = request.headers.get(v2.HEADER_LENGTH)
+        asked = await anyio.to_thread.run_sync(v2.read, body, header, self._settings)
         v2.check_outputs(asked)
         self._check_work(len(asked.images), asked.parameters)
         exchange.notes |= {"bytes": len(body), "images": len(asked.images), "samples": asked.parameters.samples}
@@ -258,7 +259,7 @@ class Edge:
         body = await self._uploads.body(request)
 
         def parse() -> tuple[Content, Asked]:
-            content = read(content_type, body, max_parts=self._settings.max_images)
+            content = read(content_type, body, self._settings)
             return content, kind.gather(request.query_params.multi_items(), content.fields)
 
         content, parameters = await anyio.to_thread.run_sync(parse) if len(body) > _CHEAP_BYTES else parse()

@@ -25,6 +25,8 @@ class Settings(BaseModel):
     max_upload_seconds: Annotated[float, Field(gt=0, description="from a request's headers to its last byte")] = 30.0
     max_buffered_bytes: Annotated[int, Field(ge=1, description="bodies of a worker on their way in, together")] = 2**28
     max_headers: Annotated[int, Field(ge=1, description="headers of a request")] = 100
+    max_fields: Annotated[int, Field(ge=1, description="parts of a form that are no images")] = 20
+    max_json_depth: Annotated[int, Field(ge=1, description="lists and objects within one another")] = 16
     max_query_bytes: Annotated[int, Field(ge=1, description="query of a request")] = 2**13
     max_pixels: Annotated[int, Field(ge=1, description="largest width x height of an image file")] = 25_000_000
     max_images: Annotated[int, Field(ge=1, description="images of a request")] = 1000

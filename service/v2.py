@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from service.answers import Answer
-from service.bodies import Image, image_of
+from service.bodies import Image, image_of, parse_json
 from service.images import SIDE
 from service.parameters import Parameters
 from service.problems import Problem, invalid, short
+from service.settings import Settings
 
 MODEL, VERSION = "mcd", "1"
 HEADER_LENGTH = "Inference-Header-Content-Length"
@@ -113,7 +114,7 @@ class Inference:
     seconds: float | None
 
 
-def read(body: bytes, header_length: str | None) -> Inference:
+def read(body: bytes, header_length: str | None, limits: Settings) -> Inference:
     """Read the body of an inference request: JSON, and raw tensors behind the bytes that the header counts.
 
     Raises:
@@ -125,11 +126,9 @@ def read(body: bytes, header_length: str | None) -> Inference:
             raise Problem(400, "malformed-body", f"{HEADER_LENGTH} must be 0..{length}, got {short(header_length)}")
         length = int(header_length)
     try:
-        asked = InferenceRequest.model_validate(from_json(body[:length], allow_inf_nan=False))
+        asked = InferenceRequest.model_validate(parse_json(body[:length], limits))
     except ValidationError as error:
         raise invalid(*((".".join(map(str, one["loc"])) or "body", one["msg"]) for one in error.errors())) from error
-    except ValueError as error:
-        raise Problem(400, "malformed-body", f"the body is not JSON: {error}") from error
     (tensor,) = asked.inputs
     images = _read_binary(tensor, body[length:]) if "binary_data_size" in tensor.parameters else _read_data(tensor)
     if not images:

@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 
 from service.bodies import FILES, FORM, JSON, NPY, Content, read_many, read_one
 from service.problems import Problem
+from service.settings import Settings
 
 PIXELS_BHW = np.random.default_rng(111).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+LIMITS = Settings(max_images=5)
 BOUNDARY = "a-b-c"
 FORM_TYPE = f"{FORM}; boundary={BOUNDARY}"
 
@@ -36,11 +38,11 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def one(content_type: str, body: bytes) -> Content:
-    return read_one(content_type, body, max_parts=5)
+    return read_one(content_type, body, LIMITS)
 
 
 def many(content_type: str, body: bytes) -> Content:
-    return read_many(content_type, body, max_parts=5)
+    return read_many(content_type, body, LIMITS)
 
 
 def refused(read, content_type: str, body: bytes) -> Problem:
@@ -138,6 +140,15 @@ def test_what_is_no_npy_file_is_refused_before_anything_is_made_of_it(body):
 def test_malformed_json_bodies_are_refused(body, status, kind):
     problem = refused(one, JSON, body)
     assert (problem.status, problem.kind) == (status, kind)
+
+
+def test_json_may_be_nested_as_deep_as_is_allowed():
+    deep = Settings(max_json_depth=3)
+    assert read_many(JSON, b"[[[1]]]", deep).images == [[[1]]]
+    assert read_many(JSON, b'{"images": [[1]]}', deep).images == [[1]]
+    for body in (b"[[[[1]]]]", b'{"images": [[[1]]]}', b'{"a": {"b": {"c": {}}}}'):
+        with pytest.raises(Problem, match="nested deeper than 3"):
+            read_many(JSON, body, deep)
 
 
 @pytest.mark.parametrize("body", [b"null", b"5", b"[]", b"{}", b'{"images": 5}', b'{"images": []}', b'{"image": [1]}'])

@@ -15,10 +15,11 @@ from PIL import Image
 
 from service import v2
 from service.problems import Problem
+from service.settings import Settings
 from training.data import FashionMNIST
 
 INFER = "/v2/models/mcd/infer"
-CLASSES = [f"class {index}" for index in range(10)]
+LIMITS = Settings()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def tensor_of(values: np.ndarray, datatype: str) -> dict:
 
 def refused(body: bytes, header: str | None = None) -> Problem:
     with pytest.raises(Problem) as found:
-        v2.check_outputs(v2.read(body, header))
+        v2.check_outputs(v2.read(body, header, LIMITS))
     assert found.value.status in {400, 422}
     return found.value
 
@@ -54,24 +55,24 @@ def test_numbers_are_images_in_every_shape(pixels_BHW, shape, is_flat):
         tensor = tensor_of(values.reshape(shape), datatype)
         if is_flat:
             tensor["data"] = values.ravel().tolist()
-        assert np.array_equal(v2.read(request_of(tensor), None).images, pixels_BHW)
+        assert np.array_equal(v2.read(request_of(tensor), None, LIMITS).images, pixels_BHW)
         dtype = {"UINT8": "u1", "FP32": "<f4", "FP64": "<f8"}[datatype]
         raw = values.astype(dtype).tobytes()
         head = request_of({"shape": shape, "datatype": datatype, "parameters": {"binary_data_size": len(raw)}})
-        assert np.array_equal(v2.read(head + raw, str(len(head))).images, pixels_BHW)
+        assert np.array_equal(v2.read(head + raw, str(len(head)), LIMITS).images, pixels_BHW)
 
 
 def test_one_image_needs_no_axis_for_others(pixels_BHW):
     for shape in ((28, 28), (784,)):
         tensor = tensor_of(pixels_BHW[0].reshape(shape), "UINT8")
-        assert np.array_equal(v2.read(request_of(tensor), None).images, pixels_BHW[:1])
+        assert np.array_equal(v2.read(request_of(tensor), None, LIMITS).images, pixels_BHW[:1])
 
 
 def test_bytes_are_files():
     raw = struct.pack("<I", 3) + b"abc" + struct.pack("<I", 0)
     head = request_of({"shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}})
-    assert v2.read(head + raw, str(len(head))).images == [b"abc", b""]
-    assert v2.read(request_of({"shape": [1], "datatype": "BYTES", "data": ["YWJj"]}), None).images == [b"abc"]
+    assert v2.read(head + raw, str(len(head)), LIMITS).images == [b"abc", b""]
+    assert v2.read(request_of({"shape": [1], "datatype": "BYTES", "data": ["YWJj"]}), None, LIMITS).images == [b"abc"]
 
 
 ZEROS = np.zeros((1, 28, 28), int)
@@ -128,7 +129,7 @@ def test_whatever_comes_is_read_or_a_clients_mistake(cut, insertion, header):
     body = request_of(GOOD, parameters={"samples": 10}, outputs=[{"name": "variance"}])
     status = 200
     try:
-        v2.check_outputs(v2.read(body[:cut] + insertion + body[cut:], header))
+        v2.check_outputs(v2.read(body[:cut] + insertion + body[cut:], header, LIMITS))
     except Problem as problem:
         status = problem.status
     assert status in {200, 400, 422}
