@@ -15,6 +15,7 @@ from service.problems import invalid, short
 MAX_SAMPLES = 1000
 MAX_SEED = 2**63 - 1
 
+_LARGEST = 1e300  # a float holds what is smaller
 _WHOLE = "-?[0-9]{1,20}"
 _DECIMAL = r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?"
 
@@ -37,7 +38,7 @@ def _number(value: Any) -> Any:
     """Let numbers through, as JSON or as plain decimal text."""
     if isinstance(value, str) and re.fullmatch(_DECIMAL, value):
         return float(value)
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST:
         return float(value)
     raise ValueError(f"must be a number, got {short(value)}")
 

@@ -34,7 +34,7 @@ class Settings(BaseModel):
     max_seconds: Annotated[float, Field(gt=0, description="from a request's last byte to its answer")] = 30.0
 
     max_in_flight: Annotated[int, Field(ge=1, description="single predictions of a worker that are in work")] = 16
-    max_batches_in_flight: Annotated[int, Field(ge=1, description="batches and rankings of a worker, likewise")] = 4
+    max_batches_in_flight: Annotated[int, Field(ge=1, description="batches and rankings of a worker, likewise")] = 5
     api_keys: Annotated[str, Field(description="keys with commas between; none: open to all", repr=False)] = ""
     api_keys_file: Annotated[str, Field(description="file with a key a line")] = ""
     metrics_need_key: Annotated[bool, Field(description="whether /metrics needs a key too")] = False

@@ -154,7 +154,7 @@ def _parameters(asked: InferenceRequest) -> Parameters:
 
 
 def _deadline(microseconds: object) -> float | None:
-    if isinstance(microseconds, int) and not isinstance(microseconds, bool) and microseconds > 0:
+    if isinstance(microseconds, int) and not isinstance(microseconds, bool) and 0 < microseconds < 2**63:
         return microseconds / 1e6
     return None
 
@@ -182,7 +182,10 @@ def _read_data(tensor: RequestInput) -> list[Image]:
     _check_count(len(values), count * _PIXELS, "values")
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         raise invalid(("inputs", "must have numbers as data"))
-    return _pixels(np.array(values, dtype=np.float64), tensor.datatype)
+    try:
+        return _pixels(np.array(values, dtype=np.float64), tensor.datatype)
+    except OverflowError as error:
+        raise invalid(("inputs", f"has a number that is too large: {error}")) from error
 
 
 def _flat(data: list[Any], depth: int) -> Sequence[Any]:
@@ -301,6 +304,9 @@ def check_outputs(asked: Inference) -> None:
     Raises:
         Problem: 422.
     """
+    names = [output.name for output in asked.outputs or []]
+    if len(set(names)) < len(names):
+        raise invalid(("outputs", "must be named once each"))
     for output in asked.outputs or []:
         if output.name not in _OUTPUTS:
             raise invalid(("outputs", f"has no {short(output.name)}; known are {', '.join(_OUTPUTS)}"))

@@ -103,6 +103,14 @@ def test_a_refusal_names_parameter_rule_and_value(name, value, detail):
     assert problem.errors == [{"parameter": name, "detail": detail.removeprefix(f"{name} ")}]
 
 
+@pytest.mark.parametrize("value", [10**400, -(10**400), 10**4000, 1e400, float("nan"), "1e999", "9" * 400])
+@pytest.mark.parametrize("name", ["samples", "seed", "tolerance", "max_samples", "coverage", "max_risk", "calibrated"])
+def test_numbers_too_large_for_anything_are_refused(name, value):
+    assert [
+        error["parameter"] for error in refusal([("samples", "auto"), (name, value)][name == "samples" :]).errors
+    ] == [name]
+
+
 def test_every_fault_of_a_request_is_told_at_once():
     assert [error["parameter"] for error in refusal([("samples", "1"), ("seed", "x"), ("foo", "1")]).errors] == [
         "samples",

@@ -87,7 +87,9 @@ GOOD = tensor_of(ZEROS, "UINT8")
         {"shape": [1.5, 28, 28]}, {"shape": [True, 28, 28]}, {"datatype": "FP16"}, {"datatype": "BYTES"},
         {"data": None},
         {"data": "x"}, {"data": [[0] * 28] * 27}, {"data": [256] * 784}, {"data": [-1] * 784}, {"data": [0.5] * 784},
-        {"data": ["0"] * 784}, {"data": [None] * 784}, {"data": [True] * 784}, {"data": [[[[[0]]]]]}, {"name": "other"},
+        {"data": [10**400] * 784}, {"data": ["0"] * 784}, {"data": [None] * 784}, {"data": [True] * 784},
+        {"data": [[[[[0]]]]]},
+        {"name": "other"},
         {"datatype": "FP32", "data": [1.5] * 784}, {"datatype": "FP64", "data": [1e308] * 784},
         {"parameters": {"binary_data_size": 784}}, {"parameters": {"binary_data_size": -1}, "data": None},
         {"parameters": 5}, {"shape": [1], "datatype": "BYTES", "data": [5]},
@@ -105,7 +107,8 @@ def test_tensors_that_are_not_what_they_say_are_refused(change):
         {"outputs": [{"name": "label", "parameters": {"classification": 3}}]}, {"outputs": [{}]}, {"id": 5},
         {"outputs": [{"name": "variance", "parameters": {"classification": -1}}]}, {"parameters": {"samples": 1}},
         {"parameters": {"other": 1}}, {"parameters": {"dtype": "float"}}, {"parameters": {"return_samples": True}},
-        {"parameters": []}, {"outputs": [{"name": "sample_probabilities"}]},
+        {"parameters": []}, {"outputs": [{"name": "sample_probabilities"}]}, {"parameters": {"tolerance": 10**400}},
+        {"outputs": [{"name": "label"}, {"name": "label"}]}, {"parameters": {"coverage": 10**400}},
     ],
 )  # fmt: skip
 def test_requests_that_ask_for_what_there_is_not_are_refused(more):
@@ -256,6 +259,8 @@ def test_limits_hold_here_too(client):
     )
     response = client.post(INFER, content=head + many.tobytes(), headers={v2.HEADER_LENGTH: str(len(head))})
     assert (response.status_code, response.json()["type"]) == (413, "urn:mcd:problem:too-much-work")
+    patient = request_of(GOOD, parameters={"timeout": 10**400})
+    assert client.post(INFER, content=patient).status_code == 200
     late = request_of(tensor_of(np.zeros((50, 28, 28), int), "UINT8"), parameters={"samples": 1000, "timeout": 1})
     response = client.post(INFER, content=late)
     assert (response.status_code, response.json()["type"]) == (504, "urn:mcd:problem:deadline-exceeded")
