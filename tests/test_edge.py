@@ -229,6 +229,6 @@ def test_a_tool_that_reads_the_description_finds_no_fault(server):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     (generated,) = re.findall(r"(\d+) generated, \1 passed", done.stdout)
-    assert int(generated) >= 500
+    assert int(generated) >= int(os.environ.get("MCD_FUZZ_LEAST", "500"))
     assert "Unresolvable" not in done.stdout
     assert "Traceback" not in server.log.read_text()
