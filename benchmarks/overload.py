@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.common import machine, table, write
-from benchmarks.servers import SERVICE, served
+from benchmarks.servers import SERVICE, Connection, exchange, served
 from training.data import load_fashion_mnist
 
 IMAGES = 20
@@ -25,7 +25,6 @@ ALONE_SECONDS = 5.0
 
 console = Console(highlight=False)
 Answers = list[tuple[int, float]]  # status, seconds
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def batch(pixels_BHW: np.ndarray) -> bytes:
@@ -40,16 +39,6 @@ def batch(pixels_BHW: np.ndarray) -> bytes:
         f"Content-Length: {len(body)}",
     )
     return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-async def exchange(connection: Connection, request: bytes) -> int:
-    """Send a request, read the answer, tell its status."""
-    reader, writer = connection
-    writer.write(request)
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
-    await reader.readexactly(int(length.partition(b":")[2]))
-    return int(head.split(b" ", 2)[1])
 
 
 async def alone(port: int, request: bytes, seconds: float) -> Answers:

@@ -1,5 +1,6 @@
 """Servers for the benchmarks, on free ports of 127.0.0.1; each is ended by its pid."""
 
+import asyncio
 import http.client
 import os
 import socket
@@ -16,6 +17,9 @@ ROOT = Path(__file__).parent.parent
 START_SECONDS = 60
 BENTOML = ("-m", "bentoml", "serve", "--timeout-keep-alive", "75", "--host", "127.0.0.1", "--port", "{port}")
 SERVICE = (*BENTOML, ".")
+
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass(frozen=True)
@@ -67,3 +71,13 @@ def _wait(port: int, ready: str, process: "subprocess.Popen[bytes]", log: Path) 
         finally:
             connection.close()
     raise RuntimeError(f"the service did not get ready:\n{log.read_text()}")
+
+
+async def exchange(connection: Connection, request: bytes) -> int:
+    """Send a request, read the answer, tell its status."""
+    reader, writer = connection
+    writer.write(request)
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length:"))
+    await reader.readexactly(int(length.partition(b":")[2]))
+    return int(head.split(b" ", 2)[1])

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.common import machine, table, write
-from benchmarks.servers import BENTOML, SERVICE, served
+from benchmarks.servers import BENTOML, SERVICE, exchange, served
 from training.data import load_fashion_mnist
 
 CONNECTIONS = 8
@@ -57,17 +57,14 @@ async def load(port: int, sent: Iterator[bytes], *, seconds: float, connections:
     end = time.perf_counter() + seconds
 
     async def one() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        connection = await asyncio.open_connection("127.0.0.1", port)
         while time.perf_counter() < end:
             start = time.perf_counter()
-            writer.write(next(sent))
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(head.decode())
-            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-            await reader.readexactly(int(length.partition(b":")[2]))
+            status = await exchange(connection, next(sent))
             took.append(time.perf_counter() - start)
-        writer.close()
+            if status != 200:
+                raise RuntimeError(f"answered with {status}")
+        connection[1].close()
 
     await asyncio.gather(*(one() for _ in range(connections)))
     return took

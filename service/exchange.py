@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pydantic_core import to_json
 
@@ -49,6 +49,10 @@ class _Stage(AbstractContextManager[None]):
 class Exchange(Stages):
     """A request and its answer: who asked, in which trace, how long each stage took, and what the log shall tell.
 
+    Attributes:
+        sent: the request's headers.
+        notes: what else the log shall tell.
+
     Args:
         headers: of the request. X-Request-ID is taken if it is 1 to 128 plain characters, else one is made; the trace
             of a valid traceparent is gone on with (W3C Trace Context).
@@ -56,6 +60,7 @@ class Exchange(Stages):
 
     def __init__(self, headers: Mapping[bytes, bytes]) -> None:
         super().__init__()
+        self.sent = headers
         self._start = time.perf_counter()
         given = headers.get(b"x-request-id", b"")
         self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -113,17 +118,12 @@ class _JsonLines(logging.Formatter):
         return to_json(line).decode()
 
 
-class LogLines(logging.StreamHandler[Any]):
-    """Writes JSON lines to standard output."""
-
-    @classmethod
-    def install(cls, level: str) -> Self:
-        """Let our logger write from a level on, by its name: "debug", "info", "warning" or "error"."""
-        handler = cls(sys.stdout)
-        handler.setFormatter(_JsonLines())
-        LOGGER.handlers[:] = [handler]
-        LOGGER.setLevel(level.upper())
-        LOGGER.propagate = False
-        # Its warnings tell of malformed forms, which the client is told.
-        logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
-        return handler
+def write_log(level: str) -> None:
+    """Let our logger write JSON lines to standard output from a level on: "debug", "info", "warning" or "error"."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(_JsonLines())
+    LOGGER.handlers[:] = [handler]
+    LOGGER.setLevel(level.upper())
+    LOGGER.propagate = False
+    # Its warnings tell of malformed forms, which the client is told.
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
