@@ -75,6 +75,8 @@ class Live:
             self.reload(tell=False)
         except ModelError:
             return  # told, and the old one answers
+        except Exception:  # noqa: BLE001 - whatever it is, the next reload must find somebody who follows
+            LOGGER.exception("reload failed")
 
     def _stamp(self) -> int:
         try:

@@ -129,7 +129,7 @@ def _inference(image: Sequence[Sequence[int]], *, with_keys: bool) -> Json:
     example = {"inputs": [tensor], "parameters": {"samples": 100}, "outputs": [{"name": "probabilities"}]}
     body = {JSON: {"schema": reference, "example": example}}
     answered = {"model_name": v2.MODEL, "model_version": v2.VERSION, "outputs": []}
-    pages = (path for path in v2.pages(1) if path != "/v2/")
+    pages = (path for path in v2.pages(1, 1) if path != "/v2/")
     paths = {path: _get("Open Inference Protocol, version 2", JSON) for path in pages}
     summary = "Infer, by the Open Inference Protocol"
     for path in v2.model_paths():
@@ -178,8 +178,8 @@ def _post(
 def _reload() -> Json:
     model = {"type": "object", "properties": {"model": {"type": "string"}}, "required": ["model"]}
     problems = {
-        401: "The key is missing, or not known.",
-        405: "Another method.",
+        401: _PROBLEM_OF_KEYS,
+        405: _PROBLEMS[405],
         409: "The old model goes on answering.",
     }
     return {

@@ -81,9 +81,13 @@ def _one_of(levels: tuple[float, ...]) -> BeforeValidator:
 
 _WholeText = Annotated[str, StringConstraints(pattern=f"^{_WHOLE}$")]
 _NumberText = Annotated[str, StringConstraints(pattern=f"^{_DECIMAL}$")]
-_IS_SAMPLES = BeforeValidator(
-    _samples, json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SAMPLES)] | Literal["auto"] | _WholeText
-)
+_Samples = Annotated[
+    int | Literal["auto"],
+    Field(description="dropout masks to average: 0 for the eval-mode prediction, 2..1000, or auto"),
+    BeforeValidator(
+        _samples, json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SAMPLES)] | Literal["auto"] | _WholeText
+    ),
+]
 _IS_BOOLEAN = BeforeValidator(_boolean, json_schema_input_type=bool | Literal["true", "false", "True", "False"])
 
 
@@ -96,11 +100,7 @@ class Sampling(BaseModel):
         Literal["masks", "moments"],
         Field(description="how dropout is taken into account: by sampled masks, or by moments without sampling"),
     ] = "masks"
-    samples: Annotated[
-        int | Literal["auto"],
-        Field(description="dropout masks to average: 0 for the eval-mode prediction, 2..1000, or auto"),
-        _IS_SAMPLES,
-    ] = 0
+    samples: _Samples = 0
     tolerance: Annotated[
         float,
         Field(gt=0, le=1, description="with samples=auto: standard error of the top class that suffices"),
@@ -128,6 +128,11 @@ class Sampling(BaseModel):
         if self.method == "moments":
             return 0
         return self.max_samples if self.samples == "auto" else self.samples
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether predictions tell of a spread over masks."""
+        return self.method == "moments" or self.samples != 0
 
     @classmethod
     def gather(cls, *sources: Given) -> Self:
@@ -206,11 +211,7 @@ class Parameters(Sampling):
 class RankParameters(Sampling):
     """What a client may ask for beside the images that are ranked."""
 
-    samples: Annotated[
-        int | Literal["auto"],
-        Field(description="dropout masks to average: 0 for the eval-mode prediction, 2..1000, or auto"),
-        _IS_SAMPLES,
-    ] = 100
+    samples: _Samples = 100
     by: Annotated[
         RankBy,
         Field(
@@ -227,7 +228,7 @@ class RankParameters(Sampling):
     def contradictions(self) -> Iterator[tuple[str, str]]:
         """As for all sampling, and more."""
         yield from super().contradictions()
-        if self.by == "bald" and self.method == "masks" and self.samples == 0:
+        if self.by == "bald" and not self.has_spread:
             yield "samples", "must be 2 or more, or auto, for by=bald with method=masks"
 
 

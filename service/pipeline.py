@@ -95,12 +95,9 @@ class Pipeline:
         Raises:
             Problem: 422 for broken image data, or an array of another shape or range.
         """
-        prepared, prediction = self._predicted(opened, parameters, stages)
+        prediction, answer = self._answered(opened, parameters, stages)
         self._metrics.prediction(prediction)
-        with stages.stage("infer"):
-            decision = self._decider.decide(prediction, prepared.pixels, parameters.demands, seed=parameters.seed)
-        with stages.stage("encode"):
-            return Answer.of(prediction, decision, prepared, parameters)
+        return answer
 
     def answers(
         self, images: Sequence[Image], parameters: Parameters, stages: Stages, checkpoint: Checkpoint = _go_on
@@ -150,10 +147,16 @@ class Pipeline:
 
     def example(self) -> tuple[list[list[int]], Answer]:
         """Predict a drawing, (28, 28), without counting it."""
-        parameters, drawing = Parameters(samples=100), _trousers()
-        prepared, prediction = self._predicted(Opened(drawing), parameters, Stages())
-        decision = self._decider.decide(prediction, prepared.pixels, parameters.demands, seed=parameters.seed)
-        return drawing.tolist(), Answer.of(prediction, decision, prepared, parameters)
+        drawing = _trousers()
+        _, answer = self._answered(Opened(drawing), Parameters(samples=100), Stages())
+        return drawing.tolist(), answer
+
+    def _answered(self, opened: Opened, parameters: Parameters, stages: Stages) -> tuple[Prediction, Answer]:
+        prepared, prediction = self._predicted(opened, parameters, stages)
+        with stages.stage("infer"):
+            decision = self._decider.decide(prediction, prepared.pixels, parameters.demands, seed=parameters.seed)
+        with stages.stage("encode"):
+            return prediction, Answer.of(prediction, decision, prepared, parameters)
 
     def _predicted(self, opened: Opened, parameters: Sampling, stages: Stages) -> tuple[Prepared, Prediction]:
         image = opened.image

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,7 +21,7 @@ from service.live import Live, ModelError
 from service.metrics import CONTENT_TYPE, Metrics
 from service.openapi import describe
 from service.parameters import Parameters, RankParameters, Sampling
-from service.pipeline import Checkpoint
+from service.pipeline import Checkpoint, Pipeline
 from service.problems import Problem
 from service.settings import Settings
 from service.uploads import Uploads
@@ -85,20 +84,15 @@ class Edge:
             "/predict_batch": Route("POST", self._predict_batch, keys, self._batches),
             "/rank": Route("POST", self._rank, keys, self._batches),
             "/metrics": Route("GET", self._show_metrics, keys if settings.metrics_need_key else open_to_all),
-            "/docs.json": Route("GET", self._describe, open_to_all),
         }
-        for path, page in v2.pages(settings.max_images).items():
-            self._routes[path] = Route("GET", _always(page), open_to_all)
         for path in v2.model_paths():
             self._routes[f"{path}/infer"] = Route("POST", self._infer, keys, self._batches)
         admins = settings.keys_of_admins()
         if admins:
             self._routes["/admin/reload"] = Route("POST", self._reload, admins)
-        image, answer = live.pipeline.example()
-        description = describe(
-            example=answer.model_dump(mode="json"), image=image, with_keys=bool(keys), with_admin=bool(admins)
-        )
-        self._description = json.dumps(description).encode()
+        self._has_keys, self._has_admins = bool(keys), bool(admins)
+        self._pages, self._shown = self._describe(live.pipeline), live.pipeline
+        self._routes |= dict.fromkeys(self._pages, Route("GET", self._show_page, open_to_all))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, count and log an HTTP request; the rest, such as the lifespan, is BentoML's."""
@@ -112,7 +106,6 @@ class Edge:
         if scope["type"] != "http":
             await self._bentoml_app(scope, receive, send)
             return
-        start = time.perf_counter()
         exchange = Exchange(dict(scope["headers"]))
         status = _CLIENT_GONE
 
@@ -134,7 +127,7 @@ class Edge:
             return  # nobody is left to answer; it is counted as 499
         finally:
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            seconds = time.perf_counter() - start
+            seconds = exchange.age
             self._metrics.request(route, method, status, seconds)
             exchange.log(method=method, route=route, status=status, seconds=seconds)
 
@@ -155,7 +148,7 @@ class Edge:
             if route.admission is not None:
                 route.admission.check()
             self._uploads.check_headers(request.scope)
-            route.keys.check(dict(request.scope["headers"]))
+            route.keys.check(exchange.sent)
             return await route.handler(request, exchange)
         except Problem as problem:
             return _problem(problem, request, exchange)
@@ -224,8 +217,21 @@ class Edge:
     async def _show_metrics(self, _: Request, __: Exchange) -> Response:
         return Response(await anyio.to_thread.run_sync(self._metrics.expose), headers={"Content-Type": CONTENT_TYPE})
 
-    async def _describe(self, _: Request, __: Exchange) -> Response:
-        return _json(self._description)
+    async def _show_page(self, request: Request, _: Exchange) -> Response:
+        pipeline = self._live.pipeline
+        if pipeline is not self._shown:
+            self._pages, self._shown = self._describe(pipeline), pipeline
+        return _json(self._pages[request.scope["path"]])
+
+    def _describe(self, pipeline: Pipeline) -> dict[str, bytes]:
+        """What a model and the ways to it are described by, by path."""
+        image, answer = pipeline.example()
+        example = answer.model_dump(mode="json")
+        description = describe(example=example, image=image, with_keys=self._has_keys, with_admin=self._has_admins)
+        return {
+            "/docs.json": json.dumps(description).encode(),
+            **v2.pages(len(pipeline.classes), self._settings.max_images),
+        }
 
     async def _reload(self, request: Request, _: Exchange) -> Response:
         await self._uploads.body(request)
@@ -277,13 +283,6 @@ class Edge:
 
 def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
-
-
-def _always(page: bytes) -> Handler:
-    async def answer(_: Request, __: Exchange) -> Response:
-        return _json(page)
-
-    return answer
 
 
 def _problem(problem: Problem, request: Request, exchange: Exchange) -> Response:

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
-from service.answers import Answer
+from service.answers import Answer, UncertaintyAnswer
 from service.bodies import Image, image_of, parse_json
 from service.images import SIDE
 from service.parameters import Parameters
@@ -241,11 +241,12 @@ Values = np.ndarray | list[str] | None
 
 @dataclass(frozen=True)
 class _Kind:
-    """An output: its datatype, its shape for one image, and how it is made of answers; None where there is none."""
+    """An output: its datatype, whether it has a value for each class, and how it is made of answers, None of some."""
 
     datatype: str
-    shape: tuple[int, ...]
+    per_class: bool
     of: Callable[[Sequence[Answer], Sequence[str]], Values]
+    needs_spread: bool = False
 
 
 def _each(name: str) -> Callable[[Sequence[Answer], Sequence[str]], Values]:
@@ -282,19 +283,18 @@ def _sample_probabilities(answers: Sequence[Answer], _: Sequence[str]) -> Values
 
 
 _OUTPUTS: Mapping[str, _Kind] = {
-    "probabilities": _Kind("FP64", (10,), _each("probabilities")),
-    "label": _Kind("BYTES", (), _labels),
-    "class_index": _Kind("INT64", (), _each("class_index")),
-    "confidence": _Kind("FP64", (), _each("confidence")),
-    "abstain": _Kind("BOOL", (), _each("abstain")),
-    "prediction_set": _Kind("BOOL", (10,), _prediction_set),
-    "novelty": _Kind("FP64", (), _novelty),
-    "predictive_entropy": _Kind("FP64", (), _spread("predictive_entropy")),
-    "expected_entropy": _Kind("FP64", (), _spread("expected_entropy")),
-    "mutual_information": _Kind("FP64", (), _spread("mutual_information")),
-    "variance": _Kind("FP64", (10,), _spread("variance")),
-    "standard_error": _Kind("FP64", (10,), _spread("standard_error")),
-    _SAMPLES: _Kind("FP64", (10,), _sample_probabilities),
+    "probabilities": _Kind("FP64", per_class=True, of=_each("probabilities")),
+    "label": _Kind("BYTES", per_class=False, of=_labels),
+    "class_index": _Kind("INT64", per_class=False, of=_each("class_index")),
+    "confidence": _Kind("FP64", per_class=False, of=_each("confidence")),
+    "abstain": _Kind("BOOL", per_class=False, of=_each("abstain")),
+    "prediction_set": _Kind("BOOL", per_class=True, of=_prediction_set),
+    "novelty": _Kind("FP64", per_class=False, of=_novelty),
+    **{
+        name: _Kind("FP64", per_class=name in {"variance", "standard_error"}, of=_spread(name), needs_spread=True)
+        for name in UncertaintyAnswer.model_fields
+    },
+    _SAMPLES: _Kind("FP64", per_class=True, of=_sample_probabilities),
 }
 
 
@@ -310,8 +310,11 @@ def check_outputs(asked: Inference) -> None:
     for output in asked.outputs or []:
         if output.name not in _OUTPUTS:
             raise invalid(("outputs", f"has no {short(output.name)}; known are {', '.join(_OUTPUTS)}"))
-        if output.parameters.classification and _OUTPUTS[output.name].shape != (10,):
+        kind = _OUTPUTS[output.name]
+        if output.parameters.classification and not kind.per_class:
             raise invalid(("outputs", f"{output.name} has no classes to choose from"))
+        if kind.needs_spread and not asked.parameters.has_spread:
+            raise invalid(("outputs", f"{output.name} is not there without masks or moments"))
 
 
 def write(asked: Inference, answers: Sequence[Answer | Problem], classes: Sequence[str]) -> tuple[bytes, int | None]:
@@ -331,7 +334,8 @@ def write(asked: Inference, answers: Sequence[Answer | Problem], classes: Sequen
         if values is None:
             if asked.outputs is None:
                 continue
-            raise invalid(("outputs", f"{output.name} is not there without masks, or without a calibration"))
+            needs = "a calibration, or one number of masks"
+            raise invalid(("outputs", f"{output.name} is not there for each image: it needs {needs}"))
         tensor, data = _tensor(output, values, classes, is_binary=asked.is_binary)
         tensors.append(tensor)
         raw.append(data)
@@ -370,10 +374,14 @@ def _classified(values: np.ndarray, count: int, classes: Sequence[str]) -> Any:
     return np.array(texts, dtype=object).reshape(order.shape).tolist()
 
 
-def pages(max_images: int) -> dict[str, bytes]:
-    """What never changes, by path: server and model, their health, and how they are spoken to."""
+def pages(classes: int, max_images: int) -> dict[str, bytes]:
+    """What a model of so many classes says of itself, by path: server and model, health, how they are spoken to."""
     outputs = [
-        {"name": name, "datatype": kind.datatype, "shape": [*((-1,) if name == _SAMPLES else ()), -1, *kind.shape]}
+        {
+            "name": name,
+            "datatype": kind.datatype,
+            "shape": [*([-1] if name == _SAMPLES else []), -1, *([classes] if kind.per_class else [])],
+        }
         for name, kind in _OUTPUTS.items()
     ]
     server = {"name": MODEL, "version": VERSION, "extensions": EXTENSIONS}

@@ -15,7 +15,8 @@ import psutil
 import pytest
 from server import ROOT, Server, serve
 
-from model.artifact import PRETRAINED
+from model import MLPConfig, build_mlp
+from model.artifact import PRETRAINED, save_artifact
 
 BOOT = (ROOT / "docs" / "images" / "fashion-mnist-ankle-boot.png").read_bytes()
 OTHER = ROOT / "training" / "ensemble" / "seed-1"
@@ -88,6 +89,21 @@ def test_a_good_model_takes_the_place_of_the_old_one_in_all_workers_and_a_bad_on
     os.kill(server.pid, signal.SIGHUP)
     assert within(5, lambda: answers_of(server) == {first})
     assert server.worker_pids == workers
+
+
+def test_what_describes_the_model_is_of_the_one_that_answers(swapped):
+    server, place = swapped
+    config = MLPConfig(hidden=(8, 6), classes=3)
+    save_artifact(place, build_mlp(config), config, {"classes": ["a", "b", "c"]})
+    assert httpx.post(f"{server.url}/admin/reload", headers=ADMIN).status_code == 200
+
+    def classes() -> tuple[int, int]:
+        outputs = httpx.get(f"{server.url}/v2/models/mcd").json()["outputs"]
+        answered = httpx.get(f"{server.url}/docs.json").json()["paths"]["/predict"]["post"]["responses"]["200"]
+        example = answered["content"]["application/json"]["example"]
+        return outputs[0]["shape"][-1], len(example["probabilities"])
+
+    assert within(5, lambda: {classes() for _ in range(20)} == {(3, 3)})
 
 
 def test_without_admin_keys_there_is_no_administration(client):
