@@ -11,6 +11,8 @@ INSTALLED := $(VENV)/installed
 BENCH := .venv-bench
 CHAPTER := runs/chapter/artifact
 SEEDS := 1 2 3 4
+# Ships the Open Inference Protocol's OpenAPI description, for the tests; what it needs itself is not needed for that.
+PROTOCOL := mlserver==1.7.1
 MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 
 # BentoML reports usage unless told not to.
@@ -24,6 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, got " + sys.version.split()[0] + ": make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-deps '$(PROTOCOL)'
 	touch $@
 
 # Idle connections stay open longer than clients and proxies keep theirs: were it shorter, a busy server could close one

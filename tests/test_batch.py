@@ -1,7 +1,6 @@
 """Many images in one request, on the real server."""
 
 import base64
-import io
 import threading
 import time
 
@@ -10,23 +9,11 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from files import npy_request, png
 from server import serve
 
 from model import MonteCarloDropout, entropy, find_calibration, load_artifact, summarize
 from training.data import FashionMNIST, as_inputs
-
-
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def npy(pixels_BHW: np.ndarray) -> dict:
-    buffer = io.BytesIO()
-    np.save(buffer, pixels_BHW)
-    return {"content": buffer.getvalue(), "headers": {"Content-Type": "application/x-npy"}}
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +40,7 @@ def test_each_image_is_answered_as_if_it_were_alone(client, pixels_BHW, params):
     assert results(client, json={"images": encoded, **params}) == alone
     assert results(client, json=encoded, params=params) == alone
     expected = [without_source(answer) for answer in alone]
-    assert [without_source(answer) for answer in results(client, params=params, **npy(pixels_BHW))] == expected
+    assert [without_source(answer) for answer in results(client, params=params, **npy_request(pixels_BHW))] == expected
     arrays = results(client, json={"images": pixels_BHW.tolist(), **params})
     assert [without_source(answer) for answer in arrays] == expected
 
@@ -71,9 +58,9 @@ def test_one_bad_image_spoils_no_other(client, pixels_BHW):
 def test_what_is_too_much_is_refused_before_it_is_done(client, path):
     many = np.zeros((1001, 28, 28), np.uint8)
     for request, kind in (
-        (npy(many), "too-many-images"),
-        (npy(many[:101]) | {"params": {"samples": 1000}}, "too-much-work"),
-        (npy(many[:101]) | {"params": {"samples": "auto"}}, "too-much-work"),
+        (npy_request(many), "too-many-images"),
+        (npy_request(many[:101]) | {"params": {"samples": 1000}}, "too-much-work"),
+        (npy_request(many[:101]) | {"params": {"samples": "auto"}}, "too-much-work"),
     ):
         start = time.monotonic()
         response = client.post(path, **request)
@@ -89,12 +76,12 @@ def test_a_batch_of_nothing_is_refused(client, request_):
 
 def test_the_probabilities_of_each_mask_are_returned_if_asked_for(client, pixels_BHW):
     params = {"samples": 20, "seed": 5, "return_samples": True}
-    answers = results(client, params=params, **npy(pixels_BHW[:2]))
+    answers = results(client, params=params, **npy_request(pixels_BHW[:2]))
     mc = MonteCarloDropout(load_artifact().network)
     for pixels, answer in zip(pixels_BHW, answers, strict=False):
         expected = mc.sample(as_inputs(torch.from_numpy(pixels[None])), samples=20, seed=5)[:, 0]
         assert np.allclose(answer["sample_probabilities"], expected, atol=1e-6)
-    assert "sample_probabilities" not in results(client, params={"samples": 20}, **npy(pixels_BHW[:1]))[0]
+    assert "sample_probabilities" not in results(client, params={"samples": 20}, **npy_request(pixels_BHW[:1]))[0]
     assert client.post("/predict", content=png(pixels_BHW[0]), params={"return_samples": True}).status_code == 422
 
 
@@ -115,7 +102,7 @@ def test_a_pool_is_ranked_by_what_is_said(client, pixels_BHW, by, calibrated):
         "least_confidence": 1 - ascending_BC[:, -1],
     }[by]
     params = {"by": by, "samples": 50, "seed": 2, "calibrated": calibrated}
-    answer = client.post("/rank", params=params, **npy(pixels_BHW)).json()
+    answer = client.post("/rank", params=params, **npy_request(pixels_BHW)).json()
     assert answer["indices"] == np.argsort(-expected, kind="stable").tolist()
     assert answer["scores"] == pytest.approx(sorted(expected, reverse=True), abs=1e-6)
     assert (answer["by"], answer["samples"], answer["seed"], answer["errors"]) == (by, 50, 2, [])
@@ -146,7 +133,7 @@ def test_others_are_answered_while_a_batch_is_worked_on(client, pixels_BHW):
     done = threading.Event()
 
     def send() -> None:
-        assert client.post("/predict_batch", params={"samples": 500}, **npy(many)).status_code == 200
+        assert client.post("/predict_batch", params={"samples": 500}, **npy_request(many)).status_code == 200
         done.set()
 
     worker = threading.Thread(target=send)
@@ -171,19 +158,19 @@ def hurried(tmp_path_factory):
 def test_work_that_takes_too_long_ends(hurried):
     with httpx.Client(base_url=hurried.url, timeout=30) as client:
         response = client.post(
-            "/predict_batch", params={"method": "moments"}, **npy(np.zeros((5000, 28, 28), np.uint8))
+            "/predict_batch", params={"method": "moments"}, **npy_request(np.zeros((5000, 28, 28), np.uint8))
         )
         assert (response.status_code, response.json()["type"]) == (504, "urn:mcd:problem:deadline-exceeded")
-        assert client.post("/predict_batch", **npy(np.zeros((2, 28, 28), np.uint8))).status_code == 200
+        assert client.post("/predict_batch", **npy_request(np.zeros((2, 28, 28), np.uint8))).status_code == 200
 
 
 def test_work_that_nobody_waits_for_ends(tmp_path, pixels_BHW):
     with serve(tmp_path / "home", MCD_MAX_IMAGES="20000", MCD_MAX_FORWARD_PASSES="100000000") as running:
-        endless = npy(np.zeros((12_000, 28, 28), np.uint8))  # a minute and more
+        endless = npy_request(np.zeros((12_000, 28, 28), np.uint8))  # a minute and more
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{running.url}/predict_batch", params={"samples": 1000}, timeout=1, **endless)
         start = time.monotonic()
-        small = npy(pixels_BHW)  # waits for the same thread
+        small = npy_request(pixels_BHW)  # waits for the same thread
         assert httpx.post(f"{running.url}/predict_batch", timeout=30, **small).status_code == 200
         assert time.monotonic() - start < 5
         assert 'code="499",method="POST",route="/predict_batch"} 1.0' in httpx.get(f"{running.url}/metrics").text

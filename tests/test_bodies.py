@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from files import npy
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -29,12 +30,6 @@ def form(*parts: tuple[str, bytes, bytes], end: bytes = b"--") -> bytes:
 
 def file(name: str, data: bytes) -> tuple[str, bytes, bytes]:
     return name, b'; filename="x.png"\r\nContent-Type: image/png', data
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
 
 
 def one(content_type: str, body: bytes) -> Content:

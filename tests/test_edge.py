@@ -7,11 +7,14 @@ import os
 import re
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 
 import httpx
+import numpy as np
 import pytest
+from files import npy_request
 from server import ROOT, Server, refused_start, serve
 
 from service.answers import Answer
@@ -23,8 +26,13 @@ KEYS = ("first-key", "zweiter Schlüssel")
 
 
 def log_lines(server: Server, request_id: str) -> list[dict]:
-    lines = [line for line in server.log.read_text().splitlines() if line.startswith("{")]
-    return [line for line in map(json.loads, lines) if line.get("request_id") == request_id]
+    """Those of a request; the last is written after its answer."""
+    found: list[dict] = []
+    end = time.monotonic() + 5
+    while not found and time.monotonic() < end:
+        lines = [line for line in server.log.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        found = [line for line in map(json.loads, lines) if line.get("request_id") == request_id]
+    return found
 
 
 @pytest.mark.parametrize("path", ["/predict", "/nothing", "/livez", "/metrics", "/"])
@@ -158,7 +166,7 @@ def test_keys_that_cannot_be_read_are_refused_at_the_start(tmp_path):
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory) -> Iterator[Server]:
-    settings = {"MCD_MAX_IN_FLIGHT": "4", "MCD_MAX_BUFFERED_BYTES": "3000000"}
+    settings = {"MCD_MAX_IN_FLIGHT": "4", "MCD_MAX_BATCHES_IN_FLIGHT": "1", "MCD_MAX_BUFFERED_BYTES": "3000000"}
     with serve(tmp_path_factory.mktemp("narrow") / "home", **settings) as running:
         yield running
 
@@ -181,6 +189,38 @@ def test_more_work_than_is_taken_on_is_refused_at_once_and_the_rest_answered(nar
     assert {response.headers["retry-after"] for response in refused} == {"1"}
     assert {response.json()["type"] for response in refused} == {"urn:mcd:problem:overloaded"}
     assert httpx.post(f"{narrow.url}/predict", content=BOOT, params={"samples": 1000}).content == alone
+
+
+def test_batches_are_bounded_by_a_number_of_their_own(narrow):
+    """While one is in work the next is refused, and single images are answered."""
+    many = npy_request(np.zeros((1000, 28, 28), np.uint8)) | {"params": {"samples": 100}}
+
+    async def ask() -> tuple[list[int], int]:
+        async with httpx.AsyncClient(base_url=narrow.url, timeout=60) as client:
+            batches = asyncio.gather(*(client.post("/predict_batch", **many) for _ in range(3)))
+            await asyncio.sleep(0.1)
+            single = await client.post("/predict", content=BOOT)
+            assert not batches.done()
+            return sorted(answer.status_code for answer in await batches), single.status_code
+
+    assert asyncio.run(ask()) == ([200, 503, 503], 200)
+
+
+def test_a_fault_of_ours_is_told_without_its_trace_and_logged_with_it(tmp_path):
+    with (
+        serve(tmp_path / "home", "tests.faulty:UncertaintyService") as faulty,
+        httpx.Client(base_url=faulty.url, timeout=30) as client,
+    ):
+        for path in ("/predict", "/predict_batch"):
+            name = path.strip("/")
+            response = client.post(path, content=BOOT, params={"seed": 13}, headers={"X-Request-ID": name})
+            problem = response.json()
+            assert (response.status_code, problem["type"]) == (500, "urn:mcd:problem:internal-error")
+            assert name in problem["detail"]
+            assert "a fault on purpose" not in response.text
+            told = {line["event"]: line for line in log_lines(faulty, name)}
+            assert "RuntimeError: a fault on purpose" in told["failure"]["exception"]
+            assert client.post(path, content=BOOT).status_code == 200
 
 
 def test_uploads_together_are_bounded(narrow):

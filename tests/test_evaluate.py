@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 from rich.console import Console
+from scipy.optimize import minimize_scalar
 from torch import nn
 from typer.testing import CliRunner
 
 import training.evaluate
 from model import MLPConfig, build_mlp, load_artifact, save_artifact
 from model.artifact import PRETRAINED
-from training.data import CLASSES, FashionMNIST, Images
+from training.data import CLASSES, FashionMNIST, Images, split_three
 from training.estimates import estimate
 from training.evaluate import app
 from training.measure import measure, novelty_scores
@@ -105,6 +106,18 @@ def check_ensemble(few: FashionMNIST, found: dict) -> None:
     assert found["eval"]["nll"] == pytest.approx(loss.item(), rel=1e-4)
     assert found["eval"]["mutual_information"] > 0
     assert found["mc"]["calibrated"].keys() == found["eval"]["calibrated"].keys()
+    each = load_artifact(PRETRAINED).card["data"]["split"]["calibration"]
+    images = split_three(few.train, each=each, validate=False).calibration
+    with torch.no_grad():
+        networks = [load_artifact(path).network for path in (PRETRAINED, MEMBERS[0])]
+        logs_BC = torch.stack([network(images.inputs_B).softmax(dim=1) for network in networks]).mean(dim=0).log()
+
+    def loss_at(temperature: float, logs_BC: torch.Tensor, labels_B: torch.Tensor) -> float:
+        return nn.functional.cross_entropy(logs_BC / temperature, labels_B).item()
+
+    best = minimize_scalar(loss_at, bounds=(0.5, 2), args=(logs_BC, images.labels_B), method="bounded").x
+    logs_BC = torch.stack(probs_MBC).mean(dim=0).log()
+    assert found["eval"]["calibrated"]["nll"] == pytest.approx(loss_at(best, logs_BC, few.test.labels_B), rel=1e-3)
 
 
 def check_report(folder: Path, printed: str, figures: dict) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import gzip
-import io
 import itertools
 import json
 import socket
@@ -15,6 +14,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from files import encoded
 from PIL import Image
 from server import ROOT, Server, serve
 
@@ -24,12 +24,6 @@ _UPLOAD_SECONDS = 1
 
 # Content type, body, query, further headers.
 Request = tuple[str, bytes, dict[str, str], dict[str, str]]
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def chunk(name: bytes, data: bytes) -> bytes:

@@ -4,6 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
+from files import encoded
 from PIL import Image, ImageOps
 
 from service.images import (
@@ -31,12 +32,6 @@ def garment():
     return pixels
 
 
-def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
 def decode(data: bytes, invert: Invert = Invert.AUTO) -> Prepared:
     return decode_image(open_image(data, max_pixels=MAX_PIXELS), invert=invert)
 
@@ -55,7 +50,7 @@ def assert_similar(one: np.ndarray, other: np.ndarray) -> None:
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_a_lossless_28_by_28_grey_image_keeps_every_pixel(garment, kind):
-    prepared = decode(encode(Image.fromarray(garment), kind, **({"lossless": True} if kind == "WEBP" else {})))
+    prepared = decode(encoded(Image.fromarray(garment), kind, **({"lossless": True} if kind == "WEBP" else {})))
     assert np.array_equal(prepared.pixels, garment)
     assert (prepared.source, prepared.size, prepared.inverted) == (kind, (28, 28), False)
     assert prepared.warnings == ()
@@ -63,7 +58,7 @@ def test_a_lossless_28_by_28_grey_image_keeps_every_pixel(garment, kind):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_photograph_comes_out_as_the_data_set_would_have_made_it(garment, kind):
-    prepared = decode(encode(photo(garment), kind))
+    prepared = decode(encoded(photo(garment), kind))
     columns = np.flatnonzero((garment > 0).any(axis=0))
     centred = np.roll(garment, 14 - (columns[0] + columns[-1] + 1) // 2, axis=1)
     assert_similar(prepared.pixels, centred)
@@ -112,64 +107,64 @@ def test_a_blank_image_and_a_busy_background_are_warned_of():
 def test_transparent_pixels_become_white_paper(garment):
     alpha = Image.fromarray(np.where(garment > 0, 255, 0).astype(np.uint8))
     cut_out = Image.merge("LA", (Image.fromarray(255 - garment), alpha))
-    prepared = decode(encode(cut_out))
+    prepared = decode(encoded(cut_out))
     assert prepared.steps == ("composited on white", "greyscale", "inverted")
     assert np.array_equal(prepared.pixels, garment)
 
 
 def test_an_opaque_alpha_channel_changes_nothing(garment):
     rgba = Image.fromarray(garment).convert("RGBA")
-    assert np.array_equal(decode(encode(rgba)).pixels, garment)
+    assert np.array_equal(decode(encoded(rgba)).pixels, garment)
 
 
 def test_a_palette_with_transparency_is_composited():
     image = Image.new("P", (28, 28), 0)
     image.putpalette([0, 0, 0, 255, 255, 255])
-    prepared = decode(encode(image, transparency=0))
+    prepared = decode(encoded(image, transparency=0))
     assert "composited on white" in prepared.steps
     assert prepared.inverted
 
 
 def test_sixteen_bits_are_scaled_not_clipped(garment):
     wide = Image.fromarray(garment.astype(np.uint16) * 257)
-    prepared = decode(encode(wide))
+    prepared = decode(encoded(wide))
     assert np.array_equal(prepared.pixels, garment)
     assert prepared.steps == ("reduced to 8 bits",)
 
 
 def test_one_bit_and_colour_images_are_read(garment):
     mask = garment > 0
-    assert np.array_equal(decode(encode(Image.fromarray(mask))).pixels, mask * np.uint8(255))
-    assert np.array_equal(decode(encode(Image.fromarray(garment).convert("RGB"))).pixels, garment)
-    assert decode(encode(photo(garment).convert("CMYK"), "JPEG")).inverted
+    assert np.array_equal(decode(encoded(Image.fromarray(mask))).pixels, mask * np.uint8(255))
+    assert np.array_equal(decode(encoded(Image.fromarray(garment).convert("RGB"))).pixels, garment)
+    assert decode(encoded(photo(garment).convert("CMYK"), "JPEG")).inverted
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_orientation_in_exif_is_applied(garment, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    data = encode(Image.fromarray(np.triu(garment)), "PNG", exif=exif)
+    data = encoded(Image.fromarray(np.triu(garment)), "PNG", exif=exif)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     assert np.array_equal(decode(data).pixels, np.asarray(expected))
 
 
 def test_only_the_first_frame_counts_and_that_is_said(garment):
     first, second = Image.fromarray(garment), Image.fromarray(255 - garment)
-    prepared = decode(encode(first, "PNG", save_all=True, append_images=[second]))
+    prepared = decode(encoded(first, "PNG", save_all=True, append_images=[second]))
     assert np.array_equal(prepared.pixels, garment)
     assert prepared.warnings[0] == "only the first of 2 frames was used"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 900), (900, 1), (28, 29), (27, 27), (2, 3)])
 def test_any_size_becomes_28_by_28(size):
-    pixels = decode(encode(Image.new("L", size, 90))).pixels
+    pixels = decode(encoded(Image.new("L", size, 90))).pixels
     assert pixels.shape == (28, 28)
     assert pixels.dtype == np.uint8
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "ICO"])
 def test_other_formats_are_refused_by_name_of_what_is_taken(kind):
-    data = encode(Image.new("L", (28, 28)), kind)
+    data = encoded(Image.new("L", (28, 28)), kind)
     with pytest.raises(UnknownFormatError, match="must be a PNG, JPEG or WEBP file"):
         decode(data)
 
@@ -182,7 +177,7 @@ def test_what_is_no_image_is_refused(data):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_truncation_is_an_image_error_or_a_picture(garment, kind):
-    data = encode(photo(garment, 60, 80), kind)
+    data = encoded(photo(garment, 60, 80), kind)
     for end in range(0, len(data) - 1, 7):
         try:
             pixels = decode(data[:end]).pixels
@@ -193,7 +188,7 @@ def test_every_truncation_is_an_image_error_or_a_picture(garment, kind):
 
 @pytest.mark.parametrize("kind", FORMATS)
 def test_random_damage_is_an_image_error_or_a_picture(garment, kind):
-    data = bytearray(encode(photo(garment, 60, 80), kind))
+    data = bytearray(encoded(photo(garment, 60, 80), kind))
     random = np.random.default_rng(5)
     for _ in range(150):
         damaged = bytearray(data)
@@ -215,7 +210,7 @@ def test_a_bomb_is_refused_by_its_header_alone():
     with pytest.raises(TooManyPixelsError):
         open_image(bomb, max_pixels=MAX_PIXELS)
     with pytest.raises(TooManyPixelsError, match="1001 x 1000 pixels, more than 1000000"):
-        open_image(encode(Image.new("L", (1001, 1000))), max_pixels=MAX_PIXELS)
+        open_image(encoded(Image.new("L", (1001, 1000))), max_pixels=MAX_PIXELS)
 
 
 def test_arrays_are_taken_as_rows_or_flat_integers_or_floats(garment):

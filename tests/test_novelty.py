@@ -7,6 +7,7 @@ from PIL import Image
 from scipy.spatial.distance import mahalanobis
 from torch import nn
 
+import training.novelty
 from model import MLPConfig, build_mlp, load_artifact
 from model.artifact import ArtifactError, save_artifact
 from model.chain import Chain
@@ -180,6 +181,22 @@ def test_what_is_unlike_the_training_scores_high_and_ordinary_images_as_often_as
     }
     for name, images_B in strange.items():
         assert (novelty.score(chain, images_B) > novelty.thresholds[0.01]).all(), name
+
+
+def test_only_the_view_of_the_image_has_learnt_that_pictures_vary(bars, monkeypatch):
+    train, others = images(2000, 72), images(2000, 73)
+    copies_B = varied(images(2000, 74).inputs_B.numpy(), np.random.default_rng(1))
+    learnt = fit_novelty(bars, train, others)
+    monkeypatch.setattr(training.novelty, "varied", lambda images_B, _: images_B)
+    unlearnt = fit_novelty(bars, train, others)
+    views = features(Chain(bars), copies_B)
+
+    def score(novelty: Novelty, name: str) -> float:
+        return float(np.median(novelty.gaussians[name].score(views[name])))
+
+    assert score(learnt, "image") < 1 < score(unlearnt, "image")
+    for name in ("first layer", "activations"):
+        assert score(learnt, name) == score(unlearnt, name)
 
 
 @pytest.mark.parametrize("resampling", [Image.Resampling.BICUBIC, Image.Resampling.NEAREST])

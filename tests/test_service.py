@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import json
 import math
 import random
@@ -16,6 +15,7 @@ import bentoml
 import httpx
 import numpy as np
 import pytest
+from files import encoded, png
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from server import ROOT, bentoml_command, environment, refused_start, serve
@@ -27,12 +27,6 @@ from model.calibration import COVERAGES, RISKS, find_calibration
 from model.chain import Chain
 
 ACCURACY_IMAGES = 500
-
-
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +222,8 @@ def test_another_seed_gives_another_answer_and_more_samples_a_smaller_error(clie
 def ways_to_send(boot: np.ndarray) -> dict[str, dict]:
     """The same 28 x 28 image in every way that keeps its pixels."""
     rows, data = boot.tolist(), png(boot)
-    encoded = base64.b64encode(data).decode()
-    lossless = io.BytesIO()
-    Image.fromarray(boot).save(lossless, "WEBP", lossless=True)
+    text = base64.b64encode(data).decode()
+    lossless = encoded(Image.fromarray(boot), "WEBP", lossless=True)
     return {
         "form": {"files": {"image": data}, "data": {"samples": "30", "seed": "3"}},
         "form and query": {"files": {"image": data}, "params": {"samples": 30, "seed": 3}},
@@ -245,9 +238,9 @@ def ways_to_send(boot: np.ndarray) -> dict[str, dict]:
             "params": {"samples": 30, "seed": 3},
             "headers": {"Content-Type": "application/x-www-form-urlencoded"},
         },
-        "webp": {"content": lossless.getvalue(), "params": {"samples": 30, "seed": 3}},
-        "base64": {"json": {"image": encoded, "samples": 30, "seed": 3}},
-        "data url": {"json": {"image": f"data:image/png;base64,{encoded}", "samples": 30}, "params": {"seed": 3}},
+        "webp": {"content": lossless, "params": {"samples": 30, "seed": 3}},
+        "base64": {"json": {"image": text, "samples": 30, "seed": 3}},
+        "data url": {"json": {"image": f"data:image/png;base64,{text}", "samples": 30}, "params": {"seed": 3}},
         "rows": {"json": {"image": rows, "samples": 30, "seed": 3}},
         "flat": {"json": {"image": boot.ravel().tolist(), "samples": 30, "seed": 3}},
         "floats": {"json": {"image": (boot / 255).tolist(), "dtype": "float", "samples": 30, "seed": 3}},
@@ -267,9 +260,8 @@ def test_every_way_to_send_an_image_gives_the_same_numbers(client, boot):
 def test_a_dark_on_light_photograph_gets_the_same_label(client, boot):
     paper = Image.new("RGB", (300, 400), "white")
     paper.paste(Image.fromarray(255 - boot).resize((300, 300), Image.Resampling.BICUBIC), (0, 50))
-    buffer = io.BytesIO()
-    paper.save(buffer, "JPEG")
-    response = client.post("/predict", files={"image": buffer.getvalue()}, params={"samples": 100})
+    photograph = {"image": encoded(paper, "JPEG")}
+    response = client.post("/predict", files=photograph, params={"samples": 100})
     answer = response.json()
     assert answer["label"] == "ankle boot"
     assert answer["preprocessing"] == {
@@ -279,7 +271,7 @@ def test_a_dark_on_light_photograph_gets_the_same_label(client, boot):
         "inverted": True,
         "steps": ["greyscale", "inverted", "trimmed", "padded", "resized"],
     }
-    refused = client.post("/predict", files={"image": buffer.getvalue()}, params={"invert": "no"}).json()
+    refused = client.post("/predict", files=photograph, params={"invert": "no"}).json()
     assert not refused["preprocessing"]["inverted"]
 
 
@@ -364,9 +356,7 @@ def test_truncated_images_are_refused(client, boot):
 
 
 def test_a_huge_picture_is_refused_by_its_header(client):
-    buffer = io.BytesIO()
-    Image.new("1", (6000, 5000)).save(buffer, "PNG")
-    response = client.post("/predict", content=buffer.getvalue())
+    response = client.post("/predict", content=encoded(Image.new("1", (6000, 5000))))
     assert (response.status_code, response.json()["type"]) == (413, "urn:mcd:problem:image-too-large")
 
 

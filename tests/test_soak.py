@@ -1,7 +1,6 @@
 """Memory under half an hour of mixed load: `make soak`. A service that leaks on purpose is caught by the same check."""
 
 import base64
-import io
 import itertools
 import os
 import threading
@@ -11,22 +10,18 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+from files import npy_request
 from server import ROOT, Server, serve
 
 pytestmark = pytest.mark.soak
 
 BOOT = (ROOT / "docs" / "images" / "fashion-mnist-ankle-boot.png").read_bytes()
+IMAGES_BHW = np.random.default_rng(20).integers(0, 256, (20, 28, 28), dtype=np.uint8)
 SECONDS = 60 * float(os.environ.get("MCD_SOAK_MINUTES", "30"))
 _CONTROL_SECONDS = 60.0
 _PAUSE = 0.01
 _CLIENTS = 3
 _MOST_GROWTH = 1.05
-
-
-def npy(count: int) -> dict:
-    buffer = io.BytesIO()
-    np.save(buffer, np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8))
-    return {"content": buffer.getvalue(), "headers": {"Content-Type": "application/x-npy"}}
 
 
 REQUESTS = [
@@ -38,8 +33,8 @@ REQUESTS = [
     ("/predict", {"content": BOOT[:100]}, 422),
     ("/predict", {"content": b"{", "headers": {"Content-Type": "application/json"}}, 400),
     ("/predict", {"content": BOOT, "params": {"samples": 1}}, 422),
-    ("/predict_batch", npy(20) | {"params": {"samples": 50}}, 200),
-    ("/rank", npy(10), 200),
+    ("/predict_batch", npy_request(IMAGES_BHW) | {"params": {"samples": 50}}, 200),
+    ("/rank", npy_request(IMAGES_BHW[:10]), 200),
     ("/v2/models/mcd/infer", {"content": b"{}"}, 422),
     ("/nothing", {"content": b""}, 404),
 ]

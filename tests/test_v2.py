@@ -1,17 +1,20 @@
 """The Open Inference Protocol: reading and writing by themselves, and Triton's own clients at a real server."""
 
 import asyncio
-import io
 import json
 import struct
+from importlib.util import find_spec
+from pathlib import Path
 
+import jsonschema_rs
 import numpy as np
 import pytest
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+from conftest import missing
+from files import png
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from service import v2
 from service.problems import Problem
@@ -25,12 +28,6 @@ LIMITS = Settings()
 @pytest.fixture(scope="module")
 def pixels_BHW(fashion: FashionMNIST) -> np.ndarray:
     return fashion.test.images_B[:5].numpy().copy()
-
-
-def png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def request_of(tensor: dict, **more: object) -> bytes:
@@ -105,10 +102,11 @@ def test_tensors_that_are_not_what_they_say_are_refused(change):
     [
         {"inputs": []}, {"inputs": [GOOD | {"name": "image"}] * 2}, {"outputs": [{"name": "other"}]}, {"outputs": 5},
         {"outputs": [{"name": "label", "parameters": {"classification": 3}}]}, {"outputs": [{}]}, {"id": 5},
-        {"outputs": [{"name": "variance", "parameters": {"classification": -1}}]}, {"parameters": {"samples": 1}},
+        {"outputs": [{"name": "confidence", "parameters": {"classification": -1}}]}, {"parameters": {"samples": 1}},
         {"parameters": {"other": 1}}, {"parameters": {"dtype": "float"}}, {"parameters": {"return_samples": True}},
         {"parameters": []}, {"outputs": [{"name": "sample_probabilities"}]}, {"parameters": {"tolerance": 10**400}},
-        {"outputs": [{"name": "label"}, {"name": "label"}]}, {"parameters": {"coverage": 10**400}},
+        {"outputs": [{"name": "label"}, {"name": "label"}]}, {"outputs": [{"name": "variance"}]},
+        {"parameters": {"coverage": 10**400}},
     ],
 )  # fmt: skip
 def test_requests_that_ask_for_what_there_is_not_are_refused(more):
@@ -249,6 +247,41 @@ def test_answers_are_as_the_protocol_describes_them(client, pixels_BHW):
         assert len(tensor["data"]) == np.prod(tensor["shape"])
         assert tensor["shape"][0] == 5
     assert "id" not in client.post(INFER, content=request_of(GOOD)).json()
+
+
+@pytest.fixture(scope="module")
+def described() -> dict:
+    """The protocol's OpenAPI description, as MLServer ships it; the Makefile installs that without what it needs."""
+    found = find_spec("mlserver")
+    if found is None:
+        missing("mlserver, which has the protocol's description: make install brings it")
+    (folder,) = found.submodule_search_locations
+    schemas = json.loads((Path(folder) / "rest" / "openapi" / "dataplane.json").read_text())["components"]
+    # "bytes" is no type of JSON's; tensors are lists here.
+    schemas["schemas"]["TensorData"] = {"type": "array"}
+    return schemas
+
+
+def conforms(described: dict, name: str, document: object) -> bool:
+    schema = {"$ref": f"#/components/schemas/{name}", "components": described}
+    return jsonschema_rs.validator_for(schema).is_valid(document)
+
+
+@pytest.mark.parametrize("params", [{}, {"samples": 20}, {"method": "moments"}])
+def test_answers_are_as_the_protocols_own_description_says(client, pixels_BHW, described, params):
+    body = request_of(tensor_of(pixels_BHW, "UINT8"), id="x", parameters=params)
+    assert conforms(described, "InferenceRequest", json.loads(body))
+    answer = client.post(INFER, content=body).json()
+    assert conforms(described, "InferenceResponse", answer)
+    for path in v2.model_paths():
+        assert conforms(described, "MetadataModelResponse", client.get(path).json())
+    assert conforms(described, "MetadataServerResponse", client.get("/v2").json())
+    assert conforms(described, "MetadataModelErrorResponse", client.get("/v2/models/other").json())
+    refusal = client.post(INFER, content=b"{}").json()
+    assert isinstance(refusal.pop("error"), str)
+    for name in ("InferenceResponse", "MetadataModelResponse", "MetadataServerResponse", "MetadataModelErrorResponse"):
+        assert not conforms(described, name, refusal)
+    assert not conforms(described, "InferenceResponse", answer | {"outputs": [{"name": "label", "data": [1]}]})
 
 
 def test_limits_hold_here_too(client):
