@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from model import Artifact, load_artifact
 from service.answers import BatchAnswer
 from service.bodies import image_of, images_of
+from service.connections import guard_connections
 from service.exchange import Stages, write_log
 from service.live import Live, ModelError
 from service.metrics import Metrics
@@ -45,6 +46,7 @@ class EdgeService(bentoml.Service[Any]):  # type: ignore[misc] # BentoML exports
     def to_asgi(self, is_main: bool = True) -> ASGIApp:  # noqa: FBT001, FBT002 - BentoML's signature
         """Build a worker's application, the model loaded and warm."""
         write_log(SETTINGS.log_level)
+        guard_connections(SETTINGS)
         app = Edge(super().to_asgi(is_main), _live(), _metrics(), SETTINGS)
         # What start-up left behind lives as long as the worker: keep it out of the collector's full passes, which
         # stop all requests for a tenth of a second and more.

@@ -272,3 +272,71 @@ def test_what_is_no_request_is_refused_soon(guarded: Server, guarded_client: htt
     assert answer.count(b"HTTP/1.1 ") == 1, answer
     assert time.monotonic() - start < _UPLOAD_SECONDS + SECONDS
     assert guarded_client.get("/livez").status_code == 200
+
+
+def said_to(server: Server, *parts: bytes, pause: float = 0.0) -> bytes:
+    """All that comes back until the connection ends, by either side."""
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), timeout=_UPLOAD_SECONDS + SECONDS) as connection:
+        try:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it has said what there is to say
+        answer = b""
+        while True:
+            try:
+                received = connection.recv(65536)
+            except ConnectionResetError:
+                return answer
+            if not received:
+                return answer
+            answer += received
+
+
+GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n"
+
+
+@pytest.mark.parametrize("one", [b"x" * 2**16, b"X: " + b"x" * 2**12 + b"\r\n"])
+def test_a_head_without_end_takes_no_memory(guarded: Server, one: bytes) -> None:
+    before = memory(guarded)
+    for start in (GET, GET + b"X-endless: ", b"GET /"):
+        for _ in range(3):
+            answer = said_to(guarded, start, *[one * (2**20 // len(one))] * 30)
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer
+    assert memory(guarded) < before + 2**24
+
+
+def test_a_head_that_is_too_long_is_told_so(guarded: Server) -> None:
+    assert said_to(guarded, GET + b"X: " + b"x" * 2**16).startswith(b"HTTP/1.1 431")
+
+
+@pytest.mark.parametrize(
+    "parts", [[], [GET], [b"\r\n"] * 30, [GET + b"\r\n", *[b"\r\n"] * 30], [bytes([c]) for c in GET]]
+)
+def test_a_connection_that_asks_nothing_is_ended(guarded: Server, parts: list[bytes]) -> None:
+    start = time.monotonic()
+    answer = said_to(guarded, *parts, pause=0.1)
+    assert time.monotonic() - start < _UPLOAD_SECONDS + SECONDS
+    if parts:
+        assert b"HTTP/1.1 408" in answer
+
+
+def test_a_long_body_is_no_long_head(guarded: Server, guarded_client: httpx.Client) -> None:
+    """Many requests on one connection, each of which comes with its body at once."""
+    for _ in range(5):
+        assert guarded_client.post("/predict", content=BOOT + bytes(2**17)).status_code in {200, 422}
+        time.sleep(0.5 * _UPLOAD_SECONDS)
+    assert guarded_client.get("/livez").status_code == 200
+
+
+def test_a_body_that_is_refused_early_may_be_sent_to_its_end_but_not_for_ever(guarded: Server) -> None:
+    size = 2 * 10**7
+    head = HEAD + f"Content-Length: {size}\r\n\r\n".encode()
+    last = b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    answer = said_to(guarded, head, *[bytes(size // 20)] * 20, last, pause=0.01)
+    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"413", b"200"]
+    start = time.monotonic()
+    assert said_to(guarded, head, *[b"x"] * 30, pause=0.1).startswith(b"HTTP/1.1 413")
+    assert time.monotonic() - start < _UPLOAD_SECONDS + SECONDS
