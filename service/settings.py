@@ -22,7 +22,9 @@ class Settings(BaseModel):
     model: Annotated[str, Field(description="folder of an artifact, or bentoml:TAG; empty for the embedded one")] = ""
     workers: Annotated[int, Field(ge=1, description="worker processes")] = 1
     max_body_bytes: Annotated[int, Field(ge=1, description="largest request body")] = 10 * 2**20
-    max_upload_seconds: Annotated[float, Field(gt=0, description="for a request's head, and from there to its last byte")] = 30.0
+    max_upload_seconds: Annotated[
+        float, Field(gt=0, description="for a request's head, and from there to its last byte")
+    ] = 30.0
     max_buffered_bytes: Annotated[int, Field(ge=1, description="bodies of a worker on their way in, together")] = 2**28
     max_headers: Annotated[int, Field(ge=1, description="headers of a request")] = 100
     max_fields: Annotated[int, Field(ge=1, description="parts of a form that are no images")] = 20
