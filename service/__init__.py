@@ -1,1 +1,3 @@
 """The edge: bytes in, JSON out."""
+
+__version__ = "0.1.0"

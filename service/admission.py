@@ -10,7 +10,7 @@ _RETRY_SECONDS = 1
 
 def overloaded(why: str) -> Problem:
     """Refuse for now."""
-    return Problem(503, "overloaded", f"{why}: try again later", headers={"Retry-After": str(_RETRY_SECONDS)})
+    return Problem("overloaded", f"{why}: try again later", headers={"Retry-After": str(_RETRY_SECONDS)})
 
 
 class Admission:

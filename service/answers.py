@@ -28,13 +28,14 @@ class UncertaintyAnswer(BaseModel):
 
 
 class PreprocessingAnswer(BaseModel):
-    """What was done to the image before the network saw it."""
+    """What was done to the image before the network saw it; `image_hash` is of what it saw."""
 
     source: str
     width: int
     height: int
     inverted: bool
     steps: list[str]
+    image_hash: str
 
 
 class CalibrationAnswer(BaseModel):
@@ -109,6 +110,7 @@ class Answer(BaseModel):
                 height=height,
                 inverted=prepared.inverted,
                 steps=list(prepared.steps),
+                image_hash=prepared.image_hash,
             ),
             warnings=[*prepared.warnings, *prediction.warnings, *decision.warnings],
             sample_probabilities=_sample_probabilities(prediction) if parameters.return_samples else None,
@@ -130,6 +132,13 @@ class BatchAnswer(BaseModel):
     def of(cls, results: Iterable[Answer | Problem]) -> Self:
         """Put together what the stages found."""
         return cls(results=[Refusal(error=one.document()) if isinstance(one, Problem) else one for one in results])
+
+
+class FeedbackAnswer(BaseModel):
+    """How many predictions the true class was told of, and how many of them are right."""
+
+    predictions: int
+    right: int
 
 
 class Unranked(BaseModel):

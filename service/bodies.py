@@ -89,7 +89,7 @@ def _read(content_type: str, body: bytes, names: tuple[str, ...], limits: Settin
             return Content([body] if body else [])
         case other:
             known = ", ".join((FORM, JSON, NPY, *FILES))
-            raise Problem(415, "unsupported-media-type", f"send one of {known}, not {other[:100]}")
+            raise Problem("unsupported-media-type", f"send one of {known}, not {other[:100]}")
 
 
 def _read_form(boundary: bytes, body: bytes, names: tuple[str, ...], limits: Settings) -> Content:
@@ -102,7 +102,7 @@ def _read_form(boundary: bytes, body: bytes, names: tuple[str, ...], limits: Set
         if not form.ended:
             raise FormParserError("it ends before its last boundary")
     except (FormParserError, ValueError) as error:
-        raise Problem(400, "malformed-body", f"the body is not multipart/form-data: {error}") from error
+        raise Problem("malformed-body", f"the body is not multipart/form-data: {error}") from error
     return Content(form.images, form.fields)
 
 
@@ -153,14 +153,14 @@ def parse_json(body: bytes, limits: Settings) -> Any:
     try:
         document = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise Problem(400, "malformed-body", f"the body is not JSON: {error}") from error
+        raise Problem("malformed-body", f"the body is not JSON: {error}") from error
     level: list[Any] = [[document]]
     for _ in range(limits.max_json_depth + 1):
         values = (value for one in level for value in (one.values() if isinstance(one, dict) else one))
         level = [value for value in values if isinstance(value, list | dict)]
         if not level:
             return document
-    raise Problem(400, "malformed-body", f"the JSON is nested deeper than {limits.max_json_depth}")
+    raise Problem("malformed-body", f"the JSON is nested deeper than {limits.max_json_depth}")
 
 
 def _read_json(body: bytes, names: tuple[str, ...], limits: Settings) -> Content:
@@ -170,7 +170,7 @@ def _read_json(body: bytes, names: tuple[str, ...], limits: Settings) -> Content
         document = {"images": document}
     if not isinstance(document, dict):
         expected = "an object or a list" if several else "an object"
-        raise Problem(422, "invalid-body", f"the JSON body must be {expected}, got {type(document).__name__}")
+        raise Problem("invalid-body", f"the JSON body must be {expected}, got {type(document).__name__}")
     fields = dict(document)
     if not several:
         return Content([image_of(fields.pop("image"))] if "image" in fields else [], fields.items())
@@ -222,16 +222,12 @@ def _read_npy(body: bytes) -> Iterable[Pixels]:
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read_header(file, max_header_size=_MAX_NPY_HEADER)
     except (ValueError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError, TokenError) as error:
-        raise Problem(
-            400, "malformed-body", f"the body is no .npy file: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise Problem("malformed-body", f"the body is no .npy file: {' '.join(str(error).split())[:200]}") from error
     data = body[file.tell() :]
     if dtype != np.uint8 or shape[-2:] != (SIDE, SIDE) or len(shape) not in {2, 3} or fortran_order:
         expected = f"uint8 images of shape (B, {SIDE}, {SIDE}) in C order"
-        raise Problem(422, "invalid-body", f"the .npy body must have {expected}, got {dtype} of shape {shape}")
+        raise Problem("invalid-body", f"the .npy body must have {expected}, got {dtype} of shape {shape}")
     count = shape[0] if len(shape) == 3 else 1
     if len(data) != count * SIDE * SIDE:
-        raise Problem(
-            400, "malformed-body", f"the .npy body must have {count * SIDE * SIDE} bytes of data, got {len(data)}"
-        )
+        raise Problem("malformed-body", f"the .npy body must have {count * SIDE * SIDE} bytes of data, got {len(data)}")
     return np.frombuffer(data, np.uint8).reshape(count, SIDE, SIDE)

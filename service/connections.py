@@ -5,22 +5,25 @@ uvicorn bounds neither, so that a client could fill the memory with one header, 
 
 import asyncio
 import http
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service.metrics import Metrics
 from service.problems import Problem
 from service.settings import Settings
 
 _HEAD_BYTES = 2**16  # request line and headers; the edge allows less, and tells more about it
 
 
-def guard_connections(settings: Settings) -> None:
-    """Let uvicorn serve all connections of this process that way."""
+def guard_connections(settings: Settings, metrics: Metrics) -> None:
+    """Let uvicorn serve all connections of this process that way, and count what is refused."""
 
     class Protocol(_GuardedProtocol):
         head_seconds = settings.max_upload_seconds
+        refused = staticmethod(metrics.rejected)
 
     protocols: dict[str, Any] = uvicorn.config.HTTP_PROTOCOLS  # a class may stand for its name
     protocols["auto"] = Protocol
@@ -28,6 +31,7 @@ def guard_connections(settings: Settings) -> None:
 
 class _GuardedProtocol(HttpToolsProtocol):
     head_seconds: float
+    refused: Callable[[str], None]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -52,7 +56,7 @@ class _GuardedProtocol(HttpToolsProtocol):
             return
         self._wait()  # for a head, or for the rest of a body that nobody reads
         if self._unfinished > _HEAD_BYTES:
-            self._refuse(Problem(431, "headers-too-large", f"a request's head may have {_HEAD_BYTES} bytes"))
+            self._refuse(Problem("headers-too-large", f"a request's head may have {_HEAD_BYTES} bytes"))
 
     def on_headers_complete(self) -> None:
         self._stop_waiting()
@@ -65,7 +69,7 @@ class _GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's signature
-        self._refuse(Problem(400, "malformed-request", "this is not HTTP/1.1"))
+        self._refuse(Problem("malformed-request", "this is not HTTP/1.1"))
 
     def _wait(self) -> None:
         if self._late is None:
@@ -78,12 +82,13 @@ class _GuardedProtocol(HttpToolsProtocol):
 
     def _end_waiting(self) -> None:
         if self._unfinished:
-            self._refuse(Problem(408, "upload-too-slow", f"the head took longer than {self.head_seconds:g} seconds"))
+            self._refuse(Problem("upload-too-slow", f"the head took longer than {self.head_seconds:g} seconds"))
         else:
             self.transport.close()
 
     def _refuse(self, problem: Problem) -> None:
         self._stop_waiting()
+        self.refused(problem.kind)
         body = problem.body()
         head = (
             f"HTTP/1.1 {problem.status} {http.HTTPStatus(problem.status).phrase}\r\n"

@@ -10,11 +10,9 @@ from model import Artifact
 from model.calibration import Calibration, Estimator, SetMethod, find_calibration
 from model.chain import Chain
 from service.images import Pixels
-from service.predictor import Mode, Prediction
+from service.predictor import ESTIMATORS, Prediction
 
 Reason = Literal["risk", "novelty"]
-
-_ESTIMATORS: dict[Mode, Estimator] = {"eval": "eval", "mc": "masks", "moments": "moments"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +83,7 @@ class Decider:
 
     def calibration(self, prediction: Prediction) -> Calibration | None:
         """That of a prediction's estimator, if there is one."""
-        return find_calibration(self._calibrations, _ESTIMATORS[prediction.mode], prediction.samples)
+        return find_calibration(self._calibrations, ESTIMATORS[prediction.mode], prediction.samples)
 
     def decide(self, prediction: Prediction, pixels: Pixels, demands: Demands, *, seed: int) -> Decision:
         """Decide on the prediction of pixels (28, 28); the same ones and the same seed give the same decision."""
@@ -100,7 +98,7 @@ class Decider:
                 least_confidence=None,
                 reason=reason,
                 novelty=novelty,
-                warnings=(self._missing(_ESTIMATORS[prediction.mode], prediction.samples),),
+                warnings=(self._missing(ESTIMATORS[prediction.mode], prediction.samples),),
             )
         probs_BC = calibration.probabilities(np.array([prediction.probabilities]))
         if reason is None and not calibration.is_answered(float(probs_BC.max()), risk=demands.max_risk):

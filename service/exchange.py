@@ -22,9 +22,14 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class Stages:
-    """Seconds that the stages of an answer took, by name; of a stage that came several times, all together."""
+    """Seconds that the stages of an answer took, by name; of a stage that came several times, all together.
 
-    def __init__(self) -> None:
+    Attributes:
+        request_id: of the request that is answered.
+    """
+
+    def __init__(self, request_id: str = "") -> None:
+        self.request_id = request_id
         self.seconds: dict[str, float] = {}
 
     def stage(self, name: str) -> AbstractContextManager[None]:
@@ -59,11 +64,10 @@ class Exchange(Stages):
     """
 
     def __init__(self, headers: Mapping[bytes, bytes]) -> None:
-        super().__init__()
+        given = headers.get(b"x-request-id", b"")
+        super().__init__(given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         self.sent = headers
         self._start = time.perf_counter()
-        given = headers.get(b"x-request-id", b"")
-        self.request_id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         self.trace_id, self.span_id, self._flags = _trace(headers.get(b"traceparent", b""))
         self.notes: dict[str, Any] = {}
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,11 @@ class Prepared:
     def inverted(self) -> bool:
         """Whether dark and light were swapped."""
         return "inverted" in self.steps
+
+    @property
+    def image_hash(self) -> str:
+        """16 hexadecimal digits that stand for the pixels."""
+        return blake2b(self.pixels.tobytes(), digest_size=8).hexdigest()
 
 
 @dataclass(frozen=True)

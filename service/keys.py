@@ -48,4 +48,4 @@ class Keys:
         if not any(matches):
             what = "is not known" if given else "is missing"
             detail = f"the key {what}: send Authorization: Bearer KEY, or X-API-Key: KEY"
-            raise Problem(401, "unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="mcd"'})
+            raise Problem("unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="mcd"'})

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from service.exchange import LOGGER
+from service.metrics import Metrics
 from service.pipeline import Pipeline
 
 _SECONDS = 0.5  # until all workers have noticed
@@ -22,14 +23,15 @@ class Live:
     Args:
         load: makes a pipeline of the model as it is on disk now; raises `ModelError`.
         folder: that all workers of the server share; in it one tells the others of a new model.
+        metrics: that name the model.
     """
 
-    def __init__(self, load: Callable[[], Pipeline], folder: Path | None) -> None:
-        self._load = load
+    def __init__(self, load: Callable[[], Pipeline], folder: Path | None, metrics: Metrics) -> None:
+        self._load, self._metrics = load, metrics
         self._token = None if folder is None else folder / "mcd-reload"
         self._seen = self._stamp()
         self._loading = threading.Lock()
-        self.pipeline = load()
+        self._take(load())
 
     def reload(self, *, tell: bool) -> str:
         """Take the model that is on disk now, or keep the old one if it can't be served.
@@ -45,7 +47,7 @@ class Live:
         """
         with self._loading:
             try:
-                self.pipeline = self._load()
+                self._take(self._load())
             except ModelError as error:
                 LOGGER.error("model refused", extra={"told": {"reason": str(error)}})
                 raise
@@ -54,6 +56,10 @@ class Live:
                 self._token.write_text(self.pipeline.model)
                 self._seen = self._stamp()
             return self.pipeline.model
+
+    def _take(self, pipeline: Pipeline) -> None:
+        self._metrics.model(pipeline.model, pipeline.recipe, pipeline.classes)
+        self.pipeline = pipeline
 
     async def follow(self) -> None:
         """Reload whenever another worker did, or at SIGHUP, until it is cancelled."""

@@ -1,14 +1,16 @@
 """What the service answers, as OpenAPI 3.1."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
 from service import v2
-from service.answers import Answer, BatchAnswer, RankAnswer
+from service.answers import Answer, BatchAnswer, FeedbackAnswer, RankAnswer
 from service.bodies import FILES, FORM, JSON, NPY
+from service.feedback import Feedback
 from service.images import SIDE
 from service.parameters import Parameters, RankParameters, Sampling
 
@@ -67,14 +69,15 @@ def describe(*, example: Mapping[str, Any], image: Sequence[Sequence[int]], with
         [
             *(
                 (model, "serialization")
-                for model in (Answer, BatchAnswer, RankAnswer, ProblemDetails, v2.InferenceResponse)
+                for model in (Answer, BatchAnswer, RankAnswer, FeedbackAnswer, ProblemDetails, v2.InferenceResponse)
             ),
-            *((model, "validation") for model in (Parameters, RankParameters, v2.InferenceRequest)),
+            *((model, "validation") for model in (Parameters, RankParameters, Feedback, v2.InferenceRequest)),
         ],
         ref_template=_REFERENCE,
     )
     ranked = {"by": "bald", "method": "masks", "samples": 100, "seed": 0}
     ranked |= {"indices": [0], "scores": [example["uncertainty"]["mutual_information"]], "errors": []}
+    told = {"image_hash": example["preprocessing"]["image_hash"], "label": example["label"]}
     document: Json = {
         "openapi": "3.1.0",
         "info": {
@@ -102,6 +105,15 @@ def describe(*, example: Mapping[str, Any], image: Sequence[Sequence[int]], with
                 "RankAnswer",
                 ranked,
                 with_keys=with_keys,
+            ),
+            "/feedback": _post(
+                "Tell the true class of what was predicted",
+                None,
+                {JSON: {"schema": {"$ref": _REFERENCE.format(model="Feedback")}, "example": told}},
+                "FeedbackAnswer",
+                {"predictions": 1, "right": 1},
+                with_keys=with_keys,
+                problems={404: "There is no such prediction, or no more."},
             ),
             "/metrics": _get("Metrics for Prometheus", "text/plain"),
             "/livez": _get("Whether the process lives", "text/plain"),
@@ -147,8 +159,9 @@ def _post(
     example: Mapping[str, Any],
     *,
     with_keys: bool,
+    problems: Mapping[int, str] = MappingProxyType({}),
 ) -> Json:
-    problems = _PROBLEMS | ({401: _PROBLEM_OF_KEYS} if with_keys else {})
+    all_problems = _PROBLEMS | ({401: _PROBLEM_OF_KEYS} if with_keys else {}) | dict(problems)
     headers = {
         "X-Request-ID": {"description": "as sent, or made", "schema": {"type": "string"}},
         "Server-Timing": {"description": "milliseconds of each stage", "schema": {"type": "string"}},
@@ -168,7 +181,7 @@ def _post(
                     "headers": headers,
                     "content": {JSON: {"schema": {"$ref": _REFERENCE.format(model=answer)}, "example": example}},
                 },
-                **{str(status): _problem(status, description) for status, description in sorted(problems.items())},
+                **{str(status): _problem(status, description) for status, description in sorted(all_problems.items())},
             },
             **({"security": [{"bearer": []}, {"header": []}]} if with_keys else {}),
         }

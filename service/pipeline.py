@@ -1,5 +1,6 @@
 """The stages between images and answers: decode, predict, decide, count. No HTTP but its problems."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ import torch
 from model import Artifact, entropy
 from service.answers import Answer, RankAnswer, Unranked
 from service.bodies import Image
-from service.decision import Decider
+from service.decision import Decider, Decision
+from service.drift import Reference
 from service.exchange import Stages
 from service.images import (
     SIDE,
@@ -29,6 +31,7 @@ from service.metrics import Metrics
 from service.parameters import Parameters, RankBy, RankParameters, Sampling
 from service.predictor import Prediction, Predictor
 from service.problems import Problem
+from service.recent import MODES, UNKNOWN, Recent, key
 from service.settings import Settings
 
 _CHEAP_PIXELS = 2**18  # decoded within a few milliseconds
@@ -59,6 +62,7 @@ class Pipeline:
     Args:
         artifact: the model.
         metrics: where predictions are counted.
+        recent: where they are kept for a while.
         settings: limits.
 
     Raises:
@@ -67,11 +71,13 @@ class Pipeline:
             known image what its layers say.
     """
 
-    def __init__(self, artifact: Artifact, metrics: Metrics, settings: Settings) -> None:
+    def __init__(self, artifact: Artifact, metrics: Metrics, recent: Recent, settings: Settings) -> None:
         self.model, self.classes = artifact.sha256, artifact.classes
+        self.recipe = str(artifact.card.get("recipe", {}).get("name", ""))
+        self.reference = Reference(artifact)
         self._predictor = Predictor(artifact)
         self._decider = Decider(artifact)
-        self._metrics = metrics
+        self._metrics, self._recent = metrics, recent
         self._settings = settings
         self._predictor.warm_up()
         self._check(artifact)
@@ -95,8 +101,21 @@ class Pipeline:
         Raises:
             Problem: 422 for broken image data, or an array of another shape or range.
         """
-        prediction, answer = self._answered(opened, parameters, stages)
-        self._metrics.prediction(prediction)
+        prediction, decision, answer = self._answered(opened, parameters, stages)
+        self._metrics.prediction(self.model, prediction, decision)
+        self._recent.add(
+            time.time(),
+            key(stages.request_id),
+            int(answer.preprocessing.image_hash, 16),
+            self.reference.model,
+            prediction.predictive_entropy,
+            prediction.mutual_information,
+            max(decision.probabilities or prediction.probabilities),
+            prediction.samples,
+            prediction.class_index,
+            MODES.index(prediction.mode),
+            UNKNOWN,
+        )
         return answer
 
     def answers(
@@ -119,7 +138,7 @@ class Pipeline:
             checkpoint()
             try:
                 _, prediction = self._predicted(self.open(image), parameters, stages)
-                self._metrics.prediction(prediction)
+                self._metrics.prediction(self.model, prediction, None)
                 scores[index] = self._score(prediction, parameters)
             except Problem as problem:
                 errors.append(Unranked(index=index, error=problem.document()))
@@ -148,15 +167,15 @@ class Pipeline:
     def example(self) -> tuple[list[list[int]], Answer]:
         """Predict a drawing, (28, 28), without counting it."""
         drawing = _trousers()
-        _, answer = self._answered(Opened(drawing), Parameters(samples=100), Stages())
+        _, _, answer = self._answered(Opened(drawing), Parameters(samples=100), Stages())
         return drawing.tolist(), answer
 
-    def _answered(self, opened: Opened, parameters: Parameters, stages: Stages) -> tuple[Prediction, Answer]:
+    def _answered(self, opened: Opened, parameters: Parameters, stages: Stages) -> tuple[Prediction, Decision, Answer]:
         prepared, prediction = self._predicted(opened, parameters, stages)
         with stages.stage("infer"):
             decision = self._decider.decide(prediction, prepared.pixels, parameters.demands, seed=parameters.seed)
         with stages.stage("encode"):
-            return prediction, Answer.of(prediction, decision, prepared, parameters)
+            return prediction, decision, Answer.of(prediction, decision, prepared, parameters)
 
     def _predicted(self, opened: Opened, parameters: Sampling, stages: Stages) -> tuple[Prepared, Prediction]:
         image = opened.image
@@ -211,8 +230,8 @@ def _as_problem() -> Iterator[None]:
     try:
         yield
     except UnknownFormatError as error:
-        raise Problem(415, "unsupported-image-format", str(error)) from error
+        raise Problem("unsupported-image-format", str(error)) from error
     except TooManyPixelsError as error:
-        raise Problem(413, "image-too-large", str(error)) from error
+        raise Problem("image-too-large", str(error)) from error
     except ImageError as error:
-        raise Problem(422, "invalid-image", str(error)) from error
+        raise Problem("invalid-image", str(error)) from error

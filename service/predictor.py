@@ -7,9 +7,11 @@ import numpy as np
 import torch
 
 from model import Artifact, MomentPropagation, Moments, MonteCarloDropout, Uncertainty, entropy, summarize
+from model.calibration import Estimator
 from service.images import SIDE, Pixels
 
 Mode = Literal["eval", "mc", "moments"]
+ESTIMATORS: dict[Mode, Estimator] = {"eval": "eval", "mc": "masks", "moments": "moments"}
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,17 @@ class Prediction:
     warnings: tuple[str, ...] = ()
 
     @property
-    def confidence(self) -> float:
-        """Probability of the most probable class."""
-        return self.probabilities[self.class_index]
+    def mutual_information(self) -> float:
+        """In nats; 0 in eval mode."""
+        return 0.0 if self.uncertainty is None else self.uncertainty.mutual_information.item()
+
+    @property
+    def agreement(self) -> float | None:
+        """Part of the masks whose most probable class is the one that is predicted; None where nothing is sampled."""
+        if self.probs_SBC is None:
+            return None
+        votes_S = self.probs_SBC.numpy()[:, 0].argmax(axis=1)
+        return float(np.count_nonzero(votes_S == self.class_index)) / self.samples
 
 
 class Predictor:

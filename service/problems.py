@@ -3,15 +3,41 @@
 from collections.abc import Iterable
 from typing import Any
 
+from pydantic import ValidationError
 from pydantic_core import to_json
+
+STATUSES = {
+    "malformed-request": 400,
+    "malformed-body": 400,
+    "unauthorized": 401,
+    "not-found": 404,
+    "unknown-prediction": 404,
+    "method-not-allowed": 405,
+    "upload-too-slow": 408,
+    "model-refused": 409,
+    "body-too-large": 413,
+    "image-too-large": 413,
+    "too-many-images": 413,
+    "too-much-work": 413,
+    "uri-too-long": 414,
+    "unsupported-encoding": 415,
+    "unsupported-image-format": 415,
+    "unsupported-media-type": 415,
+    "invalid-body": 422,
+    "invalid-image": 422,
+    "invalid-parameter": 422,
+    "headers-too-large": 431,
+    "internal-error": 500,
+    "overloaded": 503,
+    "deadline-exceeded": 504,
+}
 
 
 class Problem(Exception):  # noqa: N818 - the term of RFC 9457
     """A request that can't be answered, as problem details (RFC 9457).
 
     Args:
-        status: HTTP status.
-        kind: stable name of the problem, the end of its `type`.
+        kind: stable name of the problem, the end of its `type`; one of `STATUSES`, which has its HTTP status.
         detail: what is wrong with this request and what to do.
         errors: one entry for each parameter at fault, with `parameter` and `detail`.
         headers: to send with the answer.
@@ -19,7 +45,6 @@ class Problem(Exception):  # noqa: N818 - the term of RFC 9457
 
     def __init__(
         self,
-        status: int,
         kind: str,
         detail: str,
         *,
@@ -27,7 +52,7 @@ class Problem(Exception):  # noqa: N818 - the term of RFC 9457
         headers: dict[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
-        self.status = status
+        self.status = STATUSES[kind]
         self.kind = kind
         self.detail = detail
         self.errors = list(errors)
@@ -52,7 +77,12 @@ def invalid(*errors: tuple[str, str]) -> Problem:
     """Refuse parameters: each name with what is wrong about its value."""
     listed = [{"parameter": name, "detail": detail} for name, detail in errors]
     detail = "; ".join(f"{error['parameter']} {error['detail']}" for error in listed)
-    return Problem(422, "invalid-parameter", detail, errors=listed)
+    return Problem("invalid-parameter", detail, errors=listed)
+
+
+def invalid_document(error: ValidationError) -> Problem:
+    """Refuse a document that breaks its rules: each place with what is wrong there."""
+    return invalid(*((".".join(map(str, one["loc"])) or "body", one["msg"]) for one in error.errors()))
 
 
 def short(value: object) -> str:

@@ -16,13 +16,15 @@ from service.admission import Admission
 from service.answers import BatchAnswer
 from service.bodies import Content, Image, read_many, read_one
 from service.exchange import LOGGER, Exchange
+from service.feedback import Feedback
 from service.keys import Keys
 from service.live import Live, ModelError
-from service.metrics import CONTENT_TYPE, Metrics
+from service.metrics import CONTENT_TYPE, FLUSH_SECONDS, Metrics
 from service.openapi import describe
 from service.parameters import Parameters, RankParameters, Sampling
 from service.pipeline import Checkpoint, Pipeline
-from service.problems import Problem
+from service.problems import STATUSES, Problem
+from service.recent import Recent
 from service.settings import Settings
 from service.uploads import Uploads
 from service.work import Work
@@ -34,6 +36,7 @@ Handler = Callable[[Request, Exchange], Awaitable[Response]]
 # What BentoML answers itself: health, the description that its clients read, and a page that shows ours.
 _BENTOML_ROUTES = ("/", "/livez", "/readyz", "/healthz", "/schema.json")
 _BENTOML_FOLDER = "/static_content/"
+_READING = ("GET", "HEAD")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -43,21 +46,32 @@ _SECURITY_HEADERS = [
 ]
 _CHEAP_BYTES = 2**18  # read within a few milliseconds
 _CLIENT_GONE = 499
+_CODES = {200, _CLIENT_GONE, *STATUSES.values()} - {405}
+_CODES_OF_PAGES = (200, 401, 414, 431, _CLIENT_GONE, 500)
 
 
 @dataclass(frozen=True)
 class Route:
-    """What answers at a path."""
+    """What answers at a path.
 
+    Attributes:
+        name: what metrics and logs call it; paths that answer alike may share one.
+        method: that is understood.
+        handler: answers.
+        keys: that open it; None if it is open to all.
+        admission: how many requests are in work at once; None for any number.
+    """
+
+    name: str
     method: str
     handler: Handler
-    keys: Keys
+    keys: Keys | None = None
     admission: Admission | None = None
 
     @property
     def methods(self) -> tuple[str, ...]:
         """Those that are understood."""
-        return ("GET", "HEAD") if self.method == "GET" else (self.method,)
+        return _READING if self.method == "GET" else (self.method,)
 
 
 class Edge:
@@ -67,46 +81,54 @@ class Edge:
         bentoml_app: BentoML's application: its own routes and the lifespan.
         live: holds the model that answers.
         metrics: where requests are counted.
+        recent: predictions that feedback may be about.
         settings: limits and keys.
     """
 
-    def __init__(self, bentoml_app: ASGIApp, live: Live, metrics: Metrics, settings: Settings) -> None:
+    def __init__(self, bentoml_app: ASGIApp, live: Live, metrics: Metrics, recent: Recent, settings: Settings) -> None:
         self._bentoml_app = bentoml_app
         self._live = live
-        self._metrics = metrics
+        self._metrics, self._recent = metrics, recent
         self._settings = settings
         self._threads = anyio.CapacityLimiter(1)
         self._singles, self._batches = Admission(settings.max_in_flight), Admission(settings.max_batches_in_flight)
         self._uploads = Uploads(settings)
-        keys, open_to_all = settings.keys(), Keys(())
-        self._routes: dict[str, Route] = {
-            "/predict": Route("POST", self._predict, keys, self._singles),
-            "/predict_batch": Route("POST", self._predict_batch, keys, self._batches),
-            "/rank": Route("POST", self._rank, keys, self._batches),
-            "/metrics": Route("GET", self._show_metrics, keys if settings.metrics_need_key else open_to_all),
-        }
-        for path in v2.model_paths():
-            self._routes[f"{path}/infer"] = Route("POST", self._infer, keys, self._batches)
-        admins = settings.keys_of_admins()
+        keys, admins = settings.keys(), settings.keys_of_admins()
+        routes = [
+            Route("/predict", "POST", self._predict, keys, self._singles),
+            Route("/predict_batch", "POST", self._predict_batch, keys, self._batches),
+            Route("/rank", "POST", self._rank, keys, self._batches),
+            Route("/feedback", "POST", self._feedback, keys),
+            Route("/metrics", "GET", self._show_metrics, keys if settings.metrics_need_key else None),
+        ]
         if admins:
-            self._routes["/admin/reload"] = Route("POST", self._reload, admins)
+            routes.append(Route("/admin/reload", "POST", self._reload, admins))
+        self._routes = {route.name: route for route in routes}
+        path, path_of_version = (f"{path}/infer" for path in v2.model_paths())
+        self._routes[path] = self._routes[path_of_version] = Route(path, "POST", self._infer, keys, self._batches)
         self._has_keys, self._has_admins = bool(keys), bool(admins)
         self._pages, self._shown = self._describe(live.pipeline), live.pipeline
-        self._routes |= dict.fromkeys(self._pages, Route("GET", self._show_page, open_to_all))
+        for path in self._pages:
+            self._routes[path] = Route("/v2/*" if v2.is_v2(path) else path, "GET", self._show_page)
+        self._other = Route("other", "other", self._refuse)
+        self._declare()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, count and log an HTTP request; the rest, such as the lifespan, is BentoML's."""
         if scope["type"] == "lifespan":
-            following = asyncio.create_task(self._live.follow())
+            beside = [asyncio.create_task(task()) for task in (self._live.follow, self._count)]
             try:
                 await self._bentoml_app(scope, receive, send)
             finally:
-                following.cancel()
+                for task in beside:
+                    task.cancel()
+                self._metrics.flush()
             return
         if scope["type"] != "http":
             await self._bentoml_app(scope, receive, send)
             return
         exchange = Exchange(dict(scope["headers"]))
+        route = self._route(scope["path"], scope["method"])
         status = _CLIENT_GONE
 
         async def send_with_headers(message: Message) -> None:
@@ -116,48 +138,88 @@ class Edge:
                 message["headers"] = [*message.get("headers", ()), *exchange.headers(), *_SECURITY_HEADERS]
             await send(message)
 
-        route = self._route(scope["path"])
         try:
-            if route in self._routes or route == "other":
-                response = await self._respond(Request(scope, receive), exchange)
-                await response(scope, receive, send_with_headers)
-            else:
-                await self._bentoml_app(scope, receive, send_with_headers)
+            with self._metrics.in_progress():
+                if route is None:
+                    await self._bentoml_app(scope, receive, send_with_headers)
+                else:
+                    response = await self._respond(route, Request(scope, receive), exchange)
+                    await response(scope, receive, send_with_headers)
         except ClientDisconnect:
             return  # nobody is left to answer; it is counted as 499
         finally:
-            method = scope["method"] if scope["method"] in _METHODS else "other"
-            seconds = exchange.age
-            self._metrics.request(route, method, status, seconds)
-            exchange.log(method=method, route=route, status=status, seconds=seconds)
+            self._tell(route, scope, status, exchange)
 
-    def _route(self, path: str) -> str:
-        """Name the route of a path; all unknown paths are one."""
-        if path in self._routes or path in _BENTOML_ROUTES:
-            return path
-        return f"{_BENTOML_FOLDER}*" if path.startswith(_BENTOML_FOLDER) else "other"
+    async def _count(self) -> None:
+        """Count what metrics have noted, until it is cancelled."""
+        while True:
+            await asyncio.sleep(FLUSH_SECONDS)
+            self._metrics.flush()
 
-    async def _respond(self, request: Request, exchange: Exchange) -> Response:
+    def _route(self, path: str, method: str) -> Route | None:
+        """Find what answers: None is BentoML. All unknown paths, and methods that a path hasn't, are one."""
+        route = self._routes.get(path)
+        if route is not None:
+            return route if method in route.methods else self._other
+        is_bentomls = path in _BENTOML_ROUTES or path.startswith(_BENTOML_FOLDER)
+        return None if is_bentomls and method in _READING else self._other
+
+    def _tell(self, route: Route | None, scope: Scope, status: int, exchange: Exchange) -> None:
+        """Count and log what became of a request."""
+        if route is None:
+            path = scope["path"]
+            name, method = path if path in _BENTOML_ROUTES else f"{_BENTOML_FOLDER}*", "GET"
+        else:
+            name, method = route.name, route.method
+        seconds = exchange.age
+        self._metrics.request(name, method, status, seconds)
+        if "images" in exchange.notes:
+            self._metrics.stages(exchange.seconds, exchange.notes["images"])
+        sent = scope["method"] if scope["method"] in _METHODS else "other"
+        exchange.log(method=sent, route=name, status=status, seconds=seconds)
+
+    async def _respond(self, route: Route, request: Request, exchange: Exchange) -> Response:
         try:
-            route = self._routes.get(request.scope["path"])
-            if route is None:
-                raise Problem(404, "not-found", "there is nothing at this path; POST an image to /predict")
-            if request.method not in route.methods:
-                allowed = ", ".join(route.methods)
-                raise Problem(405, "method-not-allowed", f"use {allowed}", headers={"Allow": allowed})
             if route.admission is not None:
                 route.admission.check()
             self._uploads.check_headers(request.scope)
-            route.keys.check(exchange.sent)
+            if route.keys is not None:
+                route.keys.check(exchange.sent)
             return await route.handler(request, exchange)
         except Problem as problem:
-            return _problem(problem, request, exchange)
+            return self._problem(problem, request, exchange)
         except ClientDisconnect:
             raise
         except Exception:  # noqa: BLE001 - a fault of ours is logged, and the client told
             LOGGER.exception("failure", extra={"told": {"request_id": exchange.request_id}})
             detail = f"the service failed; its log tells more of the request {exchange.request_id}"
-            return _problem(Problem(500, "internal-error", detail), request, exchange)
+            return self._problem(Problem("internal-error", detail), request, exchange)
+
+    def _declare(self) -> None:
+        """Let there be counts of each route from the start."""
+        for route in self._routes.values():
+            works = route.method == "POST"
+            self._metrics.route(route.name, route.method, _CODES if works else _CODES_OF_PAGES, timed=works)
+        for name in (*_BENTOML_ROUTES, f"{_BENTOML_FOLDER}*"):
+            self._metrics.route(name, "GET", (200, 404, 503, _CLIENT_GONE), timed=False)
+        self._metrics.route(self._other.name, self._other.method, (404, 405, 414, 431), timed=False)
+
+    async def _refuse(self, request: Request, _: Exchange) -> Response:
+        path = request.scope["path"]
+        if path in self._routes:
+            methods = self._routes[path].methods
+        elif path in _BENTOML_ROUTES or path.startswith(_BENTOML_FOLDER):
+            methods = _READING
+        else:
+            raise Problem("not-found", "there is nothing at this path; POST an image to /predict")
+        allowed = ", ".join(methods)
+        raise Problem("method-not-allowed", f"use {allowed}", headers={"Allow": allowed})
+
+    def _problem(self, problem: Problem, request: Request, exchange: Exchange) -> Response:
+        exchange.notes["problem"] = problem.kind
+        self._metrics.rejected(problem.kind)
+        body = problem.body(with_error=v2.is_v2(request.scope["path"]))
+        return Response(body, problem.status, problem.headers, "application/problem+json")
 
     async def _predict(self, request: Request, exchange: Exchange) -> Response:
         content, parameters = await self._read(request, exchange, read_one, Parameters)
@@ -214,6 +276,14 @@ class Edge:
             return _json(content)
         return Response(content, headers={v2.HEADER_LENGTH: str(length)}, media_type="application/octet-stream")
 
+    async def _feedback(self, request: Request, exchange: Exchange) -> Response:
+        body = await self._uploads.body(request)
+        asked = Feedback.read(body, self._settings)
+        answer = await anyio.to_thread.run_sync(asked.tell, self._recent, self._live.pipeline.classes)
+        self._metrics.feedback(right=answer.right, wrong=answer.predictions - answer.right)
+        exchange.notes["bytes"] = len(body)
+        return _json(answer.model_dump_json().encode())
+
     async def _show_metrics(self, _: Request, __: Exchange) -> Response:
         return Response(await anyio.to_thread.run_sync(self._metrics.expose), headers={"Content-Type": CONTENT_TYPE})
 
@@ -238,7 +308,7 @@ class Edge:
         try:
             model = await anyio.to_thread.run_sync(lambda: self._live.reload(tell=True))
         except ModelError as error:
-            raise Problem(409, "model-refused", f"the old model goes on answering: {error}") from error
+            raise Problem("model-refused", f"the old model goes on answering: {error}") from error
         return _json(json.dumps({"model": model}).encode())
 
     async def _read_pool(self, request: Request, exchange: Exchange, kind: type[Asked]) -> tuple[list[Image], Asked]:
@@ -250,13 +320,11 @@ class Edge:
     def _check_work(self, count: int, parameters: Sampling) -> None:
         limits = self._settings
         if count > limits.max_images:
-            raise Problem(413, "too-many-images", f"a request may have at most {limits.max_images} images, got {count}")
+            raise Problem("too-many-images", f"a request may have at most {limits.max_images} images, got {count}")
         passes = count * max(parameters.most_samples, 1)
         if passes > limits.max_forward_passes:
             got = f"{count} x {parameters.most_samples}"
-            raise Problem(
-                413, "too-much-work", f"images x samples may be {limits.max_forward_passes} at most, got {got}"
-            )
+            raise Problem("too-much-work", f"images x samples may be {limits.max_forward_passes} at most, got {got}")
 
     async def _read(
         self, request: Request, exchange: Exchange, read: Callable[..., Content], kind: type[Asked]
@@ -283,9 +351,3 @@ class Edge:
 
 def _json(body: bytes) -> Response:
     return Response(body, media_type="application/json")
-
-
-def _problem(problem: Problem, request: Request, exchange: Exchange) -> Response:
-    exchange.notes["problem"] = problem.kind
-    body = problem.body(with_error=v2.is_v2(request.scope["path"]))
-    return Response(body, problem.status, problem.headers, "application/problem+json")

@@ -21,9 +21,10 @@ from service.bodies import image_of, images_of
 from service.connections import guard_connections
 from service.exchange import Stages, write_log
 from service.live import Live, ModelError
-from service.metrics import Metrics
+from service.metrics import Metrics, Observed
 from service.parameters import Parameters, RankParameters
 from service.pipeline import Pipeline
+from service.recent import Recent
 from service.routes import Edge
 from service.settings import Settings, SettingsError
 
@@ -46,8 +47,8 @@ class EdgeService(bentoml.Service[Any]):  # type: ignore[misc] # BentoML exports
     def to_asgi(self, is_main: bool = True) -> ASGIApp:  # noqa: FBT001, FBT002 - BentoML's signature
         """Build a worker's application, the model loaded and warm."""
         write_log(SETTINGS.log_level)
-        guard_connections(SETTINGS)
-        app = Edge(super().to_asgi(is_main), _live(), _metrics(), SETTINGS)
+        guard_connections(SETTINGS, _metrics())
+        app = Edge(super().to_asgi(is_main), _live(), _metrics(), _recent(), SETTINGS)
         # What start-up left behind lives as long as the worker: keep it out of the collector's full passes, which
         # stop all requests for a tenth of a second and more.
         gc.collect()
@@ -81,6 +82,7 @@ class Pool(RankParameters, bentoml.IODescriptor):  # type: ignore[misc]
     service_class=EdgeService,
     workers=SETTINGS.workers,
     logging={"access": {"enabled": False}},  # the edge writes a line for each request
+    metrics={"enabled": False},  # and counts it; BentoML has a series for each path that anybody asks for
 )
 class UncertaintyService:
     """Classify clothing, and say how sure the network is."""
@@ -125,20 +127,37 @@ def _metrics() -> Metrics:
 
 
 @functools.cache
+def _recent() -> Recent:
+    try:
+        return Recent(
+            Path(SETTINGS.recent_folder) if SETTINGS.recent_folder else _shared(), SETTINGS.recent_predictions
+        )
+    except OSError as error:
+        raise SystemExit(f"mcd: MCD_RECENT_FOLDER: can't be written ({error})") from error
+
+
+def _shared() -> Path | None:
+    """The folder that all workers of this server share, under BentoML."""
+    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(folder) if folder else None
+
+
+@functools.cache
 def _live() -> Live:
     # One core a worker: more workers are the way to more cores. Bits depend on the number of threads, too.
     torch.set_num_threads(1)
     threadpool_limits(1, user_api="blas")
-    shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     try:
-        return Live(_load, Path(shared) if shared else None)
+        live = Live(_load, _shared(), _metrics())
     except ModelError as error:
         raise SystemExit(f"mcd: {error}") from error
+    _metrics().derive(Observed(_recent(), lambda: live.pipeline.reference, images=SETTINGS.drift_images))
+    return live
 
 
 def _load() -> Pipeline:
     try:
-        return Pipeline(_load_artifact(), _metrics(), SETTINGS)
+        return Pipeline(_load_artifact(), _metrics(), _recent(), SETTINGS)
     except (BentoMLException, TypeError, ValueError) as error:
         raise ModelError(f"the model can't be served: {error}") from error
 

@@ -42,6 +42,11 @@ class Settings(BaseModel):
     metrics_need_key: Annotated[bool, Field(description="whether /metrics needs a key too")] = False
     admin_keys: Annotated[str, Field(description="keys for /admin/reload; none: it isn't there", repr=False)] = ""
     admin_keys_file: Annotated[str, Field(description="file with such a key a line")] = ""
+    recent_predictions: Annotated[int, Field(ge=1, description="predictions a worker keeps for drift, feedback")] = (
+        10_000
+    )
+    recent_folder: Annotated[str, Field(description="where they are kept over restarts; empty: not at all")] = ""
+    drift_images: Annotated[int, Field(ge=1, description="newest images of a mode that drift is told from")] = 1000
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="info: a line for each request")
     ] = "info"

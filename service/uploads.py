@@ -33,11 +33,11 @@ class Uploads:
         """
         limits = self._settings
         if len(scope["query_string"]) > limits.max_query_bytes:
-            raise Problem(414, "uri-too-long", f"the query must have at most {limits.max_query_bytes} bytes")
+            raise Problem("uri-too-long", f"the query must have at most {limits.max_query_bytes} bytes")
         headers = scope["headers"]
         if len(headers) > limits.max_headers or sum(map(len, (part for pair in headers for part in pair))) > 2**14:
             detail = f"a request may have {limits.max_headers} headers of {2**14} bytes together"
-            raise Problem(431, "headers-too-large", detail)
+            raise Problem("headers-too-large", detail)
 
     async def body(self, request: Request) -> bytes:
         """Read a body.
@@ -55,12 +55,12 @@ class Uploads:
         if encoding not in {*_ENCODINGS, "identity", ""}:
             known = ", ".join(_ENCODINGS)
             headers = {"Accept-Encoding": known}
-            raise Problem(415, "unsupported-encoding", f"the body may be compressed by {known}", headers=headers)
+            raise Problem("unsupported-encoding", f"the body may be compressed by {known}", headers=headers)
         try:
             async with asyncio.timeout(seconds):
                 body = await self._received(request, limit)
         except TimeoutError as error:
-            raise Problem(408, "upload-too-slow", f"the body took longer than {seconds:g} seconds") from error
+            raise Problem("upload-too-slow", f"the body took longer than {seconds:g} seconds") from error
         return _inflated(body, limit) if encoding in _ENCODINGS else bytes(body)
 
     async def _received(self, request: Request, limit: int) -> bytearray:
@@ -83,13 +83,13 @@ def _inflated(body: bytearray, limit: int) -> bytes:
     try:
         inflated = inflater.decompress(body, limit + 1)
     except zlib.error as error:
-        raise Problem(400, "malformed-body", f"the body can't be decompressed: {error}") from error
+        raise Problem("malformed-body", f"the body can't be decompressed: {error}") from error
     if len(inflated) > limit:
         raise _too_large(limit)
     if not inflater.eof or inflater.unused_data:
-        raise Problem(400, "malformed-body", "the body can't be decompressed: it has another end than its compression")
+        raise Problem("malformed-body", "the body can't be decompressed: it has another end than its compression")
     return inflated
 
 
 def _too_large(limit: int) -> Problem:
-    return Problem(413, "body-too-large", f"the body must have at most {limit} bytes")
+    return Problem("body-too-large", f"the body must have at most {limit} bytes")

@@ -17,7 +17,7 @@ from service.answers import Answer, UncertaintyAnswer
 from service.bodies import Image, image_of, parse_json
 from service.images import SIDE
 from service.parameters import Parameters
-from service.problems import Problem, invalid, short
+from service.problems import Problem, invalid, invalid_document, short
 from service.settings import Settings
 
 MODEL, VERSION = "mcd", "1"
@@ -123,12 +123,12 @@ def read(body: bytes, header_length: str | None, limits: Settings) -> Inference:
     length = len(body)
     if header_length is not None:
         if not (header_length.isdecimal() and len(header_length) < 20 and int(header_length) <= length):
-            raise Problem(400, "malformed-body", f"{HEADER_LENGTH} must be 0..{length}, got {short(header_length)}")
+            raise Problem("malformed-body", f"{HEADER_LENGTH} must be 0..{length}, got {short(header_length)}")
         length = int(header_length)
     try:
         asked = InferenceRequest.model_validate(parse_json(body[:length], limits))
     except ValidationError as error:
-        raise invalid(*((".".join(map(str, one["loc"])) or "body", one["msg"]) for one in error.errors())) from error
+        raise invalid_document(error) from error
     (tensor,) = asked.inputs
     images = _read_binary(tensor, body[length:]) if "binary_data_size" in tensor.parameters else _read_data(tensor)
     if not images:
@@ -325,7 +325,7 @@ def write(asked: Inference, answers: Sequence[Answer | Problem], classes: Sequen
     """
     for index, answer in enumerate(answers):
         if isinstance(answer, Problem):
-            raise Problem(answer.status, answer.kind, f"image {index}: {answer.detail}", errors=answer.errors)
+            raise Problem(answer.kind, f"image {index}: {answer.detail}", errors=answer.errors)
     good = [answer for answer in answers if isinstance(answer, Answer)]
     named = asked.outputs if asked.outputs is not None else [RequestOutput(name=name) for name in _OUTPUTS]
     tensors, raw = [], []

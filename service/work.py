@@ -34,7 +34,7 @@ class Work:
         if self._gone:
             raise ClientDisconnect
         if time.monotonic() > self._deadline:
-            raise Problem(504, "deadline-exceeded", f"the answer took longer than {self._seconds:g} seconds")
+            raise Problem("deadline-exceeded", f"the answer took longer than {self._seconds:g} seconds")
 
     async def __aenter__(self) -> Self:
         self._watch = asyncio.create_task(self._wait_for_disconnect())

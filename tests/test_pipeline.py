@@ -6,6 +6,7 @@ from model import load_artifact
 from service.metrics import Metrics
 from service.pipeline import Pipeline
 from service.predictor import Predictor
+from service.recent import Recent
 from service.settings import Settings
 
 
@@ -18,7 +19,7 @@ def test_a_predictor_that_gets_the_known_image_wrong_is_not_served(monkeypatch, 
         return replace(prediction, probabilities=[2 * value for value in prediction.probabilities])
 
     artifact = load_artifact()
-    assert Pipeline(artifact, Metrics(), Settings()).model == artifact.sha256
+    assert Pipeline(artifact, Metrics(), Recent(None, 10), Settings()).model == artifact.sha256
     monkeypatch.setattr(Predictor, method, wrong)
     with pytest.raises(ValueError, match="a known image must get the probabilities"):
-        Pipeline(artifact, Metrics(), Settings())
+        Pipeline(artifact, Metrics(), Recent(None, 10), Settings())

@@ -48,14 +48,14 @@ def assert_alike(shown: object, found: object) -> None:
 
 
 SHOWN = [
-    (text.removeprefix("$ ").strip(), json.loads(answer))
+    (text.removeprefix("$ ").strip().replace("\n$ ", " && "), json.loads(answer))
     for (kind, text), (following, answer) in pairwise(BLOCKS)
     if (kind, following) == ("console", "json")
 ]
 
 
 def test_answers_are_shown():
-    assert len(SHOWN) == 3
+    assert len(SHOWN) == 4
 
 
 @pytest.mark.parametrize(("command", "answer"), SHOWN)
