@@ -1,7 +1,7 @@
 """Requests a second of the service, of bare Starlette and of BentoML's idiom: `python -m benchmarks.throughput`.
 
-One worker each, eight connections, PNG test images, a hundred masks. All three servers run; they take turns of a second
-under load from one process. Writes docs/performance/throughput.md.
+The service runs with and without its metrics. One worker each, eight connections, PNG test images, a hundred masks. All
+servers run; they take turns of a second under load from one process. Writes docs/performance/throughput.md.
 """
 
 import asyncio
@@ -25,6 +25,7 @@ TURNS = 15
 SECONDS = 1.0
 SERVERS = {
     "this service": (SERVICE, "/readyz"),
+    "this service without metrics": ((*BENTOML, "benchmarks.unmetered:UncertaintyService"), "/readyz"),
     "bare uvicorn and Starlette": (
         ("-m", "uvicorn", "--host", "127.0.0.1", "--port", "{port}", "--no-access-log", "benchmarks.apps:bare"),
         "/",
@@ -84,7 +85,7 @@ def main() -> None:
                 requests(
                     pixels_B,
                     is_form=name == "BentoML's idiom",
-                    path="/predict?samples=100" if name == "this service" else "/predict",
+                    path="/predict?samples=100" if name.startswith("this service") else "/predict",
                 )
             )
             for name in SERVERS
@@ -113,8 +114,8 @@ def main() -> None:
     text = (
         f"# Throughput of the service\n\nMade by `make bench`. {machine()}\n\n"
         f"One worker, {CONNECTIONS} connections, PNG test images, 100 masks; {TURNS} turns of {SECONDS:g} second each, "
-        "taking turns, with the load from one other process. The others do the same decoding, inference and decision; "
-        "they have no limits, checks, preprocessing, log or metrics of ours.\n\n"
+        "taking turns, with the load from one other process. The last two do the same decoding, inference and "
+        "decision; they have no limits, checks, preprocessing, log or metrics of ours.\n\n"
     )
     text += table(["server", "requests/s", "this service / it", "p50 ms", "p99 ms", "p99 / p50"], rows)
     write("throughput.md", text)

@@ -4,15 +4,13 @@ Distributions and sums are noted in passing and counted a little later, many at 
 that Prometheus' client shares among workers, would take a twentieth of a prediction's time.
 """
 
-import contextlib
 import math
 import os
 import platform
-from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -45,15 +43,42 @@ _MODEL_DIGITS = 12
 
 
 class _Histogram(Histogram):
-    """Takes many values at once."""
+    """Takes notes of values, any number of which are then counted at once."""
 
-    def observe_all(self, values: Sequence[float]) -> None:
-        """Count values, none of them NaN."""
-        places = np.searchsorted(self._upper_bounds, values, side="left")
-        for bucket, count in zip(self._buckets, np.bincount(places).tolist(), strict=False):
-            if count:
-                bucket.inc(count)
-        self._sum.inc(math.fsum(values))
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self.noted: list[float] = []
+
+    def count(self) -> None:
+        """Count what was noted, none of it NaN; other threads may go on noting."""
+        if values := _taken(self.noted):
+            places = np.searchsorted(self._upper_bounds, values, side="left")
+            for bucket, count in zip(self._buckets, np.bincount(places).tolist(), strict=False):
+                if count:
+                    bucket.inc(count)
+            self._sum.inc(math.fsum(values))
+
+
+class _Counter(Counter):
+    """Takes notes of amounts, any number of which are then counted at once."""
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self.noted: list[float] = []
+
+    def count(self) -> None:
+        """Count what was noted; other threads may go on noting."""
+        if amounts := _taken(self.noted):
+            self.inc(sum(amounts))
+
+
+def _taken(noted: list[float]) -> list[float]:
+    values = noted[:]
+    del noted[: len(values)]
+    return values
+
+
+Noting = TypeVar("Noting", _Histogram, _Counter)
 
 
 class Metrics:
@@ -62,7 +87,8 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._derived: list[Collector] = []
-        self._noted: deque[tuple[_Histogram | Counter, float]] = deque()
+        self._noting: dict[_Histogram | _Counter, None] = {}
+        self._in_work = 0
         shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         self._folder = Path(shared) if shared else None
 
@@ -73,30 +99,34 @@ class Metrics:
         self._routes: dict[tuple[str, str], _Histogram] = {}
         stages = "Time that a stage took for all images of a request."
         by_stage = self._histogram("stage_duration_seconds", stages, _STAGE_LATENCIES, "stage")
-        self._stages = {stage: by_stage.labels(stage) for stage in _STAGES}
+        self._stages = {stage: self._child(by_stage, stage) for stage in _STAGES}
         self._in_progress = self._gauge("http_requests_in_progress", "HTTP requests in work.", "livesum")
         rejected = self._counter("requests_rejected", "Requests that got a problem, by its type.", "reason")
         self._rejected = {kind: rejected.labels(kind) for kind in STATUSES}
-        self._batches = self._histogram("batch_size_images", "Images of a request.", (1, 3, 10, 30, 100, 300, 1000))
+        self._batches = self._child(
+            self._histogram("batch_size_images", "Images of a request.", (1, 3, 10, 30, 100, 300, 1000))
+        )
 
         self._predictions = self._counter("predictions", "Images predicted.", "model", "mode", "predicted_class")
-        self._classes: dict[tuple[str, Mode, str], Counter] = {}
-        self._passes = self._counter("forward_passes", "Dropout masks computed; one for a pass without masks.")
+        self._classes: dict[tuple[str, Mode, str], _Counter] = {}
+        self._passes = self._child(self._counter("forward_passes", "Dropout masks computed; 1 for a pass without any."))
         masks = "Dropout masks of a prediction, 0 where nothing is sampled."
-        self._samples = self._histogram("samples_per_prediction", masks, _NUMBERS)
+        self._samples = self._child(self._histogram("samples_per_prediction", masks, _NUMBERS))
         self._entropies = self._by_mode("predictive_entropy_ratio", "Predictive entropy over ln(classes).", _RATIOS)
         self._informations = self._by_mode(
             "mutual_information_ratio", "Mutual information over ln(classes).", _INFORMATION_RATIOS, _SPREADS
         )
-        self._confidences = self._histogram("confidence_ratio", "Probability of the predicted class.", _RATIOS)
+        self._confidences = self._child(
+            self._histogram("confidence_ratio", "Probability of the predicted class.", _RATIOS)
+        )
         votes = "Part of the masks that vote for the predicted class."
-        self._agreements = self._histogram("vote_agreement_ratio", votes, _RATIOS)
+        self._agreements = self._child(self._histogram("vote_agreement_ratio", votes, _RATIOS))
         sizes = "Classes of a prediction set."
-        self._set_sizes = self._histogram("prediction_set_size_classes", sizes, tuple(range(11)))
+        self._set_sizes = self._child(self._histogram("prediction_set_size_classes", sizes, range(11)))
         abstentions = self._counter("abstentions", "Predictions that are left to a person, by the reason.", "reason")
-        self._abstentions = {reason: abstentions.labels(reason) for reason in get_args(Reason)}
-        self._novelties = self._histogram(
-            "novelty_score", "How unlike the training's an image is; 0 if it is typical.", _SCORES
+        self._abstentions = {reason: self._child(abstentions, reason) for reason in get_args(Reason)}
+        self._novelties = self._child(
+            self._histogram("novelty_score", "How unlike the training's an image is; 0 if it is typical.", _SCORES)
         )
         outcomes = self._counter("feedback", "Predictions whose true class was told.", "outcome")
         self._outcomes = {outcome: outcomes.labels(outcome) for outcome in ("wrong", "right")}
@@ -119,7 +149,7 @@ class Metrics:
     def route(self, route: str, method: str, codes: Iterable[int], *, timed: bool) -> None:
         """Let there be counts of a route from the start: a template out of a fixed set, never a raw path."""
         if timed:
-            self._routes[route, method] = self._durations.labels(route, method)
+            self._routes[route, method] = self._child(self._durations, route, method)
         for code in codes:
             self._codes[route, method, code] = self._requests.labels(route, method, code)
 
@@ -128,7 +158,7 @@ class Metrics:
         model = identity[:_MODEL_DIGITS]
         for mode in _MODES:
             for name in classes:
-                self._classes[model, mode, name] = self._predictions.labels(model, mode, name)
+                self._classes[model, mode, name] = self._child(self._predictions, model, mode, name)
         if self._model != ("", ""):
             self._model_info.labels(*self._model).set(0)
         self._model = (model, recipe)
@@ -136,26 +166,23 @@ class Metrics:
         self._loaded.set_to_current_time()
         self._ready.set(1)
 
-    @contextlib.contextmanager
-    def in_progress(self) -> Iterator[None]:
-        """Count a request that is being answered."""
-        self._in_progress.inc()
-        try:
-            yield
-        finally:
-            self._in_progress.dec()
+    def begin(self) -> None:
+        """A request is there; `request` tells its end."""
+        self._in_work += 1
 
     def request(self, route: str, method: str, code: int, seconds: float) -> None:
         """Count a request that was answered, or given up; how long it took, if its route is timed."""
         counter = self._codes.get((route, method, code))
         (counter or self._requests.labels(route, method, code)).inc()
         if (route, method) in self._routes:
-            self._noted.append((self._routes[route, method], seconds))
+            self._routes[route, method].noted.append(seconds)
+        self._in_work -= 1
 
     def stages(self, seconds: dict[str, float], images: int) -> None:
         """Count what was done for a request's images."""
-        self._noted.append((self._batches, images))
-        self._noted.extend((self._stages[stage], took) for stage, took in seconds.items())
+        self._batches.noted.append(images)
+        for stage, took in seconds.items():
+            self._stages[stage].noted.append(took)
 
     def rejected(self, kind: str) -> None:
         """Count a request that got a problem."""
@@ -164,24 +191,23 @@ class Metrics:
     def prediction(self, model: str, prediction: Prediction, decision: Decision | None) -> None:
         """Count a prediction by a model, and what was decided."""
         mode, most = prediction.mode, math.log(len(prediction.probabilities))
-        noted = self._noted.append
-        noted((self._classes[model[:_MODEL_DIGITS], mode, prediction.label], 1))
-        noted((self._passes, max(prediction.samples, 1)))
-        noted((self._samples, prediction.samples))
-        noted((self._entropies[mode], prediction.predictive_entropy / most))
+        self._classes[model[:_MODEL_DIGITS], mode, prediction.label].noted.append(1)
+        self._passes.noted.append(max(prediction.samples, 1))
+        self._samples.noted.append(prediction.samples)
+        self._entropies[mode].noted.append(prediction.predictive_entropy / most)
         if prediction.uncertainty is not None:
-            noted((self._informations[mode], prediction.mutual_information / most))
+            self._informations[mode].noted.append(prediction.mutual_information / most)
         if prediction.agreement is not None:
-            noted((self._agreements, prediction.agreement))
+            self._agreements.noted.append(prediction.agreement)
         if decision is None:
             return
-        noted((self._confidences, max(decision.probabilities or prediction.probabilities)))
+        self._confidences.noted.append(max(decision.probabilities or prediction.probabilities))
         if decision.prediction_set is not None:
-            noted((self._set_sizes, len(decision.prediction_set)))
+            self._set_sizes.noted.append(len(decision.prediction_set))
         if decision.reason is not None:
-            noted((self._abstentions[decision.reason], 1))
+            self._abstentions[decision.reason].noted.append(1)
         if decision.novelty is not None:
-            noted((self._novelties, max(decision.novelty.score, 0.0)))  # a sum may not fall
+            self._novelties.noted.append(max(decision.novelty.score, 0.0))  # a sum may not fall
 
     def feedback(self, *, right: int, wrong: int) -> None:
         """Count predictions whose true class was told."""
@@ -194,16 +220,9 @@ class Metrics:
 
     def flush(self) -> None:
         """Count what was noted; from any thread."""
-        values = defaultdict(list)
-        with contextlib.suppress(IndexError):  # all are taken
-            while True:
-                metric, value = self._noted.popleft()
-                values[metric].append(value)
-        for metric, several in values.items():
-            if isinstance(metric, _Histogram):
-                metric.observe_all(several)
-            else:
-                metric.inc(sum(several))
+        self._in_progress.set(self._in_work)
+        for metric in tuple(self._noting):
+            metric.count()
 
     def expose(self) -> bytes:
         """Write all metrics in Prometheus' text format: of every worker under BentoML, else of this process."""
@@ -218,20 +237,26 @@ class Metrics:
             registry.register(collector)
         return generate_latest(registry)
 
-    def _counter(self, name: str, told: str, *labels: str) -> Counter:
-        return Counter(f"mcd_{name}", told, labels, registry=self._registry)
+    def _counter(self, name: str, told: str, *labels: str) -> _Counter:
+        return _Counter(f"mcd_{name}", told, labels, registry=self._registry)
 
     def _gauge(self, name: str, told: str, over_workers: str, *labels: str) -> Gauge:
         return Gauge(f"mcd_{name}", told, labels, registry=self._registry, multiprocess_mode=over_workers)  # type: ignore[arg-type]
 
     def _histogram(self, name: str, told: str, bounds: Sequence[float], *labels: str) -> _Histogram:
-        return _Histogram(f"mcd_{name}", told, labels, registry=self._registry, buckets=bounds)
+        return _Histogram(f"mcd_{name}", told, labels, registry=self._registry, buckets=tuple(bounds))
+
+    def _child(self, metric: Noting, *labels: str) -> Noting:
+        """Take notes for one of a metric's label sets."""
+        child = metric.labels(*labels) if labels else metric
+        self._noting[child] = None
+        return child
 
     def _by_mode(
         self, name: str, told: str, bounds: Sequence[float], modes: Sequence[Mode] = _MODES
     ) -> dict[Mode, _Histogram]:
         histogram = self._histogram(name, told, bounds, "mode")
-        return {mode: histogram.labels(mode) for mode in modes}
+        return {mode: self._child(histogram, mode) for mode in modes}
 
 
 class Observed(Collector):

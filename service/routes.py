@@ -138,13 +138,13 @@ class Edge:
                 message["headers"] = [*message.get("headers", ()), *exchange.headers(), *_SECURITY_HEADERS]
             await send(message)
 
+        self._metrics.begin()
         try:
-            with self._metrics.in_progress():
-                if route is None:
-                    await self._bentoml_app(scope, receive, send_with_headers)
-                else:
-                    response = await self._respond(route, Request(scope, receive), exchange)
-                    await response(scope, receive, send_with_headers)
+            if route is None:
+                await self._bentoml_app(scope, receive, send_with_headers)
+            else:
+                response = await self._respond(route, Request(scope, receive), exchange)
+                await response(scope, receive, send_with_headers)
         except ClientDisconnect:
             return  # nobody is left to answer; it is counted as 499
         finally:

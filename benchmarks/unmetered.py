@@ -1,0 +1,18 @@
+"""The service without metrics, drift and feedback: what they cost is the difference."""
+
+from typing import Any
+
+from service.metrics import Metrics
+from service.recent import Recent
+from service.service import UncertaintyService
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """Count nothing."""
+
+
+for counting in (Metrics.begin, Metrics.request, Metrics.stages, Metrics.prediction, Metrics.rejected):
+    setattr(Metrics, counting.__name__, _nothing)
+Recent.add = _nothing  # type: ignore[method-assign]
+
+__all__ = ["UncertaintyService"]
