@@ -67,6 +67,7 @@ class Reference:
         self.model = key(artifact.sha256)
         self._calibrations = artifact.calibrations
         self._classes = len(artifact.classes)
+        self._measured = artifact.card.get("metrics", {}).get("test", {})
         self._images = int(artifact.card.get("data", {}).get("split", {}).get("calibration", 0)) or None
 
     def drifts(self, recent: Recent, *, images: int) -> Iterator[tuple[Mode, Drift]]:
@@ -90,6 +91,10 @@ class Reference:
                     accuracy=float(newest["confidence"].mean()) if len(newest) else math.nan,
                 ),
             )
+
+    def accuracy(self, mode: Mode) -> float:
+        """What the card says of the test images; NaN if it says nothing."""
+        return float(self._measured.get(mode, {}).get("accuracy", math.nan))
 
     def modes(self) -> list[Mode]:
         """Those that are calibrated."""

@@ -279,13 +279,15 @@ class Observed(Collector):
         p_value = _family("drift_p_value", "Probability of such a distance where nothing drifts.", by_statistic)
         window = _family("drift_window_images", "Newest images that are compared with the reference.", ("mode",))
         accuracy = _family("estimated_accuracy_ratio", "Mean confidence of the window.", ("mode",))
+        expected = _family("reference_accuracy_ratio", "Part of the test images that is right.", ("mode",))
         for mode, found in reference.drifts(self._recent, images=self._images):
             window.add_metric([mode], found.images)
             accuracy.add_metric([mode], found.accuracy)
+            expected.add_metric([mode], reference.accuracy(mode))
             for statistic in found.distances:
                 distance.add_metric([mode, statistic], found.distances[statistic])
                 p_value.add_metric([mode, statistic], found.p_values[statistic])
-        yield from (distance, p_value, window, accuracy)
+        yield from (distance, p_value, window, accuracy, expected)
         for statistic, bounds in _BOUNDS.items():
             told = f"Part of the calibration's images with a {statistic} over ln(classes) up to the bound."
             cumulative = _family(f"reference_{statistic}_bucket_ratio", told, ("mode", "bound"))

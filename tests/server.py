@@ -52,7 +52,7 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
 @contextmanager
 def serve(home: Path, target: str = ".", **variables: str) -> Iterator[Server]:
     """Serve the project (or a Bento) until the block ends."""
-    port = _free_port()
+    port = free_port()
     home.mkdir(parents=True, exist_ok=True)
     log = home / "server.log"
     with log.open("wb") as output:
@@ -71,7 +71,7 @@ def serve(home: Path, target: str = ".", **variables: str) -> Iterator[Server]:
         _stop(process)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -103,7 +103,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
 def refused_start(home: Path, **variables: str) -> tuple[int, str]:
     """Try to serve what must not be served: exit status and what was printed."""
     completed = subprocess.run(
-        bentoml_command("serve", "--host", "127.0.0.1", "--port", str(_free_port()), "."),
+        bentoml_command("serve", "--host", "127.0.0.1", "--port", str(free_port()), "."),
         cwd=ROOT,
         env=environment(home, **variables),
         capture_output=True,

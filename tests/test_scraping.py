@@ -228,6 +228,9 @@ def test_gauges_tell_of_the_server(watched, fresh):
     assert now[key("mcd_http_requests_in_progress")] == 1  # the scrape
     assert time.time() - 600 < now[key("mcd_model_loaded_timestamp_seconds")] < time.time()
     assert [labels for name, *labels in now if name == "mcd_build_info"]
+    for mode in ("eval", "mc", "moments"):
+        expected = artifact.card["metrics"]["test"][mode]["accuracy"]
+        assert now[key("mcd_reference_accuracy_ratio", mode=mode)] == expected
 
 
 def test_references_have_the_bounds_of_the_histograms(fresh):
