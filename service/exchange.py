@@ -68,8 +68,14 @@ class Exchange(Stages):
         super().__init__(given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
         self.sent = headers
         self._start = time.perf_counter()
+        self.trace_id: str | None
+        self.span_id: str | None
         self.trace_id, self.span_id, self._flags = _trace(headers.get(b"traceparent", b""))
         self.notes: dict[str, Any] = {}
+
+    def join(self, trace_id: str, span_id: str, flags: str) -> None:
+        """Be a part of this trace."""
+        self.trace_id, self.span_id, self._flags = trace_id, span_id, flags
 
     @property
     def age(self) -> float:

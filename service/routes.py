@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 from starlette.requests import ClientDisconnect, Request
@@ -28,6 +28,9 @@ from service.recent import Recent
 from service.settings import Settings
 from service.uploads import Uploads
 from service.work import Work
+
+if TYPE_CHECKING:  # an extra, imported where it is configured
+    from service.tracing import Tracing
 
 Asked = TypeVar("Asked", bound=Sampling)
 Result = TypeVar("Result")
@@ -83,13 +86,23 @@ class Edge:
         metrics: where requests are counted.
         recent: predictions that feedback may be about.
         settings: limits and keys.
+        tracing: of requests, if they are traced.
     """
 
-    def __init__(self, bentoml_app: ASGIApp, live: Live, metrics: Metrics, recent: Recent, settings: Settings) -> None:
+    def __init__(
+        self,
+        bentoml_app: ASGIApp,
+        *,
+        live: Live,
+        metrics: Metrics,
+        recent: Recent,
+        settings: Settings,
+        tracing: "Tracing | None",
+    ) -> None:
         self._bentoml_app = bentoml_app
         self._live = live
         self._metrics, self._recent = metrics, recent
-        self._settings = settings
+        self._settings, self._tracing = settings, tracing
         self._threads = anyio.CapacityLimiter(1)
         self._singles, self._batches = Admission(settings.max_in_flight), Admission(settings.max_batches_in_flight)
         self._uploads = Uploads(settings)
@@ -116,13 +129,7 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, count and log an HTTP request; the rest, such as the lifespan, is BentoML's."""
         if scope["type"] == "lifespan":
-            beside = [asyncio.create_task(task()) for task in (self._live.follow, self._count)]
-            try:
-                await self._bentoml_app(scope, receive, send)
-            finally:
-                for task in beside:
-                    task.cancel()
-                self._metrics.flush()
+            await self._live_and_end(scope, receive, send)
             return
         if scope["type"] != "http":
             await self._bentoml_app(scope, receive, send)
@@ -139,6 +146,7 @@ class Edge:
             await send(message)
 
         self._metrics.begin()
+        span = self._tracing and self._tracing.start(exchange)
         try:
             if route is None:
                 await self._bentoml_app(scope, receive, send_with_headers)
@@ -148,7 +156,22 @@ class Edge:
         except ClientDisconnect:
             return  # nobody is left to answer; it is counted as 499
         finally:
-            self._tell(route, scope, status, exchange)
+            name, method = self._tell(route, scope, status, exchange)
+            if self._tracing and span:
+                self._tracing.end(span, exchange, method=method, route=name, status=status)
+
+    async def _live_and_end(self, scope: Scope, receive: Receive, send: Send) -> None:
+        beside = [asyncio.create_task(task()) for task in (self._live.follow, self._count)]
+
+        async def send_after_the_end(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown"):  # nothing runs any more once it is sent
+                for task in beside:
+                    task.cancel()
+                if self._tracing:
+                    await anyio.to_thread.run_sync(self._tracing.close)
+            await send(message)
+
+        await self._bentoml_app(scope, receive, send_after_the_end)
 
     async def _count(self) -> None:
         """Count what metrics have noted, until it is cancelled."""
@@ -164,8 +187,8 @@ class Edge:
         is_bentomls = path in _BENTOML_ROUTES or path.startswith(_BENTOML_FOLDER)
         return None if is_bentomls and method in _READING else self._other
 
-    def _tell(self, route: Route | None, scope: Scope, status: int, exchange: Exchange) -> None:
-        """Count and log what became of a request."""
+    def _tell(self, route: Route | None, scope: Scope, status: int, exchange: Exchange) -> tuple[str, str]:
+        """Count and log what became of a request; name its route and method."""
         if route is None:
             path = scope["path"]
             name, method = path if path in _BENTOML_ROUTES else f"{_BENTOML_FOLDER}*", "GET"
@@ -177,6 +200,7 @@ class Edge:
             self._metrics.stages(exchange.seconds, exchange.notes["images"])
         sent = scope["method"] if scope["method"] in _METHODS else "other"
         exchange.log(method=sent, route=name, status=status, seconds=seconds)
+        return name, sent
 
     async def _respond(self, route: Route, request: Request, exchange: Exchange) -> Response:
         try:

@@ -5,7 +5,7 @@ import gc
 import os
 import signal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import bentoml
 import torch
@@ -28,6 +28,9 @@ from service.recent import Recent
 from service.routes import Edge
 from service.settings import Settings, SettingsError
 
+if TYPE_CHECKING:
+    from service.tracing import Tracing
+
 _STORE_PREFIX = "bentoml:"
 
 
@@ -48,7 +51,14 @@ class EdgeService(bentoml.Service[Any]):  # type: ignore[misc] # BentoML exports
         """Build a worker's application, the model loaded and warm."""
         write_log(SETTINGS.log_level)
         guard_connections(SETTINGS, _metrics())
-        app = Edge(super().to_asgi(is_main), _live(), _metrics(), _recent(), SETTINGS)
+        app = Edge(
+            super().to_asgi(is_main),
+            live=_live(),
+            metrics=_metrics(),
+            recent=_recent(),
+            settings=SETTINGS,
+            tracing=_tracing(),
+        )
         # What start-up left behind lives as long as the worker: keep it out of the collector's full passes, which
         # stop all requests for a tenth of a second and more.
         gc.collect()
@@ -92,6 +102,7 @@ class UncertaintyService:
         """Refuse to start with a model that is not whole, before any worker is started; here the supervisor runs."""
         try:
             _load()
+            _tracing()
         except ModelError as error:
             raise SystemExit(f"mcd: {error}") from error
         SysHandler.handle_hup = _pass_on_hangup
@@ -140,6 +151,17 @@ def _shared() -> Path | None:
     """The folder that all workers of this server share, under BentoML."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     return Path(folder) if folder else None
+
+
+@functools.cache
+def _tracing() -> "Tracing | None":
+    if not SETTINGS.otlp_endpoint:
+        return None
+    try:
+        from service.tracing import Tracing  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        raise SystemExit(f"mcd: MCD_OTLP_ENDPOINT: pip install 'mcd[tracing]' is needed ({error})") from error
+    return Tracing(SETTINGS.otlp_endpoint, ratio=SETTINGS.traced_ratio)
 
 
 @functools.cache

@@ -47,6 +47,10 @@ class Settings(BaseModel):
     )
     recent_folder: Annotated[str, Field(description="where they are kept over restarts; empty: not at all")] = ""
     drift_images: Annotated[int, Field(ge=1, description="newest images of a mode that drift is told from")] = 1000
+    otlp_endpoint: Annotated[str, Field(description="URL that takes traces by OTLP over HTTP; empty: no traces")] = ""
+    traced_ratio: Annotated[
+        float, Field(ge=0, le=1, description="part of the requests that is traced if no client traces them")
+    ] = 1.0
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="info: a line for each request")
     ] = "info"
