@@ -18,7 +18,7 @@ MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 # BentoML reports usage unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: install serve test fuzz soak check format train ensemble evaluate bench bento lock clean
+.PHONY: install serve test fuzz observe soak check format train ensemble evaluate bench bento lock clean
 
 install: $(INSTALLED)
 
@@ -40,6 +40,10 @@ test: $(INSTALLED)
 # Five thousand requests and more made from the service's own description, ten minutes.
 fuzz: $(INSTALLED)
 	MCD_FUZZ_EXAMPLES=1000 MCD_FUZZ_LEAST=5000 $(BIN)/python -m pytest tests/test_edge.py -k description
+
+# A real Prometheus over three minutes of mixed traffic.
+observe: $(INSTALLED)
+	MCD_OBSERVE_SECONDS=180 $(BIN)/python -m pytest tests/test_prometheus.py
 
 # Memory under half an hour of mixed load.
 soak: $(INSTALLED)

@@ -14,6 +14,7 @@ from service import __version__
 from service.exchange import Exchange
 
 _SERVER_ERROR = 500
+_SECONDS = 3  # that a worker waits for its collector, at its end at the latest
 
 
 class Tracing:
@@ -27,7 +28,7 @@ class Tracing:
     def __init__(self, endpoint: str, *, ratio: float) -> None:
         resource = Resource.create({"service.name": "mcd", "service.version": __version__})
         self._provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(ratio)))
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=_SECONDS)))
         self._tracer = self._provider.get_tracer("mcd", __version__)
         self._propagator = TraceContextTextMapPropagator()
 

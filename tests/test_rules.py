@@ -1,0 +1,143 @@
+"""Prometheus' rules, their unit tests, the dashboard and the runbook: whether they fit the service and one another."""
+
+import itertools
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import missing
+from prometheus_client.parser import text_string_to_metric_families
+from server import ROOT
+
+DEPLOYED = ROOT / "deploy" / "prometheus"
+UNIT_TESTS = sorted((DEPLOYED / "tests").glob("*.yml"))
+DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "mcd.json").read_text())
+RUNBOOK = (ROOT / "docs" / "operations.md").read_text()
+
+
+def rules(name: str) -> list[dict]:
+    groups = yaml.safe_load((DEPLOYED / name).read_text())["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+ALERTS = {rule["alert"]: rule for rule in rules("alerts.yml")}
+RECORDED = {rule["record"]: rule for rule in rules("recording.yml")}
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
+
+
+def dashboard_expressions(*, job: str, instance: str, rate_interval: str) -> list[str]:
+    """Those of all panels, as Grafana would ask them."""
+    values = {"$job": job, "$instance": instance, "$__rate_interval": rate_interval}
+    asked = []
+    for expression in EXPRESSIONS:
+        for variable, value in values.items():
+            expression = expression.replace(variable, value)  # noqa: PLW2901
+        assert "$" not in expression
+        asked.append(expression)
+    return asked
+
+
+def promtool(*words: str | Path) -> None:
+    if shutil.which("promtool") is None:
+        missing("promtool, of Debian's package prometheus")
+    done = subprocess.run(["promtool", *map(str, words)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def families(client) -> dict[str, str]:
+    """Types of what is exposed, by name; counters with their suffix."""
+    found = text_string_to_metric_families(client.get("/metrics").text)
+    return {family.name + "_total" * (family.type == "counter"): family.type for family in found}
+
+
+def test_promtool_accepts_configuration_and_rules():
+    promtool("check", "config", DEPLOYED / "prometheus.yml")
+    promtool("check", "rules", DEPLOYED / "recording.yml", DEPLOYED / "alerts.yml")
+
+
+@pytest.mark.parametrize("path", UNIT_TESTS, ids=lambda path: path.stem)
+def test_the_unit_tests_of_the_rules_pass(path):
+    promtool("test", "rules", path)
+
+
+def test_every_alert_has_a_test_that_fires_and_one_that_does_not():
+    tests = [test for path in UNIT_TESTS for test in yaml.safe_load(path.read_text())["tests"]]
+    expected = [one for test in tests for one in test.get("alert_rule_test", [])]
+    for fires in (True, False):
+        assert {one["alertname"] for one in expected if bool(one["exp_alerts"]) == fires} == set(ALERTS)
+
+
+@pytest.mark.parametrize("name", ALERTS)
+def test_every_alert_leads_to_a_paragraph(name):
+    rule = ALERTS[name]
+    assert rule["labels"]["severity"] in {"critical", "warning"}
+    assert {"summary", "description"} <= rule["annotations"].keys()
+    assert rule["annotations"]["runbook_url"] == f"docs/operations.md#{name.lower()}"
+    paragraph = re.search(rf"^### {name}\n\n(.+?)\n(?:\n|$)", RUNBOOK, re.MULTILINE | re.DOTALL)
+    assert paragraph
+    assert len(paragraph[1]) > 100
+
+
+def test_the_table_of_metrics_is_what_is_exposed(families):
+    rows = re.findall(r"^\| `(mcd_\w+)` \| (\w+) \|", RUNBOOK, re.MULTILINE)
+    assert dict(rows) == families
+    assert len(rows) == len(families)
+
+
+def test_labels_in_the_table_are_those_of_the_series(client):
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(client.get("/metrics").text):
+        for sample in family.samples:
+            name = family.name + "_total" * (family.type == "counter")
+            found.setdefault(name, set()).update(set(sample.labels) - {"le"})
+    rows = re.findall(r"^\| `(mcd_\w+)` \| \w+ \| ([\w, ]*) ?\|", RUNBOOK, re.MULTILINE)
+    assert {name: {label.strip() for label in labels.split(",")} - {""} for name, labels in rows} == found
+
+
+def test_rules_and_dashboard_ask_for_what_there_is(families):
+    expressions = [rule["expr"] for rule in (*ALERTS.values(), *RECORDED.values())] + EXPRESSIONS
+    suffixed = {name + suffix for name, kind in families.items() if kind == "histogram"
+                for suffix in ("_bucket", "_count", "_sum")}  # fmt: skip
+    known = suffixed | {name for name, kind in families.items() if kind != "histogram"}
+    for expression in expressions:
+        assert set(re.findall(r"\bmcd_\w+", expression)) <= known, expression
+        assert set(re.findall(r"\bmcd:\w+:\w+", expression)) <= RECORDED.keys(), expression
+
+
+def test_the_dashboards_expressions_are_promql(tmp_path):
+    asked = dashboard_expressions(job="mcd", instance="a", rate_interval="1m")
+    found = [{"record": f"dashboard:{number}", "expr": expression} for number, expression in enumerate(asked)]
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": found}]}))
+    promtool("check", "rules", tmp_path / "rules.yml")
+
+
+def test_every_panel_is_described_and_has_a_unit_and_a_place_of_its_own():
+    ids = [panel["id"] for panel in DASHBOARD["panels"]]
+    assert len(set(ids)) == len(ids)
+    for panel in PANELS:
+        assert panel["description"], panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert panel["datasource"]["uid"] == "${datasource}", panel["title"]
+    cells = itertools.chain.from_iterable(
+        itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"]))
+        for at in (panel["gridPos"] for panel in DASHBOARD["panels"])
+    )
+    places = list(cells)
+    assert len(set(places)) == len(places)
+    assert max(x for x, _ in places) < 24
+
+
+def test_grafana_finds_dashboard_and_data_source():
+    provisioning = ROOT / "deploy" / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "mcd.yaml").read_text())["datasources"]
+    assert source["type"] == "prometheus"
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "mcd.yaml").read_text())["providers"]
+    assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
+    assert {one["name"] for one in DASHBOARD["templating"]["list"]} == {"datasource", "job", "instance"}
+    assert [one["name"] for one in DASHBOARD["__inputs"]] == ["DS_PROMETHEUS"]
