@@ -86,6 +86,7 @@ bench: $(BENCH)/installed
 	$(BENCH)/bin/python -m benchmarks.latency
 	$(BENCH)/bin/python -m benchmarks.throughput
 	$(BENCH)/bin/python -m benchmarks.overload
+	$(BENCH)/bin/python -m benchmarks.scaling
 
 $(BENCH)/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
