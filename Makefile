@@ -18,7 +18,7 @@ MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 # BentoML reports usage unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: install serve test fuzz observe soak check format train ensemble evaluate bench bento lock clean
+.PHONY: install serve test fuzz observe soak check format train ensemble evaluate bench bento bento-check lock clean
 
 install: $(INSTALLED)
 
@@ -99,6 +99,10 @@ $(BENCH)/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 
 bento: $(INSTALLED)
 	$(BIN)/bentoml build .
+
+# Installs the Bento's requirements in an environment of their own, a minute or more, and compares its answers.
+bento-check: $(INSTALLED)
+	$(BIN)/python -m benchmarks.bento
 
 # After a change of pyproject.toml: pin the whole tree anew, for every platform and Python from 3.11 on; and what a Bento
 # installs, without the CUDA packages, which a CUDA torch names and pins itself.

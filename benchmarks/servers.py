@@ -37,15 +37,22 @@ class Served:
 
 
 @contextmanager
-def served(command: Sequence[str], *, ready: str = "/readyz", **environ: str) -> Iterator[Served]:
-    """Run a server of this Python, "{port}" being its port; it is yielded once a GET of `ready` is answered."""
+def served(
+    command: Sequence[str],
+    *,
+    ready: str = "/readyz",
+    python: str = sys.executable,
+    folder: Path = ROOT,
+    **environ: str,
+) -> Iterator[Served]:
+    """Run a server by a Python in a folder, "{port}" being its port; yielded once a GET of `ready` is answered."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as home, (Path(home) / "log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, *(word.format(port=port) for word in command)],
-            cwd=ROOT,
+            [python, *(word.format(port=port) for word in command)],
+            cwd=folder,
             env=os.environ | {"BENTOML_HOME": home, "BENTOML_DO_NOT_TRACK": "True"} | environ,
             stdout=log,
             stderr=subprocess.STDOUT,
