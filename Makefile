@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/installed
 BENCH := .venv-bench
 CHAPTER := runs/chapter/artifact
 SEEDS := 1 2 3 4
-# Ships the Open Inference Protocol's OpenAPI description, for the tests; what it needs itself is not needed for that.
+# Its wheel has the Open Inference Protocol's OpenAPI description, which the tests read; it is not installed.
 PROTOCOL := mlserver==1.7.1
 MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 
@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, got " + sys.version.split()[0] + ": make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[train,tracing,dev]'
-	$(BIN)/python -m pip install --disable-pip-version-check --no-deps '$(PROTOCOL)'
+	$(BIN)/python -m pip download --disable-pip-version-check --no-deps --dest $(VENV)/share '$(PROTOCOL)'
 	touch $@
 
 # Idle connections stay open longer than clients and proxies keep theirs: were it shorter, a busy server could close one

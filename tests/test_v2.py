@@ -3,8 +3,9 @@
 import asyncio
 import json
 import struct
-from importlib.util import find_spec
+import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import jsonschema_rs
 import numpy as np
@@ -251,12 +252,12 @@ def test_answers_are_as_the_protocol_describes_them(client, pixels_BHW):
 
 @pytest.fixture(scope="module")
 def described() -> dict:
-    """The protocol's OpenAPI description, as MLServer ships it; the Makefile installs that without what it needs."""
-    found = find_spec("mlserver")
-    if found is None:
-        missing("mlserver, which has the protocol's description: make install brings it")
-    (folder,) = found.submodule_search_locations
-    schemas = json.loads((Path(folder) / "rest" / "openapi" / "dataplane.json").read_text())["components"]
+    """The protocol's OpenAPI description, in MLServer's wheel, which `make install` puts beside the environment."""
+    wheels = list((Path(sys.prefix) / "share").glob("mlserver-*.whl"))
+    if not wheels:
+        missing("mlserver's wheel, which has the protocol's description: make install brings it")
+    with ZipFile(wheels[0]) as wheel:
+        schemas = json.loads(wheel.read("mlserver/rest/openapi/dataplane.json"))["components"]
     # "bytes" is no type of JSON's; tensors are lists here.
     schemas["schemas"]["TensorData"] = {"type": "array"}
     return schemas
