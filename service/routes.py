@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -51,6 +51,8 @@ _CHEAP_BYTES = 2**18  # read within a few milliseconds
 _CLIENT_GONE = 499
 _CODES = {200, _CLIENT_GONE, *STATUSES.values()} - {405}
 _CODES_OF_PAGES = (200, 401, 414, 431, _CLIENT_GONE, 500)
+_CODES_OF_BENTOML = (200, 404, _CLIENT_GONE, 503)
+_CODES_OF_OTHERS = (404, 405, 414, 431)
 
 
 @dataclass(frozen=True)
@@ -60,14 +62,14 @@ class Route:
     Attributes:
         name: what metrics and logs call it; paths that answer alike may share one.
         method: that is understood.
-        handler: answers.
+        handler: answers; None if BentoML does.
         keys: that open it; None if it is open to all.
         admission: how many requests are in work at once; None for any number.
     """
 
     name: str
     method: str
-    handler: Handler
+    handler: Handler | None = None
     keys: Keys | None = None
     admission: Admission | None = None
 
@@ -75,6 +77,13 @@ class Route:
     def methods(self) -> tuple[str, ...]:
         """Those that are understood."""
         return _READING if self.method == "GET" else (self.method,)
+
+    @property
+    def codes(self) -> Collection[int]:
+        """Those that it may answer with."""
+        if self.handler is None:
+            return _CODES_OF_BENTOML
+        return {"GET": _CODES_OF_PAGES, "POST": _CODES}.get(self.method, _CODES_OF_OTHERS)
 
 
 class Edge:
@@ -116,6 +125,7 @@ class Edge:
         ]
         if admins:
             routes.append(Route("/admin/reload", "POST", self._reload, admins))
+        routes += [Route(path, "GET") for path in _BENTOML_ROUTES]
         self._routes = {route.name: route for route in routes}
         path, path_of_version = (f"{path}/infer" for path in v2.model_paths())
         self._routes[path] = self._routes[path_of_version] = Route(path, "POST", self._infer, keys, self._batches)
@@ -123,8 +133,9 @@ class Edge:
         self._pages, self._shown = self._describe(live.pipeline), live.pipeline
         for path in self._pages:
             self._routes[path] = Route("/v2/*" if v2.is_v2(path) else path, "GET", self._show_page)
-        self._other = Route("other", "other", self._refuse)
-        self._declare()
+        self._static, self._other = Route(f"{_BENTOML_FOLDER}*", "GET"), Route("other", "other", self._refuse)
+        for route in (*self._routes.values(), self._static, self._other):
+            metrics.route(route.name, route.method, route.codes, timed=route.method == "POST")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, count and log an HTTP request; the rest, such as the lifespan, is BentoML's."""
@@ -135,7 +146,9 @@ class Edge:
             await self._bentoml_app(scope, receive, send)
             return
         exchange = Exchange(dict(scope["headers"]))
-        route = self._route(scope["path"], scope["method"])
+        route = self._route(scope["path"])
+        if scope["method"] not in route.methods:
+            route = self._other
         status = _CLIENT_GONE
 
         async def send_with_headers(message: Message) -> None:
@@ -148,17 +161,17 @@ class Edge:
         self._metrics.begin()
         span = self._tracing and self._tracing.start(exchange)
         try:
-            if route is None:
+            if route.handler is None:
                 await self._bentoml_app(scope, receive, send_with_headers)
             else:
-                response = await self._respond(route, Request(scope, receive), exchange)
+                response = await self._respond(route, route.handler, Request(scope, receive), exchange)
                 await response(scope, receive, send_with_headers)
         except ClientDisconnect:
             return  # nobody is left to answer; it is counted as 499
         finally:
-            name, method = self._tell(route, scope, status, exchange)
+            self._tell(route, scope["method"], status, exchange)
             if self._tracing and span:
-                self._tracing.end(span, exchange, method=method, route=name, status=status)
+                self._tracing.end(span, exchange, method=route.method, route=route.name, status=status)
 
     async def _live_and_end(self, scope: Scope, receive: Receive, send: Send) -> None:
         beside = [asyncio.create_task(task()) for task in (self._live.follow, self._count)]
@@ -179,37 +192,28 @@ class Edge:
             await asyncio.sleep(FLUSH_SECONDS)
             self._metrics.flush()
 
-    def _route(self, path: str, method: str) -> Route | None:
-        """Find what answers: None is BentoML. All unknown paths, and methods that a path hasn't, are one."""
-        route = self._routes.get(path)
-        if route is not None:
-            return route if method in route.methods else self._other
-        is_bentomls = path in _BENTOML_ROUTES or path.startswith(_BENTOML_FOLDER)
-        return None if is_bentomls and method in _READING else self._other
+    def _route(self, path: str) -> Route:
+        """Find what is at a path; all unknown paths are one."""
+        known = self._routes.get(path)
+        return known or (self._static if path.startswith(_BENTOML_FOLDER) else self._other)
 
-    def _tell(self, route: Route | None, scope: Scope, status: int, exchange: Exchange) -> tuple[str, str]:
-        """Count and log what became of a request; name its route and method."""
-        if route is None:
-            path = scope["path"]
-            name, method = path if path in _BENTOML_ROUTES else f"{_BENTOML_FOLDER}*", "GET"
-        else:
-            name, method = route.name, route.method
+    def _tell(self, route: Route, method: str, status: int, exchange: Exchange) -> None:
+        """Count and log what became of a request."""
         seconds = exchange.age
-        self._metrics.request(name, method, status, seconds)
+        self._metrics.request(route.name, route.method, status, seconds)
         if "images" in exchange.notes:
             self._metrics.stages(exchange.seconds, exchange.notes["images"])
-        sent = scope["method"] if scope["method"] in _METHODS else "other"
-        exchange.log(method=sent, route=name, status=status, seconds=seconds)
-        return name, sent
+        sent = method if method in _METHODS else "other"
+        exchange.log(method=sent, route=route.name, status=status, seconds=seconds)
 
-    async def _respond(self, route: Route, request: Request, exchange: Exchange) -> Response:
+    async def _respond(self, route: Route, handler: Handler, request: Request, exchange: Exchange) -> Response:
         try:
             if route.admission is not None:
                 route.admission.check()
             self._uploads.check_headers(request.scope)
             if route.keys is not None:
                 route.keys.check(exchange.sent)
-            return await route.handler(request, exchange)
+            return await handler(request, exchange)
         except Problem as problem:
             return self._problem(problem, request, exchange)
         except ClientDisconnect:
@@ -219,24 +223,11 @@ class Edge:
             detail = f"the service failed; its log tells more of the request {exchange.request_id}"
             return self._problem(Problem("internal-error", detail), request, exchange)
 
-    def _declare(self) -> None:
-        """Let there be counts of each route from the start."""
-        for route in self._routes.values():
-            works = route.method == "POST"
-            self._metrics.route(route.name, route.method, _CODES if works else _CODES_OF_PAGES, timed=works)
-        for name in (*_BENTOML_ROUTES, f"{_BENTOML_FOLDER}*"):
-            self._metrics.route(name, "GET", (200, 404, 503, _CLIENT_GONE), timed=False)
-        self._metrics.route(self._other.name, self._other.method, (404, 405, 414, 431), timed=False)
-
     async def _refuse(self, request: Request, _: Exchange) -> Response:
-        path = request.scope["path"]
-        if path in self._routes:
-            methods = self._routes[path].methods
-        elif path in _BENTOML_ROUTES or path.startswith(_BENTOML_FOLDER):
-            methods = _READING
-        else:
+        route = self._route(request.scope["path"])
+        if route is self._other:
             raise Problem("not-found", "there is nothing at this path; POST an image to /predict")
-        allowed = ", ".join(methods)
+        allowed = ", ".join(route.methods)
         raise Problem("method-not-allowed", f"use {allowed}", headers={"Allow": allowed})
 
     def _problem(self, problem: Problem, request: Request, exchange: Exchange) -> Response:
