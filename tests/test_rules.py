@@ -123,7 +123,8 @@ def test_every_panel_is_described_and_has_a_unit_and_a_place_of_its_own():
     for panel in PANELS:
         assert panel["description"], panel["title"]
         assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
-        assert panel["datasource"]["uid"] == "${datasource}", panel["title"]
+        for asks in (panel, *panel["targets"]):
+            assert asks["datasource"] == {"type": "prometheus", "uid": "${datasource}"}, panel["title"]
     cells = itertools.chain.from_iterable(
         itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"]))
         for at in (panel["gridPos"] for panel in DASHBOARD["panels"])
@@ -140,4 +141,6 @@ def test_grafana_finds_dashboard_and_data_source():
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "mcd.yaml").read_text())["providers"]
     assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
     assert {one["name"] for one in DASHBOARD["templating"]["list"]} == {"datasource", "job", "instance"}
+    # Asked for at an import; where the dashboard is provisioned, nothing has that name and Grafana takes the first.
     assert [one["name"] for one in DASHBOARD["__inputs"]] == ["DS_PROMETHEUS"]
+    assert DASHBOARD["templating"]["list"][0]["current"]["value"] == "${DS_PROMETHEUS}"
