@@ -35,8 +35,8 @@ def answer(image: Image.Image) -> dict[str, Any]:
     """Predict by masks, tell the uncertainty, and decide."""
     predictor, decider = stages()
     pixels = np.asarray(image.convert("L"))
-    prediction = predictor.sample(pixels, samples=SAMPLES, seed=0)
-    decision = decider.decide(prediction, pixels, DEMANDS, seed=0)
+    (prediction,) = predictor.sample(pixels[None], samples=SAMPLES, seed=0)
+    (decision,) = decider.decide([prediction], pixels[None], DEMANDS, seed=0)
     found = prediction.uncertainty
     return {
         "label": prediction.label,

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg.lapack import dpotrf, dtrtri  # type: ignore[import-untyped]
-from scipy.special import ndtr  # type: ignore[import-untyped]
+from scipy.linalg.lapack import dpotrf, dtrtri
+from scipy.special import ndtr
 from torch import Tensor, nn
 
 from model.chain import Array, Chain, Stage, check_units, is_link, one_thread, run

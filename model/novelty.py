@@ -15,6 +15,7 @@ from model.chain import Array, Chain
 FALSE_ALARM_RATES = (0.001, 0.01, 0.05)
 FEATURES = ("image", "first layer", "activations")
 _DARK = 0.02
+_AT_ONCE = 256  # always: in products of other sizes, sums have other orders
 
 
 def features(chain: Chain, images_B: Array) -> dict[str, Array]:
@@ -118,7 +119,25 @@ class Novelty:
     thresholds: Mapping[float, float | None]
 
     def score(self, chain: Chain, images_B: Array) -> Array:
-        """Score images (B, 1, H, W) in [0, 1] by the network that the distributions were fitted to: (B,)."""
+        """Score images in [0, 1] by the network that the distributions were fitted to.
+
+        An image's score doesn't depend on its neighbours, but differs from that of the image alone by rounding.
+
+        Args:
+            chain: the network, from vectors of pixels on.
+            images_B: of shape (B, 1, H, W).
+
+        Returns:
+            Scores (B,).
+        """
+        if len(images_B) <= 1:
+            return self._score(chain, images_B)
+        parts = [images_B[first : first + _AT_ONCE] for first in range(0, len(images_B), _AT_ONCE)]
+        missing = np.zeros((_AT_ONCE - len(parts[-1]), *images_B.shape[1:]), images_B.dtype)
+        parts[-1] = np.concatenate([parts[-1], missing])
+        return np.concatenate([self._score(chain, part) for part in parts])[: len(images_B)]
+
+    def _score(self, chain: Chain, images_B: Array) -> Array:
         views = features(chain, images_B)
         scores: Array = np.max([self.gaussians[name].score(views[name]) for name in FEATURES], axis=0)
         return scores

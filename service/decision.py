@@ -1,6 +1,7 @@
 """What to make of a prediction: calibrated probabilities, the classes that may be true, and whether to abstain."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,8 @@ from service.images import Pixels
 from service.predictor import ESTIMATORS, Prediction
 
 Reason = Literal["risk", "novelty"]
+
+_ROUNDING = 1e-3  # more than that of any score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,58 +88,87 @@ class Decider:
         """That of a prediction's estimator, if there is one."""
         return find_calibration(self._calibrations, ESTIMATORS[prediction.mode], prediction.samples)
 
-    def decide(self, prediction: Prediction, pixels: Pixels, demands: Demands, *, seed: int) -> Decision:
-        """Decide on the prediction of pixels (28, 28); the same ones and the same seed give the same decision."""
-        calibration = self.calibration(prediction)
-        novelty = self._score(pixels, demands)
-        reason: Reason | None = "novelty" if novelty is not None and novelty.flagged else None
-        if calibration is None:
-            return Decision(
-                calibration=None,
-                probabilities=None,
-                prediction_set=None,
-                least_confidence=None,
-                reason=reason,
-                novelty=novelty,
-                warnings=(self._missing(ESTIMATORS[prediction.mode], prediction.samples),),
-            )
-        probs_BC = calibration.probabilities(np.array([prediction.probabilities]))
-        if reason is None and not calibration.is_answered(float(probs_BC.max()), risk=demands.max_risk):
-            reason = "risk"
-        members = self._members(calibration, probs_BC, pixels, demands, seed)
-        return Decision(
-            calibration=calibration,
-            probabilities=probs_BC[0].tolist(),
-            prediction_set=members,
-            least_confidence=calibration.confidences[demands.max_risk],
-            reason=reason,
-            novelty=novelty,
-            warnings=() if members is not None else (f"a coverage of {demands.coverage:g} is not calibrated",),
-        )
+    def decide(
+        self, predictions: Sequence[Prediction], pixels_BHW: Pixels, demands: Demands, *, seed: int
+    ) -> list[Decision]:
+        """Decide on each prediction of pixels (B, 28, 28); the same ones and the same seed give the same decision.
 
-    def _members(
-        self, calibration: Calibration, probs_BC: np.ndarray, pixels: Pixels, demands: Demands, seed: int
-    ) -> list[str] | None:
-        uniform_B = np.array([_uniform(pixels, seed)])
+        Args:
+            predictions: all of one mode and number of samples.
+            pixels_BHW: what they are of.
+            demands: on the decisions.
+            seed: of the random part of adaptive prediction sets.
+        """
+        calibration = self.calibration(predictions[0])
+        novelties = self._novelties(pixels_BHW, demands)
+        if calibration is None:
+            missing = self._missing(ESTIMATORS[predictions[0].mode], predictions[0].samples)
+            return [_uncalibrated(novelty, missing) for novelty in novelties]
+        probs_BC = calibration.probabilities(np.array([prediction.probabilities for prediction in predictions]))
+        sets = self._sets(calibration, probs_BC, pixels_BHW, demands, seed)
+        least = calibration.confidences[demands.max_risk]
+        unset = (f"a coverage of {demands.coverage:g} is not calibrated",)
+        return [
+            Decision(
+                calibration=calibration,
+                probabilities=probabilities,
+                prediction_set=members,
+                least_confidence=least,
+                reason=_novel(novelty)
+                or (None if calibration.is_answered(max(probabilities), risk=demands.max_risk) else "risk"),
+                novelty=novelty,
+                warnings=() if members is not None else unset,
+            )
+            for probabilities, members, novelty in zip(probs_BC.tolist(), sets, novelties, strict=True)
+        ]
+
+    def _sets(
+        self, calibration: Calibration, probs_BC: np.ndarray, pixels_BHW: Pixels, demands: Demands, seed: int
+    ) -> Sequence[list[str] | None]:
+        uniform_B = np.array([_uniform(pixels, seed) for pixels in pixels_BHW])
         in_set_BC = calibration.prediction_set(
             probs_BC, uniform_B, coverage=demands.coverage, method=demands.set_method
         )
         if in_set_BC is None:
-            return None
-        return [self._classes[index] for index in np.argsort(-probs_BC[0], kind="stable") if in_set_BC[0, index]]
+            return [None] * len(probs_BC)
+        order_BC = np.argsort(-probs_BC, axis=1, kind="stable")
+        return [
+            [self._classes[index] for index in order if is_in_set[index]]
+            for order, is_in_set in zip(order_BC.tolist(), in_set_BC.tolist(), strict=True)
+        ]
 
-    def _score(self, pixels: Pixels, demands: Demands) -> NoveltyScore | None:
+    def _novelties(self, pixels_BHW: Pixels, demands: Demands) -> Sequence[NoveltyScore | None]:
         if self._novelty is None:
-            return None
-        images_B = pixels[None, None].astype(np.float32) / np.float32(255)
-        score = float(self._novelty.score(self._chain, images_B)[0])
-        return NoveltyScore(score=score, threshold=self._novelty.thresholds[demands.false_alarm_rate])
+            return [None] * len(pixels_BHW)
+        threshold = self._novelty.thresholds[demands.false_alarm_rate]
+        images_B = pixels_BHW[:, None].astype(np.float32) / np.float32(255)
+        scores_B = self._novelty.score(self._chain, images_B)
+        if threshold is not None and len(images_B) > 1:  # the same side of it as when the image is alone
+            for index in np.flatnonzero(np.abs(scores_B - threshold) < _ROUNDING):
+                scores_B[index] = self._novelty.score(self._chain, images_B[index : index + 1])[0]
+        return [NoveltyScore(score=score, threshold=threshold) for score in scores_B.tolist()]
 
     def _missing(self, estimator: Estimator, samples: int) -> str:
         known = [str(one.samples) for one in self._calibrations if one.estimator == estimator]
         if not known:
             return "the model has no calibration: probabilities are raw, and there is no prediction set"
         return f"{samples} masks are not calibrated, {known[0]} and more are: probabilities are raw, without a set"
+
+
+def _novel(novelty: NoveltyScore | None) -> Reason | None:
+    return "novelty" if novelty is not None and novelty.flagged else None
+
+
+def _uncalibrated(novelty: NoveltyScore | None, why: str) -> Decision:
+    return Decision(
+        calibration=None,
+        probabilities=None,
+        prediction_set=None,
+        least_confidence=None,
+        reason=_novel(novelty),
+        novelty=novelty,
+        warnings=(why,),
+    )
 
 
 def _uniform(pixels: Pixels, seed: int) -> float:

@@ -3,12 +3,11 @@
 import io
 import math
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Any
+from tokenize import TokenError
+from typing import IO, Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -16,6 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 FORMATS = ("PNG", "JPEG", "WEBP")
 SIDE = 28
 
+_MAX_NPY_HEADER = 1000  # bytes
 _MARGIN_TOLERANCE = 13  # 5 % of full scale, the margin rule of Fashion-MNIST's own preparation (arXiv:1708.07747, 2)
 _UNSURE_POLARITY = range(96, 160)
 _BUSY_BORDER = 0.5  # share of border pixels off their median; 21 of the 70,000 garments have more
@@ -105,7 +105,7 @@ def open_image(data: bytes, *, max_pixels: int) -> EncodedImage:
         TooManyPixelsError: more than `max_pixels` pixels announced.
         ImageError: a broken header.
     """
-    with _as_image_error():
+    with _as_image_error:
         try:
             image = Image.open(io.BytesIO(data), formats=FORMATS)
         except UnidentifiedImageError as error:
@@ -122,15 +122,12 @@ def decode_image(encoded: EncodedImage, *, invert: Invert = Invert.AUTO) -> Prep
         ImageError: truncated or broken data.
     """
     image = encoded.image
-    source = str(image.format)
     size = image.size
-    with _as_image_error():
+    with _as_image_error:
         frames = getattr(image, "n_frames", 1)
         grey, steps = _to_grey(_upright(image))
-    prepared = prepare(grey, source=source, invert=invert)
-    if frames > 1:
-        prepared = replace(prepared, warnings=(f"only the first of {frames} frames was used", *prepared.warnings))
-    return replace(prepared, size=size, steps=(*steps, *prepared.steps))
+    warnings = [] if frames == 1 else [f"only the first of {frames} frames was used"]
+    return _prepare(grey, str(image.format), size, invert, steps, warnings)
 
 
 def array_image(values: Any, *, unit_range: bool, invert: Invert = Invert.AUTO) -> Prepared:
@@ -154,6 +151,26 @@ def array_image(values: Any, *, unit_range: bool, invert: Invert = Invert.AUTO) 
     return prepare(np.rint(scaled).astype(np.uint8).reshape(SIDE, SIDE), source="array", invert=invert)
 
 
+def read_npy_header(file: IO[bytes]) -> int:
+    """Read the header of a .npy file of uint8 images (B, 28, 28), or one of (28, 28): how many there are.
+
+    Raises:
+        ValueError: no such header.
+        TypeError: it announces something else; the message says what it should be.
+    """
+    try:
+        version = np.lib.format.read_magic(file)
+        if version > (2, 0):
+            raise ValueError(f"version {version} of the format is not known")
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran_order, dtype = read_header(file, max_header_size=_MAX_NPY_HEADER)
+    except (ValueError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError, TokenError) as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from error
+    if dtype != np.uint8 or shape[-2:] != (SIDE, SIDE) or len(shape) not in {2, 3} or fortran_order:
+        raise TypeError(f"uint8 images of shape (B, {SIDE}, {SIDE}) in C order, got {dtype} of shape {shape}")
+    return shape[0] if len(shape) == 3 else 1
+
+
 def prepare(grey: Pixels, *, source: str, invert: Invert = Invert.AUTO) -> Prepared:
     """Bring a grey image of any size to light on dark and to 28 x 28.
 
@@ -161,10 +178,14 @@ def prepare(grey: Pixels, *, source: str, invert: Invert = Invert.AUTO) -> Prepa
     the shorter one padded, the garment in the centre. 28 x 28 images keep their pixels' places.
     """
     height, width = grey.shape
-    steps: list[str] = []
-    warnings: list[str] = []
+    return _prepare(grey, source, (width, height), invert, [], [])
+
+
+def _prepare(
+    grey: Pixels, source: str, size: tuple[int, int], invert: Invert, steps: list[str], warnings: list[str]
+) -> Prepared:
     border = _border(grey)
-    brightness = float(border.mean())
+    brightness = int(border.sum()) / len(border)
     if invert is Invert.AUTO and int(brightness) in _UNSURE_POLARITY:
         warnings.append("the border is neither dark nor light: say invert=yes or invert=no")
     if invert is Invert.YES or (invert is Invert.AUTO and brightness > 127.5):
@@ -175,7 +196,7 @@ def prepare(grey: Pixels, *, source: str, invert: Invert = Invert.AUTO) -> Prepa
         warnings.append("the background is not plain: Fashion-MNIST shows one garment on an even background")
     if int(grey.max()) - int(grey.min()) <= _MARGIN_TOLERANCE:
         warnings.append("the image is blank")
-    if (height, width) != (SIDE, SIDE):
+    if grey.shape != (SIDE, SIDE):
         trimmed = _without_margins(grey, background)
         if trimmed.shape != grey.shape:
             steps.append("trimmed")
@@ -183,20 +204,23 @@ def prepare(grey: Pixels, *, source: str, invert: Invert = Invert.AUTO) -> Prepa
             steps.append("padded")
         grey = _resize(_square(trimmed, background))
         steps.append("resized")
-    return Prepared(grey, source, (width, height), tuple(steps), tuple(warnings))
+    return Prepared(grey, source, size, tuple(steps), tuple(warnings))
 
 
-@contextmanager
-def _as_image_error() -> Iterator[None]:
-    """Turn whatever Pillow raises on hostile bytes into an ImageError."""
-    try:
-        yield
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise TooManyPixelsError(f"the image has too many pixels: {error}") from error
-    except _PILLOW_ERRORS as error:
-        raise ImageError(f"the image is broken: {error}") from error
+class _AsImageError:
+    """Turns whatever Pillow raises on hostile bytes into an ImageError."""
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Image.DecompressionBombError):
+            raise TooManyPixelsError(f"the image has too many pixels: {error}") from error
+        if isinstance(error, _PILLOW_ERRORS) and not isinstance(error, ImageError):
+            raise ImageError(f"the image is broken: {error}") from error
+
+
+_as_image_error = _AsImageError()
 
 
 def _upright(image: Image.Image) -> Image.Image:

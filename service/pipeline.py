@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,12 +87,7 @@ class Pipeline:
         Raises:
             Problem: 413 for too many pixels, 415 for an unknown format, 422 for a broken header.
         """
-        if isinstance(image, Problem):
-            raise image
-        if isinstance(image, bytes):
-            with _as_problem():
-                return Opened(open_image(image, max_pixels=self._settings.max_pixels))
-        return Opened(image)
+        return open_any(image, max_pixels=self._settings.max_pixels)
 
     def answer(self, opened: Opened, parameters: Parameters, stages: Stages) -> Answer:
         """Decode, predict and decide.
@@ -159,8 +153,8 @@ class Pipeline:
         with torch.inference_mode():
             inputs_B = torch.from_numpy(drawing[None, None] / np.float32(255))
             (expected,) = artifact.network(inputs_B).double().softmax(dim=1).tolist()
-        found = self._predictor.predict(drawing).probabilities
-        sampled = self._predictor.sample(drawing, samples=100, seed=0).probabilities
+        found = self._predictor.predict(drawing[None])[0].probabilities
+        sampled = self._predictor.sample(drawing[None], samples=100, seed=0)[0].probabilities
         if not (np.allclose(found, expected, atol=1e-5) and np.isclose(sum(sampled), 1)):
             raise ValueError(f"a known image must get the probabilities {expected}, got {found}")
 
@@ -173,33 +167,18 @@ class Pipeline:
     def _answered(self, opened: Opened, parameters: Parameters, stages: Stages) -> tuple[Prediction, Decision, Answer]:
         prepared, prediction = self._predicted(opened, parameters, stages)
         with stages.stage("infer"):
-            decision = self._decider.decide(prediction, prepared.pixels, parameters.demands, seed=parameters.seed)
+            (decision,) = self._decider.decide(
+                [prediction], prepared.pixels[None], parameters.demands, seed=parameters.seed
+            )
         with stages.stage("encode"):
             return prediction, decision, Answer.of(prediction, decision, prepared, parameters)
 
     def _predicted(self, opened: Opened, parameters: Sampling, stages: Stages) -> tuple[Prepared, Prediction]:
-        image = opened.image
-        with stages.stage("decode"), _as_problem():
-            if isinstance(image, EncodedImage):
-                prepared = decode_image(image, invert=parameters.invert)
-            elif isinstance(image, list):
-                prepared = array_image(image, unit_range=parameters.dtype == "float", invert=parameters.invert)
-            else:
-                prepared = prepare(image, source="array", invert=parameters.invert)
+        with stages.stage("decode"):
+            prepared = decode(opened, parameters)
         with stages.stage("infer"):
-            prediction = self._predict(prepared.pixels, parameters)
+            (prediction,) = predict(self._predictor, prepared.pixels[None], parameters)
         return prepared, prediction
-
-    def _predict(self, pixels: Pixels, asked: Sampling) -> Prediction:
-        if asked.method == "moments":
-            return self._predictor.propagate(pixels)
-        if asked.samples == "auto":
-            return self._predictor.sample_until(
-                pixels, tolerance=asked.tolerance, max_samples=asked.max_samples, seed=asked.seed
-            )
-        if asked.samples == 0:
-            return self._predictor.predict(pixels)
-        return self._predictor.sample(pixels, samples=asked.samples, seed=asked.seed)
 
     def _score(self, prediction: Prediction, parameters: RankParameters) -> float:
         if prediction.uncertainty is not None and parameters.by == "bald":
@@ -218,6 +197,44 @@ _SCORES: dict[RankBy, Callable[[np.ndarray], float]] = {
 }
 
 
+def open_any(image: Image, *, max_pixels: int) -> Opened:
+    """Open an image in whichever form it came, see `Pipeline.open`."""
+    if isinstance(image, Problem):
+        raise image
+    if isinstance(image, bytes):
+        with _as_problem:
+            return Opened(open_image(image, max_pixels=max_pixels))
+    return Opened(image)
+
+
+def decode(opened: Opened, asked: Sampling) -> Prepared:
+    """Bring an image to what the network takes.
+
+    Raises:
+        Problem: 422 for broken image data, or an array of another shape or range.
+    """
+    image = opened.image
+    with _as_problem:
+        if isinstance(image, EncodedImage):
+            return decode_image(image, invert=asked.invert)
+        if isinstance(image, list):
+            return array_image(image, unit_range=asked.dtype == "float", invert=asked.invert)
+        return prepare(image, source="array", invert=asked.invert)
+
+
+def predict(predictor: Predictor, pixels_BHW: Pixels, asked: Sampling) -> list[Prediction]:
+    """Predict prepared images (B, 28, 28) in the way that is asked for."""
+    if asked.method == "moments":
+        return predictor.propagate(pixels_BHW)
+    if asked.samples == "auto":
+        return predictor.sample_until(
+            pixels_BHW, tolerance=asked.tolerance, max_samples=asked.max_samples, seed=asked.seed
+        )
+    if asked.samples == 0:
+        return predictor.predict(pixels_BHW)
+    return predictor.sample(pixels_BHW, samples=asked.samples, seed=asked.seed)
+
+
 def _trousers() -> Pixels:
     """Draw two legs below a waistband."""
     drawing = np.zeros((SIDE, SIDE), np.uint8)
@@ -225,13 +242,19 @@ def _trousers() -> Pixels:
     return drawing
 
 
-@contextmanager
-def _as_problem() -> Iterator[None]:
-    try:
-        yield
-    except UnknownFormatError as error:
-        raise Problem("unsupported-image-format", str(error)) from error
-    except TooManyPixelsError as error:
-        raise Problem("image-too-large", str(error)) from error
-    except ImageError as error:
-        raise Problem("invalid-image", str(error)) from error
+class _AsProblem:
+    """Turns what is wrong with an image into the problem that is answered."""
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, UnknownFormatError):
+            raise Problem("unsupported-image-format", str(error)) from error
+        if isinstance(error, TooManyPixelsError):
+            raise Problem("image-too-large", str(error)) from error
+        if isinstance(error, ImageError):
+            raise Problem("invalid-image", str(error)) from error
+
+
+_as_problem = _AsProblem()

@@ -1,6 +1,7 @@
-"""One prepared image -> one prediction. No HTTP."""
+"""Prepared images -> predictions. No HTTP."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
@@ -55,9 +56,9 @@ class Prediction:
 
 
 class Predictor:
-    """The model behind the service: the same image, samples and seed give the same bits.
+    """The model behind the service: the same image, samples and seed give the same bits, whatever comes with it.
 
-    Every method takes pixels of shape (28, 28), uint8, light on dark.
+    Every method takes pixels of shape (B, 28, 28), uint8, light on dark, and predicts each image.
 
     Args:
         artifact: the model to serve.
@@ -75,54 +76,72 @@ class Predictor:
         self._masks = MonteCarloDropout(artifact.network)
         self._moments = MomentPropagation(artifact.network)
 
-    def predict(self, pixels: Pixels) -> Prediction:
+    def predict(self, pixels_BHW: Pixels) -> list[Prediction]:
         """Predict in eval mode."""
-        probs_BC = self._masks.predict(_as_batch(pixels)).double()
-        return self._prediction("eval", probs_BC, entropy(probs_BC))
+        probs_BC = self._masks.predict(_as_inputs(pixels_BHW)).double()
+        ones = zip(probs_BC.tolist(), entropy(probs_BC).tolist(), strict=True)
+        return [self._prediction("eval", *one) for one in ones]
 
-    def sample(self, pixels: Pixels, *, samples: int, seed: int) -> Prediction:
+    def sample(self, pixels_BHW: Pixels, *, samples: int, seed: int) -> list[Prediction]:
         """Predict by `samples` dropout masks of a seed, at least 2."""
-        probs_SBC = self._masks.sample(_as_batch(pixels), samples=samples, seed=seed)
+        probs_SBC = self._masks.sample(_as_inputs(pixels_BHW), samples=samples, seed=seed)
         return self._over_masks("mc", summarize(probs_SBC), probs_SBC)
 
-    def sample_until(self, pixels: Pixels, *, tolerance: float, max_samples: int, seed: int) -> Prediction:
-        """Predict by as many masks as bring the standard error of the most probable class within the tolerance."""
-        probs_SBC, found = self._masks.sample_until(
-            _as_batch(pixels), tolerance=tolerance, max_samples=max_samples, seed=seed
-        )
-        error = found.standard_error[0, found.mean[0].argmax()].item()
-        unmet = f"the standard error is {error:.2g} after {max_samples} samples, not {tolerance:g}"
-        warnings = (unmet,) if error > tolerance else ()
-        return self._over_masks("mc", found, probs_SBC, warnings)
+    def sample_until(self, pixels_BHW: Pixels, *, tolerance: float, max_samples: int, seed: int) -> list[Prediction]:
+        """Predict each by as many masks as bring the standard error of its most probable class within the tolerance."""
+        predictions = []
+        for input_1 in torch.split(_as_inputs(pixels_BHW), 1):
+            probs_SBC, found = self._masks.sample_until(
+                input_1, tolerance=tolerance, max_samples=max_samples, seed=seed
+            )
+            (prediction,) = self._over_masks("mc", found, probs_SBC)
+            error = found.standard_error[0, prediction.class_index].item()
+            unmet = f"the standard error is {error:.2g} after {max_samples} samples, not {tolerance:g}"
+            predictions.append(replace(prediction, warnings=(unmet,)) if error > tolerance else prediction)
+        return predictions
 
-    def propagate(self, pixels: Pixels) -> Prediction:
+    def propagate(self, pixels_BHW: Pixels) -> list[Prediction]:
         """Predict over all masks by their moments."""
-        return self._over_masks("moments", self._moments.predict(_as_batch(pixels)))
+        return self._over_masks("moments", self._moments.predict(_as_inputs(pixels_BHW)))
 
     def warm_up(self) -> None:
         """Take the first-time costs of all modes before a client does, and draw the masks of the default seed."""
-        blank = np.zeros((SIDE, SIDE), dtype=np.uint8)
+        blank = np.zeros((1, SIDE, SIDE), dtype=np.uint8)
         self.predict(blank)
         self.propagate(blank)
         for samples in (1000, 100):
             self.sample(blank, samples=samples, seed=0)
 
     def _over_masks(
+        self, mode: Mode, found: Uncertainty | Moments, probs_SBC: torch.Tensor | None = None
+    ) -> list[Prediction]:
+        passes = [None] * len(found.mean) if probs_SBC is None else torch.split(probs_SBC, 1, dim=1)
+        ones = zip(found.mean.tolist(), found.predictive_entropy.tolist(), _each(found), passes, strict=True)
+        return [self._prediction(mode, *one) for one in ones]
+
+    def _prediction(
         self,
         mode: Mode,
-        found: Uncertainty | Moments,
-        probs_SBC: torch.Tensor | None = None,
-        warnings: tuple[str, ...] = (),
+        probabilities: list[float],
+        predictive_entropy: float,
+        found: Uncertainty | Moments | None = None,
+        probs_S1C: torch.Tensor | None = None,
     ) -> Prediction:
-        prediction = self._prediction(mode, found.mean, found.predictive_entropy)
-        samples = 0 if probs_SBC is None else len(probs_SBC)
-        return replace(prediction, uncertainty=found, samples=samples, probs_SBC=probs_SBC, warnings=warnings)
-
-    def _prediction(self, mode: Mode, probs_BC: torch.Tensor, entropy_B: torch.Tensor) -> Prediction:
-        (probabilities,) = probs_BC.tolist()
         index = probabilities.index(max(probabilities))
-        return Prediction(mode, self.classes[index], index, probabilities, entropy_B.item())
+        samples = 0 if probs_S1C is None else len(probs_S1C)
+        return Prediction(
+            mode, self.classes[index], index, probabilities, predictive_entropy, found, samples, probs_S1C
+        )
 
 
-def _as_batch(pixels: Pixels) -> torch.Tensor:
-    return torch.from_numpy(pixels[None, None] / np.float32(255))
+def _each(found: Uncertainty | Moments) -> Sequence[Uncertainty | Moments]:
+    """Split what was found of a batch into batches of one image."""
+    if len(found.mean) == 1:
+        return [found]
+    names = [field.name for field in fields(found)]
+    columns = [torch.split(getattr(found, name), 1) for name in names]
+    return [type(found)(**dict(zip(names, ones, strict=True))) for ones in zip(*columns, strict=True)]
+
+
+def _as_inputs(pixels_BHW: Pixels) -> torch.Tensor:
+    return torch.from_numpy(pixels_BHW[:, None] / np.float32(255))

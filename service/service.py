@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import bentoml
 import torch
 from bentoml.exceptions import BentoMLException
-from circus.sighandler import SysHandler  # type: ignore[import-untyped] # BentoML's supervisor
+from circus.sighandler import SysHandler  # BentoML's supervisor
 from pydantic import Field
 from starlette.types import ASGIApp
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from model import Artifact, load_artifact
 from service.answers import BatchAnswer

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from model import Artifact, load_artifact
-from service.decision import Decider, Demands
+from service.decision import Decider, Decision, Demands
 from service.predictor import Prediction
 
 PIXELS = np.zeros((28, 28), np.uint8)
@@ -29,6 +29,13 @@ def predicted(confidence: float, *, samples: int = 100) -> Prediction:
     )
 
 
+def decide(
+    artifact: Artifact, prediction: Prediction, pixels: np.ndarray = PIXELS, *, seed: int = 0, **asked
+) -> Decision:
+    (decision,) = Decider(artifact).decide([prediction], pixels[None], demands(**asked), seed=seed)
+    return decision
+
+
 def demands(**changed: object) -> Demands:
     return Demands(**({"coverage": 0.9, "set_method": "lac", "max_risk": 0.05, "false_alarm_rate": 0.01} | changed))
 
@@ -44,7 +51,7 @@ def with_thresholds(artifact: Artifact, threshold: float | None) -> Artifact:
     [(-100, 0.99, "novelty"), (-100, 0.3, "novelty"), (1e9, 0.99, None), (1e9, 0.3, "risk"), (None, 0.99, None)],
 )
 def test_novelty_goes_before_risk(artifact, threshold, confidence, reason):
-    found = Decider(with_thresholds(artifact, threshold)).decide(predicted(confidence), PIXELS, demands(), seed=0)
+    found = decide(with_thresholds(artifact, threshold), predicted(confidence))
     assert found.reason == reason
     assert found.novelty.flagged == (reason == "novelty")
     assert found.least_confidence == found.calibration.confidences[0.05]
@@ -52,7 +59,7 @@ def test_novelty_goes_before_risk(artifact, threshold, confidence, reason):
 
 def test_a_model_without_calibration_says_so_and_decides_nothing(artifact):
     plain = replace(artifact, calibrations=(), novelty=None)
-    found = Decider(plain).decide(predicted(0.1), PIXELS, demands(), seed=0)
+    found = decide(plain, predicted(0.1))
     assert found.warnings == ("the model has no calibration: probabilities are raw, and there is no prediction set",)
     assert (found.calibration, found.probabilities, found.prediction_set, found.reason, found.novelty) == (None,) * 5
 
@@ -60,9 +67,7 @@ def test_a_model_without_calibration_says_so_and_decides_nothing(artifact):
 def test_a_coverage_that_was_not_calibrated_has_no_set_but_all_else(artifact):
     one = next(one for one in artifact.calibrations if one.estimator == "eval")
     poor = replace(one, set_scores={"lac": dict.fromkeys(one.set_scores["lac"]), "aps": one.set_scores["aps"]})
-    found = Decider(replace(artifact, calibrations=(poor,))).decide(
-        predicted(0.9, samples=0), PIXELS, demands(), seed=0
-    )
+    found = decide(replace(artifact, calibrations=(poor,)), predicted(0.9, samples=0))
     assert found.prediction_set is None
     assert found.warnings == ("a coverage of 0.9 is not calibrated",)
     assert sum(found.probabilities) == pytest.approx(1)
@@ -70,10 +75,10 @@ def test_a_coverage_that_was_not_calibrated_has_no_set_but_all_else(artifact):
 
 def test_adaptive_sets_depend_on_pixels_and_seed_alone(artifact):
     """Of a doubtful image, whose set by the method has a class more or less as the random number falls."""
-    decider, prediction = Decider(artifact), predicted(0.4)
+    prediction = predicted(0.4)
 
     def size(seed: int, pixels: np.ndarray = PIXELS) -> int:
-        return len(decider.decide(prediction, pixels, demands(set_method="aps"), seed=seed).prediction_set)
+        return len(decide(artifact, prediction, pixels, seed=seed, set_method="aps").prediction_set)
 
     sizes = [size(seed) for seed in range(40)]
     assert sizes == [size(seed) for seed in range(40)]
@@ -83,6 +88,6 @@ def test_adaptive_sets_depend_on_pixels_and_seed_alone(artifact):
 
 
 def test_a_set_names_the_most_probable_first(artifact):
-    found = Decider(artifact).decide(predicted(0.5), PIXELS, demands(coverage=0.99), seed=0)
+    found = decide(artifact, predicted(0.5), coverage=0.99)
     assert found.prediction_set[0] == "sneaker"
     assert set(found.prediction_set) <= set(artifact.classes)

@@ -136,7 +136,7 @@ def test_decisions_are_those_of_the_service(test_part):
             uncertainty=None,
             samples=100,
         )
-        decision = decider.decide(prediction, strange.images_B[b].numpy(), demands, seed=0)
+        (decision,) = decider.decide([prediction], strange.images_B[b : b + 1].numpy(), demands, seed=0)
         assert found["novel"][b] == decision.novelty.flagged
         assert found["answered"][b] == (decision.reason is None)
     assert found["novel"][::7].all()
