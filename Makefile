@@ -4,6 +4,8 @@ HOST ?= 127.0.0.1
 PORT ?= 3000
 REPORT ?= runs/model-card
 OOD ?= MNIST KMNIST
+IN ?= docs/images/*.png
+OUT ?= runs/bulk
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,14 +20,14 @@ MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 # BentoML reports usage unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: install serve test fuzz observe soak check format train ensemble evaluate bench bento bento-check lock clean
+.PHONY: install serve test fuzz observe soak check format train ensemble bulk evaluate bench bento bento-check lock clean
 
 install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, got " + sys.version.split()[0] + ": make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[train,tracing,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[train,bulk,tracing,dev]'
 	$(BIN)/python -m pip download --disable-pip-version-check --no-deps --dest $(VENV)/share '$(PROTOCOL)'
 	touch $@
 
@@ -70,6 +72,10 @@ ensemble: $(INSTALLED)
 			&& mkdir -p training/ensemble/seed-$$seed \
 			&& cp runs/seed-$$seed/artifact/* training/ensemble/seed-$$seed/ || exit 1; \
 	done
+
+# Scores what IN names: a folder, a pattern, Parquet, npy or IDX (docs/bulk.md).
+bulk: $(INSTALLED)
+	$(BIN)/python -m service.bulk '$(IN)' '$(OUT)' --resume --report '$(OUT).html'
 
 evaluate: $(INSTALLED) $(CHAPTER)/card.json
 	$(BIN)/python -m training.evaluate $(MODEL) --report $(REPORT) $(addprefix --ood ,$(OOD)) \

@@ -1,0 +1,1 @@
+"""Scores whole data sets on Ray Data: `python -m service.bulk IN OUT`."""

@@ -1,0 +1,139 @@
+"""Command line of bulk scoring: `python -m service.bulk IN OUT`."""
+
+import os
+import signal
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from model import Artifact, ArtifactError, load_artifact
+from model.artifact import write_atomically
+from service import __version__
+from service.bulk.inputs import InputError, Source, open_source
+from service.bulk.job import JobError, score, started
+from service.bulk.output import Output, OutputError
+from service.bulk.progress import shown
+from service.bulk.report import page
+from service.bulk.scoring import Scorer
+from service.bulk.summary import sections, summarize_output
+from service.parameters import Parameters
+from service.problems import Problem
+from service.settings import Settings, SettingsError
+
+app = typer.Typer(add_completion=False)
+_ROWS = 20
+
+
+@app.command()
+def main(  # noqa: PLR0913 - one argument an option
+    source: Annotated[str, typer.Argument(metavar="IN", help="Folder, pattern, Parquet, npy or IDX; path or URL.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder for Parquet files; path or URL.")],
+    *,
+    samples: Annotated[
+        str | None, typer.Option(help="Dropout masks: 0 for eval mode, 2..1000, or auto.", show_default="100")
+    ] = None,
+    method: Annotated[str, typer.Option(help="masks, or moments without sampling.")] = "masks",
+    seed: Annotated[str, typer.Option(help="Of the masks.")] = "0",
+    coverage: Annotated[str, typer.Option(help="Of prediction sets.")] = "0.9",
+    max_risk: Annotated[str, typer.Option(help="Abstain, so that at most this part of the answers is wrong.")] = "0.05",
+    invert: Annotated[str, typer.Option(help="Swap dark and light: auto, yes or no.")] = "auto",
+    model: Annotated[str, typer.Option(help="Folder of an artifact.", show_default="the embedded one")] = "",
+    image_column: Annotated[str, typer.Option(help="Of a Parquet data set.")] = "image",
+    id_column: Annotated[
+        str | None, typer.Option(help="Of a Parquet data set.", show_default="id, or file and row")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that score.", show_default="cores")] = None,
+    address: Annotated[
+        str | None, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster.", show_default="this machine")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier run ended, if there is one.")
+    ] = False,
+    report: Annotated[Path | None, typer.Option(help="Draw what was found on an HTML page.")] = None,
+) -> None:
+    """Score all images of IN: a row for each in OUT, which is whole when it holds _SUCCESS.
+
+    A bad image becomes a row that says what is wrong. After Ctrl-C, a crash or a full disk, --resume goes on.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    asked = {"method": method, "seed": seed, "coverage": coverage, "max_risk": max_risk, "invert": invert}
+    if samples is not None or method == "masks":
+        asked["samples"] = samples or "100"
+    try:
+        parameters = Parameters.gather(asked.items())
+        settings = Settings.from_mapping(os.environ)
+        artifact = load_artifact(model or None)
+        images = open_source(source, image=image_column, identifier=id_column, max_bytes=settings.max_body_bytes)
+        how: dict[str, Any] = {
+            "artifact": artifact,
+            "parameters": parameters,
+            "encoded": images.encoded,
+            "max_pixels": settings.max_pixels,
+        }
+        output = Output(out)
+        output.begin(_job(artifact, parameters, source, images), resume=resume)
+        if not output.is_finished:
+            with output.locked():
+                _run(images, output, workers, address, how)
+        found = summarize_output(output)
+        _tell(output, images, found)
+        if report is not None:
+            write_atomically(report, page(images, Scorer(**how), output, found))
+    except (Problem, SettingsError, ArtifactError, InputError, OutputError, JobError, OSError) as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted: --resume goes on from what is written", 130)
+
+
+def _job(artifact: Artifact, parameters: Parameters, source: str, images: Source) -> dict[str, Any]:
+    """What decides the rows: all the same again, or a run can't be resumed."""
+    return {
+        "version": __version__,
+        "model": artifact.sha256,
+        **parameters.model_dump(mode="json"),
+        "in": source,
+        "images": images.count,
+        "identity": images.identity,
+    }
+
+
+def _run(images: Source, output: Output, workers: int | None, address: str | None, how: dict[str, Any]) -> None:
+    output.discard_broken()
+    done = output.done()
+    if len(done) < images.count:
+        with started(address, workers) as count, shown(output, images.count):
+            score(images, output, done, workers=count, **how)
+    output.discard_broken()
+    output.check(images.count)
+    output.finish(summarize_output(output))
+
+
+def _tell(output: Output, images: Source, found: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    console.print(f"{found['rows']:,} rows in {output.where}", soft_wrap=True)
+    if images.left_out:
+        console.print(f"{images.left_out:,} files of another kind were left out")
+    for heads, rows in sections(found):
+        console.print(_table(heads, rows[:_ROWS]))
+
+
+def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(box=None)
+    for number, head in enumerate(heads):
+        table.add_column(head, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _fail(message: str, status: int) -> NoReturn:
+    Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(message)
+    raise typer.Exit(status)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,56 @@
+"""Inputs as Ray Data reads them; apart from the rest, so that a task that reads need not import what predicts."""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.data import DataContext
+from ray.data.block import BlockMetadata
+from ray.data.checkpoint import CheckpointManager
+from ray.data.datasource import Datasource, ReadTask
+
+from service.bulk.inputs import Shard
+
+
+class Images(Datasource):
+    """A source's shards, without the images that are done: these are not even read.
+
+    Args:
+        shards: a task each.
+        done: ids.
+    """
+
+    def __init__(self, shards: Sequence[Shard], done: "ray.ObjectRef[pa.Array]") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._shards, self._done = shards, done
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        """Say nothing: it isn't known."""
+        return None
+
+    def get_read_tasks(
+        self,
+        parallelism: int,  # noqa: ARG002 - a shard is a task
+        per_task_row_limit: int | None = None,
+        data_context: DataContext | None = None,  # noqa: ARG002 - as Ray Data calls it
+    ) -> list[ReadTask]:
+        """Make the tasks."""
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
+        return [
+            ReadTask(partial(_read, shard, self._done), unknown, per_task_row_limit=per_task_row_limit)
+            for shard in self._shards
+        ]
+
+
+def _read(shard: Shard, done: "ray.ObjectRef[pa.Array]") -> Iterator[pa.Table]:
+    return shard.read(ray.get(done), wanted=False)
+
+
+class FilteredAtTheSource(CheckpointManager):
+    """Tells Ray Data that nothing is done, so that it doesn't read everything again in order to drop it."""
+
+    def load_checkpoint(self, *_: Any, **__: Any) -> tuple[None, int]:
+        """Say that there is nothing to drop."""
+        return None, 0
