@@ -15,7 +15,6 @@ from model.chain import Array, Chain
 FALSE_ALARM_RATES = (0.001, 0.01, 0.05)
 FEATURES = ("image", "first layer", "activations")
 _DARK = 0.02
-_AT_ONCE = 256  # always: in products of other sizes, sums have other orders
 
 
 def features(chain: Chain, images_B: Array) -> dict[str, Array]:
@@ -38,7 +37,7 @@ def features(chain: Chain, images_B: Array) -> dict[str, Array]:
             units_BU = np.maximum(units_BU, 0)
             active.append(np.sqrt(units_BU))
         weight_VU, bias_V = stage.linear.arrays()
-        units_BU = units_BU @ weight_VU.T + bias_V
+        units_BU = units_BU @ _like(weight_VU, units_BU).T + bias_V
         linear.append(units_BU)
     return {
         "image": _statistics(images_B[:, 0]),
@@ -84,7 +83,7 @@ class ClassGaussians:
     def distance(self, features_BF: Array) -> Array:
         """Squared Mahalanobis distance to the nearest class, (B,)."""
         white_BF = _product(features_BF, self.whiten_FF)
-        squares_BK = np.square(self.means_KF).sum(axis=1) - 2 * white_BF @ self.means_KF.T
+        squares_BK = np.square(self.means_KF).sum(axis=1) - 2 * white_BF @ _like(self.means_KF, white_BF).T
         nearest_B: Array = np.square(white_BF).sum(axis=1) + squares_BK.min(axis=1)
         return nearest_B
 
@@ -101,8 +100,13 @@ def _product(features_BF: Array, matrix_FF: Array) -> Array:
         if len(active) < len(matrix_FF) / 2:
             features_BF = features_BF.take(active, axis=1, mode="clip")
             matrix_FF = matrix_FF.take(active, axis=0, mode="clip")
-    product_BF: Array = features_BF @ matrix_FF
+    product_BF: Array = features_BF @ _like(matrix_FF, features_BF)
     return product_BF
+
+
+def _like(matrix: Array, other: Array) -> Array:
+    """Give a matrix the type of another: NumPy multiplies those of two types without BLAS."""
+    return matrix.astype(other.dtype, copy=False)
 
 
 @dataclass(frozen=True)
@@ -130,12 +134,12 @@ class Novelty:
         Returns:
             Scores (B,).
         """
-        if len(images_B) <= 1:
+        if len(images_B) == 1:
             return self._score(chain, images_B)
-        parts = [images_B[first : first + _AT_ONCE] for first in range(0, len(images_B), _AT_ONCE)]
-        missing = np.zeros((_AT_ONCE - len(parts[-1]), *images_B.shape[1:]), images_B.dtype)
-        parts[-1] = np.concatenate([parts[-1], missing])
-        return np.concatenate([self._score(chain, part) for part in parts])[: len(images_B)]
+        # The order of sums depends on the number of images, and shows in float32; of float64 nothing is left after
+        # rounding.
+        scores_B: Array = self._score(chain, images_B.astype(np.float64)).astype(images_B.dtype)
+        return scores_B
 
     def _score(self, chain: Chain, images_B: Array) -> Array:
         views = features(chain, images_B)

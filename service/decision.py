@@ -142,11 +142,12 @@ class Decider:
             return [None] * len(pixels_BHW)
         threshold = self._novelty.thresholds[demands.false_alarm_rate]
         images_B = pixels_BHW[:, None].astype(np.float32) / np.float32(255)
-        scores_B = self._novelty.score(self._chain, images_B)
-        if threshold is not None and len(images_B) > 1:  # the same side of it as when the image is alone
-            for index in np.flatnonzero(np.abs(scores_B - threshold) < _ROUNDING):
-                scores_B[index] = self._novelty.score(self._chain, images_B[index : index + 1])[0]
-        return [NoveltyScore(score=score, threshold=threshold) for score in scores_B.tolist()]
+        scores: list[float] = self._novelty.score(self._chain, images_B).tolist()
+        if threshold is not None and len(scores) > 1:
+            near = [index for index, score in enumerate(scores) if abs(score - threshold) < _ROUNDING]
+            for index in near:  # on the side of it on which the image is alone
+                scores[index] = self._novelty.score(self._chain, images_B[index : index + 1]).item()
+        return [NoveltyScore(score=score, threshold=threshold) for score in scores]
 
     def _missing(self, estimator: Estimator, samples: int) -> str:
         known = [str(one.samples) for one in self._calibrations if one.estimator == estimator]

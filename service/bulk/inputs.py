@@ -139,6 +139,8 @@ def _list(filesystem: fs.FileSystem, path: str) -> tuple[str, list[fs.FileInfo],
     else:
         root = posixpath.dirname(re.split(r"[*?\[]", path, maxsplit=1)[0])
         found = ArrowFSWrapper(filesystem).glob(path)
+        if not found:
+            raise InputError(f"{path}: there is no such file or folder, and no file fits it as a pattern")
         files = [file for file in filesystem.get_file_info(found) if file.type is fs.FileType.File]
         return root, sorted(files, key=lambda file: file.path), 0
     files.sort(key=lambda file: file.path)
@@ -154,7 +156,7 @@ def _is_hidden(path: str, root: str) -> bool:
 
 
 def _kind(filesystem: fs.FileSystem, files: Sequence[fs.FileInfo]) -> str:
-    with filesystem.open_input_stream(files[0].path) as stream:
+    with filesystem.open_input_stream(files[0].path, compression=None) as stream:
         start = stream.read(4)
     kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "files")
     if kind == "files" and len(files) == 1 and files[0].path.endswith((_PARQUET, ".npy", ".gz")):
@@ -479,7 +481,7 @@ def _regular(column: pa.Array) -> np.ndarray | None:
     count, sides = len(column), []
     while hasattr(column.type, "value_type"):
         lengths = pc.list_value_length(column)
-        if column.null_count or pc.count_distinct(lengths).as_py() > 1:
+        if column.null_count or pc.count_distinct(lengths).as_py() != 1:
             return None
         sides.append(lengths[0].as_py())
         column = column.flatten()

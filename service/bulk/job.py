@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from service.bulk.scoring import Scorer
 _CPUS_OF_A_WORKER = 0.5  # as Ray counts; the other half lets the workers of a lost machine go on elsewhere
 _NO_CPUS = 0  # so that reading and writing never wait for one that the workers have: on few CPUs, nothing would go on
 _BLOCK_BYTES = 2**25
+_KNOCK_SECONDS = 10
 _STORE_BYTES = 2**28  # of an embedded Ray's object store
 
 
@@ -38,17 +40,25 @@ def started(address: str | None, workers: int | None) -> Iterator[int]:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is told once, by us
     own = workers or len(os.sched_getaffinity(0))
     try:
+        _knock(address)
         with _without_standard_error():
             if address:
                 ray.init(address, **quiet)
             else:
                 ray.init("local", num_cpus=own, object_store_memory=_STORE_BYTES, include_dashboard=False, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise JobError(f"Ray can't be reached at {address or 'this machine'} ({one_line(error)})") from error
     try:
         yield workers or int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """See that somebody answers there: Ray itself would go on trying without a word."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 @contextmanager
