@@ -210,7 +210,12 @@ FIELDS = ("label", "class_index", "confidence", "probabilities", "predictive_ent
 
 @pytest.mark.parametrize(
     "asked",
-    [{}, {"samples": 100, "seed": 3}, {"method": "moments"}, {"samples": "auto", "max_samples": 300, "coverage": 0.99, "max_risk": 0.01}],
+    [
+        {},
+        {"samples": 100, "seed": 3},
+        {"method": "moments"},
+        {"samples": "auto", "max_samples": 300, "coverage": 0.99, "max_risk": 0.01},
+    ],
 )
 def test_rows_are_the_answers_of_the_service(client, fashion, asked):
     pictures = [png(pixels) for pixels in fashion.test.images_B[:200].numpy()]

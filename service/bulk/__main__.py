@@ -1,7 +1,6 @@
 """Command line of bulk scoring: `python -m service.bulk IN OUT`."""
 
 import os
-import signal
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -59,7 +58,6 @@ def main(  # noqa: PLR0913 - one argument an option
 
     A bad image becomes a row that says what is wrong. After Ctrl-C, a crash or a full disk, --resume goes on.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     asked = {"method": method, "seed": seed, "coverage": coverage, "max_risk": max_risk, "invert": invert}
     if samples is not None or method == "masks":
         asked["samples"] = samples or "100"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ def started(address: str | None, workers: int | None) -> Iterator[int]:
                 ray.init("local", num_cpus=own, object_store_memory=_STORE_BYTES, include_dashboard=False, **quiet)
     except (OSError, RuntimeError, ValueError) as error:
         raise JobError(f"Ray can't be reached at {address or 'this machine'} ({one_line(error)})") from error
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own would end us without a word
     try:
         yield workers or int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
     finally:
@@ -119,11 +121,12 @@ def score(source: Source, output: Output, done: pa.Array, *, workers: int, **sco
             output.at(PARTS), filesystem=output.filesystem, ray_remote_args={"num_cpus": _NO_CPUS}, concurrency=others
         )
     except Exception as error:
-        raise JobError(one_line(_root(error))) from error
+        raise JobError(f"{_what(error)}; --resume goes on from what is written") from error
 
 
-def _root(error: BaseException) -> BaseException:
-    """What went wrong below all that Ray wraps around it."""
+def _what(error: BaseException) -> str:
+    """What went wrong below all that Ray wraps around it, without its advice."""
     while (below := getattr(error, "cause", None) or error.__cause__) is not None:
         error = below
-    return error
+    told = getattr(error, "strerror", None) or str(error)
+    return next(iter(told.splitlines()), type(error).__name__)
