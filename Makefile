@@ -93,10 +93,11 @@ bench: $(BENCH)/installed
 	$(BENCH)/bin/python -m benchmarks.throughput
 	$(BENCH)/bin/python -m benchmarks.overload
 	$(BENCH)/bin/python -m benchmarks.scaling
+	$(BENCH)/bin/python -m benchmarks.bulk
 
 $(BENCH)/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[train]'
+	$(BENCH)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[train,bulk]' psutil
 	grep -v '^#' benchmarks/requirements.txt | while read -r peer; do \
 		$(BENCH)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt $$peer \
 			|| echo "could not install $$peer: the tables go without it"; \

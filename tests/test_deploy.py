@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import kubernetes_validate
@@ -19,7 +20,7 @@ MANIFESTS = sorted(set(KUBERNETES.rglob("*.yaml")) - {KUBERNETES / "monitoring" 
 KUSTOMIZATIONS = [path for path in MANIFESTS if path.name == "kustomization.yaml"]
 OF_KUBERNETES = [
     path for path in MANIFESTS if path.name not in {"kustomization.yaml", "servicemonitor.yaml"}
-    and path.parent.name != "kserve"
+    and path.parent.name not in {"kserve", "kuberay"}
 ]  # fmt: skip
 NEWEST = kubernetes_validate.latest_version()
 OLDEST = "1.30"  # the first with preStop's `sleep` unasked
@@ -176,6 +177,20 @@ def test_kserve_runs_the_same_container(client):
     assert model["modelFormat"] in runtime["spec"]["supportedModelFormats"]
     assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
     assert client.get(f"/v2/models/{model['modelFormat']['name']}/ready").status_code == 200
+
+
+def test_the_ray_job_asks_for_what_there_is():
+    """There is no schema of RayJob here; of its pods there is."""
+    spec = read("kuberay/rayjob.yaml")["spec"]
+    cluster = spec["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, **group["template"]}
+        kubernetes_validate.validate(pod, OLDEST, strict=True)
+    assert f"ray=={cluster['rayVersion']}\n" in (ROOT / "constraints.txt").read_text()
+    python, *words = spec["entrypoint"].split()
+    assert python == "python"
+    told = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert "/data/in: there is no such file or folder" in told.stderr
 
 
 def test_compose_follows_the_specification():

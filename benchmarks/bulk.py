@@ -1,0 +1,146 @@
+"""Bulk scoring against the engine that it feeds, and its memory: `python -m benchmarks.bulk`.
+
+All 70,000 images of Fashion-MNIST as PNG files under 100 masks, on all cores. The same run measures, before and after
+and in as many processes at once as there are workers, what a core does alone: with decoded images, and with PNG files.
+Then the peak memory for 100,000 and 1,000,000 synthetic images. Writes docs/performance/bulk.md.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from rich.console import Console
+
+from benchmarks.common import machine, table, write
+from model import MonteCarloDropout, load_artifact, summarize
+from service.bulk.inputs import IMAGES
+from service.bulk.scoring import AT_ONCE, Scorer
+from service.parameters import Parameters
+from training.data import as_inputs, load_fashion_mnist
+
+SAMPLES = 100
+SECONDS = 5.0
+FEW, MANY = 100_000, 1_000_000
+MEMORY_SAMPLES = 10
+
+console = Console(highlight=False)
+
+
+def files(folder: Path, pixels_BHW: np.ndarray) -> None:
+    """Write images as PNG files, a thousand in a folder."""
+    for number, pixels in enumerate(pixels_BHW):
+        path = folder / f"{number // 1000:02d}" / f"{number:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+
+
+def engine(paths: list[Path]) -> dict[str, float]:
+    """Images a second of one process, by what it does."""
+    scorer = Scorer(load_artifact(), Parameters(samples=SAMPLES), encoded=True, max_pixels=10**6)
+    masks = MonteCarloDropout(load_artifact().network)
+    images = pa.table(
+        [list(map(str, paths)), [path.read_bytes() for path in paths], [None] * len(paths)], schema=IMAGES
+    )
+    inputs_B = as_inputs(torch.stack([torch.from_numpy(np.asarray(Image.open(path))) for path in paths]))
+    calls: dict[str, Callable[[], object]] = {
+        "masks": lambda: masks.sample(inputs_B, samples=SAMPLES),
+        "masks, summary": lambda: summarize(masks.sample(inputs_B, samples=SAMPLES)),
+        "rows of PNG files": lambda: scorer(images),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: len(paths) / statistics.median(times) for name, times in seconds.items()}
+
+
+def job(source: Path, out: Path, *options: str) -> tuple[float, float, float]:
+    """Run it: seconds in all, images a second between the first part and the last, peak memory in MB."""
+    command = [sys.executable, "-m", "service.bulk", str(source), str(out), *options]
+    start, peak, written = time.monotonic(), 0.0, []
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            peak = max(peak, memory(process.pid))
+            parts = list((out / "_unfinished" / "checkpoint").glob("*[0-9].parquet"))
+            if len(parts) > len(written):
+                written += [time.monotonic()] * (len(parts) - len(written))
+            time.sleep(0.1)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit status {process.returncode}")
+    total = time.monotonic() - start
+    rows = [pq.read_metadata(path).num_rows for path in out.glob("*.parquet")]
+    steady = (sum(rows) - rows[0]) / (written[-1] - written[0]) if len(set(written)) > 1 else float("nan")
+    return total, steady, peak
+
+
+def memory(pid: int) -> float:
+    """Of a process and its descendants, in MB, what they share counted once (Linux)."""
+    total = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        for process in [root, *root.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_full_info().pss
+    return total / 2**20
+
+
+def main() -> None:
+    """Measure, print and write."""
+    fashion, cores = load_fashion_mnist(), len(os.sched_getaffinity(0))
+    pixels_BHW = np.concatenate([fashion.train.images_B.numpy(), fashion.test.images_B.numpy()])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files(folder / "in", pixels_BHW)
+        paths = sorted((folder / "in").rglob("*.png"))[:AT_ONCE]
+        found: dict[str, list[float]] = {}
+        with multiprocessing.get_context("spawn").Pool(cores) as pool:
+            for turn in range(2):
+                for rates in pool.map(engine, [paths] * cores, chunksize=1):
+                    for what, rate in rates.items():
+                        found.setdefault(what, []).append(rate)
+                if turn == 0:
+                    total, steady, _ = job(folder / "in", folder / "out", "--samples", str(SAMPLES))
+        peaks = {}
+        for rows in (FEW, MANY):
+            repeated = np.concatenate([pixels_BHW] * (rows // len(pixels_BHW) + 1))[:rows]
+            np.save(folder / f"{rows}.npy", repeated)
+            options = ("--samples", str(MEMORY_SAMPLES))
+            seconds, _, peaks[rows] = job(folder / f"{rows}.npy", folder / f"out{rows}", *options)
+            console.print(f"{rows:,} images: {seconds:.0f} s, {peaks[rows]:.0f} MB")
+    per_core = steady / cores
+    engines = {what: statistics.mean(rates) for what, rates in found.items()}
+    rows_ = [["bulk scoring, from PNG files to rows in Parquet", f"{per_core:,.0f}", "1.00"]]
+    rows_ += [[f"alone: {what}", f"{rate:,.0f}", f"{per_core / rate:.2f}"] for what, rate in engines.items()]
+    text = (
+        f"# Bulk scoring\n\nMade by `python -m benchmarks.bulk`. {machine()} Ray {version('ray')}.\n\n"
+        f"{len(pixels_BHW):,} images of Fashion-MNIST as PNG files, {SAMPLES} masks, {cores} workers on {cores} cores: "
+        f"{total:.0f} s in all, with the start of Ray and its workers; {steady:,.0f} images a second between the first "
+        f"part and the last. What a core does alone was measured in {cores} processes at once, before and after.\n\n"
+        + table(["a core", "images/s", "bulk / it"], rows_)
+        + f"\nPeak memory of all processes, Ray's included, for arrays under {MEMORY_SAMPLES} masks: "
+        f"{peaks[FEW]:,.0f} MB for {FEW:,} images, {peaks[MANY]:,.0f} MB for {MANY:,}, "
+        f"{peaks[MANY] / peaks[FEW]:.2f} times as much.\n"
+    )
+    write("bulk.md", text)
+    console.print(text, markup=False)
+
+
+if __name__ == "__main__":
+    main()
