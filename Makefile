@@ -4,7 +4,7 @@ HOST ?= 127.0.0.1
 PORT ?= 3000
 REPORT ?= runs/model-card
 OOD ?= MNIST KMNIST
-IN ?= docs/images/*.png
+IN ?= docs/images/fashion-*.png
 OUT ?= runs/bulk
 
 VENV := .venv

@@ -100,6 +100,7 @@ def score(source: Source, output: Output, done: pa.Array, *, workers: int, **sco
         delete_checkpoint_on_success=False,
         checkpoint_manager_cls=FilteredAtTheSource,
     )
+    workers = min(workers, len(source.shards))
     others = -(-workers // 2)  # of the tasks that read, and of those that write
     try:
         images = ray.data.read_datasource(

@@ -1,13 +1,14 @@
 """How far a run is: told from what is written, so that no crash can make it a lie."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from service.bulk.output import Output
 
@@ -17,32 +18,18 @@ _SECONDS_PLAIN = 10.0  # between the lines where no bar can be drawn
 
 @contextmanager
 def shown(output: Output, count: int) -> Iterator[None]:
-    """Show rows, rate, remaining time, errors and abstentions to standard error for as long as it is open."""
-    console = Console(stderr=True)
-    counter = _Counter(output)
-    bar = Progress(
-        TextColumn("scored"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[told]}"),
-        console=console,
-        disable=not console.is_terminal,
-    )
+    """Show rows, rate, remaining time, errors and abstentions on standard error for as long as it is open."""
+    console = Console(stderr=True, highlight=False)
+    counter = _Counter(output, count)
     counter.count()
-    task = bar.add_task("", total=count, completed=counter.rows, rate="", told=counter.told())
+    bar = Progress(BarColumn(20), TextColumn("{task.description}"), console=console, disable=not console.is_terminal)
+    task = bar.add_task(counter.told(), total=count, completed=counter.rows)
 
     def show() -> None:
         counter.count()
-        speed = bar.tasks[0].speed
-        rate = "" if speed is None else f"{speed:,.0f}/s"
-        bar.update(task, completed=counter.rows, rate=rate, told=counter.told())
+        bar.update(task, completed=counter.rows, description=counter.told())
         if not console.is_terminal:
-            left = bar.tasks[0].time_remaining
-            remaining = "" if left is None else f", {left:,.0f} s left"
-            console.print(f"{counter.rows:,} of {count:,} scored, {rate or '?'}{remaining}, {counter.told()}")
+            console.print(counter.told(), soft_wrap=True)
 
     ended = threading.Event()
 
@@ -64,24 +51,33 @@ def shown(output: Output, count: int) -> Iterator[None]:
 class _Counter:
     """Counts rows, errors and abstentions in the parts that are whole; each part once."""
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
+    def __init__(self, output: Output, total: int) -> None:
+        self._output, self._total = output, total
         self._seen: set[str] = set()
         self.rows = self._errors = self._abstained = 0
+        self._start: tuple[float, int] | None = None  # of the rate: time and rows when the first part was there
 
     def count(self) -> None:
+        before = self.rows
         for stem in self._output.committed():
             if stem not in self._seen:
                 self._seen.add(stem)
-                found = pq.read_table(
-                    self._output.part(stem), columns=["error", "abstain"], filesystem=self._output.filesystem
-                )
-                self._add(found)
-
-    def _add(self, found: pa.Table) -> None:
-        self.rows += len(found)
-        self._errors += len(found) - found.column("error").null_count
-        self._abstained += found.column("abstain").to_pylist().count(True)
+                columns = ["error", "abstain"]
+                found = pq.read_table(self._output.part(stem), columns=columns, filesystem=self._output.filesystem)
+                self.rows += len(found)
+                self._errors += len(found) - found.column("error").null_count
+                self._abstained += found.column("abstain").to_pylist().count(True)
+        if self.rows > before and self._start is None:
+            self._start = time.monotonic(), self.rows
 
     def told(self) -> str:
-        return f"{self._errors:,} errors, {self._abstained:,} abstained"
+        parts = [f"{self.rows:,} of {self._total:,}", *self._pace()]
+        return ", ".join([*parts, f"{self._errors:,} errors", f"{self._abstained:,} abstained"])
+
+    def _pace(self) -> list[str]:
+        since, rows = self._start or (0.0, self.rows)
+        if self.rows == rows:
+            return []
+        rate = (self.rows - rows) / (time.monotonic() - since)
+        left = timedelta(seconds=round((self._total - self.rows) / rate))
+        return [f"{rate:,.0f} a second", f"{left} left"]
