@@ -28,7 +28,10 @@ class UncertaintyAnswer(BaseModel):
 
 
 class PreprocessingAnswer(BaseModel):
-    """What was done to the image before the network saw it; `image_hash` is of what it saw."""
+    """What was done to the image before the network saw it; `image_hash` is of what it saw.
+
+    `pixels` are what it saw, 28 rows of 28, 0..255, light on dark, if they were asked for.
+    """
 
     source: str
     width: int
@@ -36,6 +39,7 @@ class PreprocessingAnswer(BaseModel):
     inverted: bool
     steps: list[str]
     image_hash: str
+    pixels: Annotated[list[list[int]] | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 class CalibrationAnswer(BaseModel):
@@ -111,6 +115,7 @@ class Answer(BaseModel):
                 inverted=prepared.inverted,
                 steps=list(prepared.steps),
                 image_hash=prepared.image_hash,
+                pixels=prepared.pixels.tolist() if parameters.return_pixels else None,
             ),
             warnings=[*prepared.warnings, *prediction.warnings, *decision.warnings],
             sample_probabilities=_sample_probabilities(prediction) if parameters.return_samples else None,

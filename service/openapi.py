@@ -84,6 +84,7 @@ def describe(*, example: Mapping[str, Any], image: Sequence[Sequence[int]], with
             "title": "mcd",
             "version": "1",
             "summary": "Classifies clothing, and says how sure the network is.",
+            "description": "**[See it in the browser](ui)**: your own images, one dot for each mask.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": {
@@ -119,6 +120,7 @@ def describe(*, example: Mapping[str, Any], image: Sequence[Sequence[int]], with
             "/livez": _get("Whether the process lives", "text/plain"),
             "/readyz": _get("Whether requests can be answered", "text/plain", {"503": {"description": "Not yet."}}),
             "/docs.json": _get("This description", JSON),
+            "/card.json": _get("The card of the model: classes, recipe, data, figures", JSON),
             **_inference(image, with_keys=with_keys),
         },
         "components": {"schemas": schemas["$defs"]},

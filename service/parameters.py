@@ -190,6 +190,7 @@ class Parameters(Sampling):
     return_samples: Annotated[bool, Field(description="also the raw class probabilities of each mask"), _IS_BOOLEAN] = (
         False
     )
+    return_pixels: Annotated[bool, Field(description="also the image as the network saw it"), _IS_BOOLEAN] = False
 
     @property
     def demands(self) -> Demands:

@@ -72,6 +72,7 @@ class Pipeline:
 
     def __init__(self, artifact: Artifact, metrics: Metrics, recent: Recent, settings: Settings) -> None:
         self.model, self.classes = artifact.sha256, artifact.classes
+        self.card = {name: value for name, value in artifact.card.items() if name != "calibrations"}  # which are tables
         self.recipe = str(artifact.card.get("recipe", {}).get("name", ""))
         self.reference = Reference(artifact)
         self._predictor = Predictor(artifact)

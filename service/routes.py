@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import v2
+from service import pages, v2
 from service.admission import Admission
 from service.answers import BatchAnswer
 from service.bodies import Content, Image, read_many, read_one
@@ -45,12 +45,14 @@ _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
-    (b"content-security-policy", b"default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"),
 ]
+# What BentoML's page needs; ours have a stricter one.
+_POLICY = b"default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 _CHEAP_BYTES = 2**18  # read within a few milliseconds
 _CLIENT_GONE = 499
 _CODES = {200, _CLIENT_GONE, *STATUSES.values()} - {405}
 _CODES_OF_PAGES = (200, 401, 414, 431, _CLIENT_GONE, 500)
+_CODES_OF_FILES = (304, 308)  # beside those of pages
 _CODES_OF_BENTOML = (200, 404, _CLIENT_GONE, 503)
 _CODES_OF_OTHERS = (404, 405, 414, 431)
 
@@ -65,6 +67,8 @@ class Route:
         handler: answers; None if BentoML does.
         keys: that open it; None if it is open to all.
         admission: how many requests are in work at once; None for any number.
+        other_codes: that it may answer with, beside those of its method.
+        policy: what browsers may load for what is answered (Content-Security-Policy).
     """
 
     name: str
@@ -72,6 +76,8 @@ class Route:
     handler: Handler | None = None
     keys: Keys | None = None
     admission: Admission | None = None
+    other_codes: tuple[int, ...] = ()
+    policy: bytes = _POLICY
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -83,7 +89,7 @@ class Route:
         """Those that it may answer with."""
         if self.handler is None:
             return _CODES_OF_BENTOML
-        return {"GET": _CODES_OF_PAGES, "POST": _CODES}.get(self.method, _CODES_OF_OTHERS)
+        return {*{"GET": _CODES_OF_PAGES, "POST": _CODES}.get(self.method, _CODES_OF_OTHERS), *self.other_codes}
 
 
 class Edge:
@@ -133,6 +139,10 @@ class Edge:
         self._pages, self._shown = self._describe(live.pipeline), live.pipeline
         for path in self._pages:
             self._routes[path] = Route("/v2/*" if v2.is_v2(path) else path, "GET", self._show_page)
+        self._files = pages.read_files()
+        for path in (*self._files, f"{pages.ROOT}/"):
+            name = path if path == pages.ROOT else f"{pages.ROOT}/*"
+            self._routes[path] = Route(name, "GET", self._show_file, other_codes=_CODES_OF_FILES, policy=pages.POLICY)
         self._static, self._other = Route(f"{_BENTOML_FOLDER}*", "GET"), Route("other", "other", self._refuse)
         for route in (*self._routes.values(), self._static, self._other):
             metrics.route(route.name, route.method, route.codes, timed=route.method == "POST")
@@ -155,7 +165,8 @@ class Edge:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), *exchange.headers(), *_SECURITY_HEADERS]
+                guards = [*_SECURITY_HEADERS, (b"content-security-policy", route.policy)]
+                message["headers"] = [*message.get("headers", ()), *exchange.headers(), *guards]
             await send(message)
 
         self._metrics.begin()
@@ -308,6 +319,10 @@ class Edge:
             self._pages, self._shown = self._describe(pipeline), pipeline
         return _json(self._pages[request.scope["path"]])
 
+    async def _show_file(self, request: Request, _: Exchange) -> Response:
+        file = self._files.get(request.scope["path"])
+        return pages.without_slash() if file is None else file.answer(request)
+
     def _describe(self, pipeline: Pipeline) -> dict[str, bytes]:
         """What a model and the ways to it are described by, by path."""
         image, answer = pipeline.example()
@@ -315,6 +330,7 @@ class Edge:
         description = describe(example=example, image=image, with_keys=self._has_keys, with_admin=self._has_admins)
         return {
             "/docs.json": json.dumps(description).encode(),
+            "/card.json": json.dumps(pipeline.card).encode(),
             **v2.pages(len(pipeline.classes), self._settings.max_images),
         }
 

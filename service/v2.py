@@ -64,7 +64,7 @@ class RequestOutput(BaseModel):
 
 
 class InferenceRequest(BaseModel):
-    """What is sent; `parameters` are those of /predict, but `dtype` and `return_samples`."""
+    """What is sent; `parameters` are those of /predict, but `dtype`, `return_samples` and `return_pixels`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -148,6 +148,8 @@ def _parameters(asked: InferenceRequest) -> Parameters:
     for name in ("dtype", "return_samples"):
         if name in given:
             raise invalid((name, "is told by the tensors' datatypes and names"))
+    if "return_pixels" in given:
+        raise invalid(("return_pixels", "goes with /predict and /predict_batch only"))
     if asked.outputs is not None and any(output.name == _SAMPLES for output in asked.outputs):
         given["return_samples"] = True
     return Parameters.gather(given.items())

@@ -92,7 +92,8 @@ def test_samples_in_range_are_taken(samples):
             "10",
             (
                 "sample is unknown; known are image, method, samples, tolerance, max_samples, seed, calibrated, "
-                "invert, dtype, coverage, set_method, max_risk, false_alarm_rate, return_samples"
+                "invert, dtype, coverage, set_method, max_risk, false_alarm_rate, "
+                "return_samples, return_pixels"
             ),
         ),
     ],
