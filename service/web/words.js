@@ -1,0 +1,110 @@
+// What the numbers of an answer mean: a sentence and a unit for each.
+
+const PERCENT = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+
+/** 0.3954 -> "39.5 %"; what rounds to nothing or to all says so. */
+export function percent(part) {
+  if (part > 0.9995 && part < 1) return "> 99.9 %";
+  if (part > 0 && part < 0.0005) return "< 0.1 %";
+  return `${PERCENT.format(100 * part)} %`;
+}
+
+/** 0.05 -> "5 %". */
+function level(part) {
+  return `${+(100 * part).toPrecision(3)} %`;
+}
+
+/** Three digits after the point. */
+export function digits(value) {
+  return value.toFixed(3);
+}
+
+export function capital(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+/** How many masks hold the predicted class for the most probable one. */
+export function votes({ sample_probabilities: masks, class_index: winner }) {
+  return masks ? masks.filter((probs) => probs.every((prob) => prob <= probs[winner])).length : null;
+}
+
+/** @returns {{label, confidence, decision, sentence, isAnswered}} the answer in words, for who reads one line only. */
+export function verdict(answer) {
+  const { label, confidence, abstain, abstain_reason: reason, novelty, samples } = answer;
+  const agreeing = votes(answer);
+  const sure = answer.calibrated
+    ? `Of predictions as confident as this, ${percent(confidence)} are right.`
+    : "So few masks are not calibrated: take the confidence with a grain of salt.";
+  const said = agreeing === null
+    ? "Over all masks, by moments."
+    : agreeing === samples ? `All ${samples} masks say ${label}.` : `${agreeing} of ${samples} masks say ${label}.`;
+  const why = {
+    risk: `${said} It leaves this to a person: below ${percent(answer.abstain_threshold)} confidence, more than ` +
+      `${level(answer.max_risk)} of its answers would be wrong.`,
+    novelty: `${said} It leaves this to a person all the same: the image is too unlike what it was trained on ` +
+      `(${novelty?.score.toFixed(2)}, where ${novelty?.threshold?.toFixed(2)} is the limit).`,
+  };
+  return {
+    label: abstain ? `${capital(label)}?` : capital(label),
+    confidence: percent(confidence),
+    decision: { risk: "Abstains: not sure enough", novelty: "Abstains: never seen the like" }[reason] ?? "Answers",
+    sentence: why[reason] ?? `${said} ${sure}`,
+    isAnswered: !abstain,
+  };
+}
+
+/** @returns {[name, value, unit, sentence][]} the two kinds of doubt and their sum. */
+export function entropies({ uncertainty }, classes) {
+  return [
+    ["Ambiguity", digits(uncertainty.expected_entropy), "nats",
+      "Expected entropy: the doubt that every mask has by itself, as the image could be several things (aleatoric)."],
+    ["Not learnt", digits(uncertainty.mutual_information), "nats",
+      "Mutual information: the doubt on which the masks disagree, as training never settled it (epistemic)."],
+    ["Total", digits(uncertainty.predictive_entropy), "nats",
+      `Predictive entropy: 0 is sure, ${Math.log(classes).toFixed(2)} is as good as guessing among ${classes} classes.`],
+  ];
+}
+
+/** @returns {[name, value, unit, sentence][]} everything else. */
+export function numbers(answer, classes) {
+  const found = [["Confidence", percent(answer.confidence), "", answer.calibrated
+    ? "The probability of the most probable class, calibrated: of such predictions, this part is right."
+    : "The probability of the most probable class, as the network gives it: not calibrated for so few masks."]];
+  const agreeing = votes(answer);
+  if (agreeing !== null) {
+    found.push(["Agreement", `${agreeing} of ${answer.samples}`, "masks",
+      "How many thinned copies find the predicted class the most probable one."]);
+  }
+  const error = answer.uncertainty.standard_error?.[answer.class_index];
+  if (error !== undefined) {
+    found.push(["Sampling error", digits(100 * error), "percentage points",
+      "How far the confidence may be off because only so many masks were drawn, as a standard error; more make it smaller."]);
+  }
+  const spread = Math.sqrt(answer.uncertainty.variance[answer.class_index]);
+  found.push(["Spread", digits(100 * spread), "percentage points",
+    "How far the masks are apart about the predicted class, as a standard deviation; more masks don’t make it smaller."]);
+  if (answer.prediction_set) {
+    const set = answer.prediction_set;
+    found.push(["Prediction set", set.length ? set.join(", ") : "empty", set.length === 1 ? "1 class" : `${set.length} classes`,
+      `Sets made like this hold the true class of ${level(answer.coverage)} of all images; an empty one says that none is likely.`]);
+  }
+  if (answer.abstain_threshold !== null) {
+    found.push(["Limit for answers", percent(answer.abstain_threshold), "confidence",
+      `Above it, at most ${level(answer.max_risk)} of its answers are wrong; below, it leaves the image to a person.`]);
+  }
+  if (answer.novelty) {
+    const { score, threshold } = answer.novelty;
+    found.push(["Novelty", score.toFixed(2), threshold === null ? "no limit" : `limit ${threshold.toFixed(2)}`,
+      "How unlike the training’s the image is, without unit: 0 is typical, 1 is far; above the limit it counts as novel."]);
+  }
+  found.push(["Blind guess", percent(1 / classes), "",
+    `What the confidence would be if it knew nothing and took each of the ${classes} classes for equally likely.`]);
+  return found;
+}
+
+/** What was done to an image before the network saw it. */
+export function preprocessing({ source, width, height, inverted, steps }) {
+  const from = `${source === "array" ? "An array" : `Your ${source}`}, ${width} × ${height}`;
+  const done = steps.map((step) => (step === "inverted" ? "inverted (dark became light)" : step)).join(", ");
+  return done ? `${from}: ${done}.` : `${from}: taken as it is${inverted ? "" : ", not inverted"}.`;
+}
