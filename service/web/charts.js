@@ -4,6 +4,7 @@ import { by, change, describe, element, shape } from "./dom.js";
 import { capital, entropies, percent } from "./words.js";
 
 const [WIDE, HIGH] = [1000, 100]; // of a drawing, which is stretched over its cell; dots stay round
+const LEAST_MEAN = 0.005; // is marked: less can't be told from the edge
 const GOLDEN = (Math.sqrt(5) - 1) / 2;
 
 /** The table of classes. */
@@ -30,7 +31,7 @@ export class Classes {
       change(one.thinnedBar, { width: WIDE * after });
       change(one.dots, { d: masks.map((probs, mask) => dot(probs[place], mask)).join("") });
       const mean = masks.reduce((sum, probs) => sum + probs[place], 0) / masks.length;
-      change(one.mean, { d: masks.length ? `M${WIDE * mean} 12V88` : "" });
+      change(one.mean, { d: mean >= LEAST_MEAN ? `M${WIDE * mean} 12V88` : "" });
       change(one.spread, { d: deviations ? whisker(after, deviations[place]) : "" });
       one.line.classList.toggle("member", Boolean(thinned.prediction_set?.includes(this.names[place])));
       one.line.classList.toggle("winner", place === thinned.class_index);

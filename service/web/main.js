@@ -21,7 +21,6 @@ let image = null; // {file, name, pixels, told}: a file or none, what the networ
 let former = null; // the image before, until the new one is answered
 let drawn = ""; // what the figure shows
 
-const tell = { wait, key, refuse };
 const pad = new Pad(draw);
 const controls = new Controls(() => act(), () => act());
 const figure = new Figure((angle) => {
@@ -29,14 +28,15 @@ const figure = new Figure((angle) => {
   act();
 });
 const model = new Live((_, signal) => ask("card.json", { signal }), {
-  ...tell,
+  ...told("card"),
   show: (goOn, card) => {
+    hush("card");
     classes = new Classes(card.classes);
     goOn();
   },
 });
-const answers = new Live(predict, { ...tell, show });
-const turns = new Live(predictTurned, { ...tell, refuse: refuseTurned, show: showTurned });
+const answers = new Live(predict, { ...told("answer"), show });
+const turns = new Live(predictTurned, { ...told("figure"), refuse: refuseTurned, show: showTurned });
 
 // Asking.
 
@@ -44,6 +44,7 @@ const turns = new Live(predictTurned, { ...tell, refuse: refuseTurned, show: sho
 function take(next) {
   answers.drop();
   turns.drop();
+  hush("figure");
   drawn = "";
   former ??= image?.pixels ? image : null;
   image = next;
@@ -117,7 +118,7 @@ async function predictTurned({ images, voting }, signal) {
 // Showing.
 
 function show({ of, changes, invert, body }, [whole, thinned]) {
-  by("status").hidden = true;
+  hush("answer");
   if (classes.names[thinned.class_index] !== thinned.label) {
     model.ask(act); // another model is served by now
     return;
@@ -181,24 +182,38 @@ function seenInWords({ rotation, noise, blur, contrast, occlusion }) {
 }
 
 function showTurned({ images }, { results }) {
+  hush("figure");
   figure.show(images, results, classes.names);
   figure.mark(controls.changes.rotation);
 }
 
 // Where there is no answer.
 
-function wait({ kind, detail, seconds }) {
-  const again = `Trying again in ${Math.ceil(seconds)} s.`;
-  say(kind === "busy" ? `The service is busy: ${detail}. ${again}` : `The service can’t be reached. ${again}`);
+const waiting = new Map(); // what is said while who has no answer
+
+/** What is done where there is no answer, by who asked. */
+function told(who) {
+  return { key, refuse, wait: (problem) => say(who, inWords(problem)) };
 }
 
-function say(text) {
+function inWords({ kind, detail, seconds }) {
+  const again = `Trying again in ${Math.ceil(seconds)} s.`;
+  return kind === "busy" ? `The service is busy: ${detail}. ${again}` : `The service can’t be reached. ${again}`;
+}
+
+function say(who, text) {
+  waiting.set(who, text);
   by("status").textContent = text;
   by("status").hidden = false;
 }
 
+function hush(who) {
+  waiting.delete(who);
+  by("status").hidden = waiting.size === 0;
+}
+
 function refuse({ title, detail }, { of } = {}) {
-  by("status").hidden = true;
+  hush("answer");
   by("answer").removeAttribute("aria-busy");
   if (of && !of.pixels && former) {
     image = former; // go on with what could be read
@@ -211,6 +226,7 @@ function refuse({ title, detail }, { of } = {}) {
 }
 
 function refuseTurned({ title, detail }) {
+  hush("figure");
   by("rotation-figure").replaceChildren(element("p", { class: "hint" }, `${title}: ${detail}`));
 }
 
@@ -219,13 +235,13 @@ let asking = null;
 /** Ask for a key, once for all that wait for it. */
 function key({ detail }) {
   by("key-why").textContent = `It says: ${detail}.`;
-  say("The service waits for a key.");
+  say("key", "The service waits for a key.");
   asking ??= new Promise((done) => {
     const dialog = by("key-dialog");
     const field = by("api-key");
     dialog.addEventListener("close", () => {
       asking = null;
-      by("status").hidden = true;
+      hush("key");
       const given = field.value;
       field.value = "";
       if (given) useKey(given);
@@ -313,5 +329,5 @@ function later(name, milliseconds, action) {
 
 offerImages();
 listen();
-say("Loading …");
+say("card", "Loading …");
 model.ask(() => document.querySelector(`input[name=image][value="${FIRST}"]`).click());

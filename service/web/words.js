@@ -104,7 +104,7 @@ export function numbers(answer, classes) {
 
 /** What was done to an image before the network saw it. */
 export function preprocessing({ source, width, height, inverted, steps }) {
-  const from = `${source === "array" ? "An array" : `Your ${source}`}, ${width} × ${height}`;
+  const from = `${source}, ${width} × ${height} pixels`;
   const done = steps.map((step) => (step === "inverted" ? "inverted (dark became light)" : step)).join(", ");
   return done ? `${from}: ${done}.` : `${from}: taken as it is${inverted ? "" : ", not inverted"}.`;
 }
