@@ -20,7 +20,8 @@ MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 # BentoML reports usage unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: install serve test fuzz observe soak check format train ensemble bulk evaluate bench bento bento-check lock clean
+.PHONY: install serve test fuzz observe soak check format train ensemble bulk evaluate bench pictures bento bento-check \
+	lock clean
 
 install: $(INSTALLED)
 
@@ -103,6 +104,10 @@ $(BENCH)/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 			|| echo "could not install $$peer: the tables go without it"; \
 	done
 	touch $@
+
+# The page's pictures in docs/images, taken by Chromium; also how heavy and how fast it is.
+pictures: $(INSTALLED)
+	$(BIN)/python -m benchmarks.page
 
 bento: $(INSTALLED)
 	$(BIN)/bentoml build .

@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,16 +22,12 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Response
 from server import ROOT, Server, serve
 from torchvision.transforms.v2 import functional
 
+from benchmarks.page import VIEWS, WATCH, chromium, drag
 from model import load_artifact
 
 WEB = ROOT / "service" / "web"
 CLASSES = load_artifact().classes
 NOT_CLOTHING = ("a face", "a cup", "a house", "a seven", "noise")
-VIEWS = {
-    "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 900}},
-    "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 900}},
-    "narrow": {"color_scheme": "light", "viewport": {"width": 360, "height": 740}},
-}
 FIRST_VIEW_BYTES = 150_000
 LEAST_ANSWERS_PER_SECOND = 10
 KEY = "Schlüssel zum Dienst"
@@ -46,9 +41,8 @@ def file_of(name: str) -> bytes:
 def browser() -> Iterator[Browser]:
     """Debian's Chromium, or the one that playwright has installed."""
     with sync_playwright() as playwright:
-        ours = playwright.chromium.executable_path
-        path = shutil.which("chromium") or shutil.which("google-chrome") or (shutil.which(ours) and ours)
-        if not path:
+        path = chromium(playwright)
+        if path is None:
             missing("Chromium: Debian's package chromium, or .venv/bin/playwright install chromium")
         opened = playwright.chromium.launch(executable_path=path)
         yield opened
@@ -258,7 +252,7 @@ def test_pixels_are_returned_if_asked_for(client):
 # The first view.
 
 
-def test_the_first_view_is_light_complete_and_asks_nobody_else(browser, server, record_property):
+def test_the_first_view_is_light_complete_and_asks_nobody_else(browser, server):
     context = browser.new_context(**VIEWS["light"])
     page = context.new_page()
     responses: list[Response] = []
@@ -269,7 +263,6 @@ def test_the_first_view_is_light_complete_and_asks_nobody_else(browser, server, 
     assert {one.url.startswith(server.url + "/") for one in responses} == {True}
     assert {one.status for one in responses} == {200}
     total = sum(sum(one.request.sizes()[part] for part in ("responseBodySize", "responseHeadersSize")) for one in files)
-    record_property("first_view_bytes", total)
     assert len(files) > 10
     assert total < FIRST_VIEW_BYTES
     assert label(page) == "ankle boot"
@@ -546,28 +539,7 @@ def test_the_figure_is_of_one_request_and_shows_its_means(page, client):
 # Dragging.
 
 
-WATCH = """() => {
-  window.seen = [];
-  const watch = () => window.seen.push([performance.now(), Number(document.getElementById("answer").dataset.rotation)]);
-  new MutationObserver(watch).observe(document.getElementById("answer"), { attributeFilter: ["data-rotation"] });
-}"""
-
-
-def drag(page: Page, seconds: float, steps: int) -> None:
-    """Drag the rotation from its start to its end."""
-    slider = page.locator("#rotation")
-    slider.scroll_into_view_if_needed()
-    box = slider.bounding_box()
-    height = box["y"] + box["height"] / 2
-    page.mouse.move(box["x"] + 8, height)
-    page.mouse.down()
-    for step in range(1, steps + 1):
-        page.mouse.move(box["x"] + 8 + (box["width"] - 12) * step / steps, height)
-        time.sleep(seconds / steps)
-    page.mouse.up()
-
-
-def test_dragging_is_answered_ten_times_a_second_and_never_goes_back(page, record_property):
+def test_dragging_is_answered_ten_times_a_second_and_never_goes_back(page):
     page.evaluate(WATCH)
     drag(page, seconds=4, steps=120)
     end = page.locator("#rotation").input_value()
@@ -575,7 +547,6 @@ def test_dragging_is_answered_ten_times_a_second_and_never_goes_back(page, recor
     seen = page.evaluate("window.seen")
     times, angles = zip(*seen, strict=True)
     rate = 1000 * (len(seen) - 1) / (times[-1] - times[0])
-    record_property("answers_per_second", rate)
     assert rate >= LEAST_ANSWERS_PER_SECOND
     assert list(angles) == sorted(angles)
     assert angles[-1] == float(end) > 350

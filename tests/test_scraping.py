@@ -88,10 +88,16 @@ def mixed_traffic(client: httpx.Client) -> None:
         "/v2",
         "/v2/models/mcd",
         "/metrics",
+        "/card.json",
+        "/ui",
+        "/ui/main.js",
     ):
         assert client.get(path).status_code == 200
         assert client.head(path).status_code in {200, 405}
     client.get("/static_content/swagger-ui.css")
+    assert client.get("/ui", headers={"If-None-Match": "*"}).status_code == 304
+    assert client.get("/ui/").status_code == 308
+    assert client.get("/ui/other").status_code == 404
     for request in ({"content": b"x"}, {"content": BOOT, "params": {"samples": 1}}, {"json": []}, {"content": b""}):
         assert client.post("/predict", **request).status_code in {415, 422}
     assert client.post("/predict", content=BOOT, params={"seed": "0" * 9000}).status_code == 414

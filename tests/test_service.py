@@ -366,7 +366,9 @@ def test_unknown_paths_and_methods_are_told_apart(client):
     assert client.post("/metrics").status_code == 405
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz", "/", "/docs.json", "/schema.json", "/metrics"])
+@pytest.mark.parametrize(
+    "path", ["/livez", "/readyz", "/healthz", "/", "/docs.json", "/schema.json", "/metrics", "/card.json", "/ui"]
+)
 def test_health_and_descriptions_answer(client, path):
     assert client.get(path).status_code == 200
 
@@ -462,6 +464,8 @@ def test_the_built_bento_serves_the_same_bytes_without_training_code(tmp_path, c
             there = httpx.post(f"{bento.url}/predict", files={"image": png(boot)}, params=params)
             here = client.post("/predict", files={"image": png(boot)}, params=params)
             assert (there.status_code, there.content) == (200, here.content)
+        for path in ("/ui", "/ui/main.js", "/ui/images/ankle-boot.png"):
+            assert httpx.get(bento.url + path).content == client.get(path).content != b""
 
 
 def test_a_model_of_the_bentoml_store_is_served(tmp_path, boot):

@@ -105,6 +105,7 @@ def test_tensors_that_are_not_what_they_say_are_refused(change):
         {"outputs": [{"name": "label", "parameters": {"classification": 3}}]}, {"outputs": [{}]}, {"id": 5},
         {"outputs": [{"name": "confidence", "parameters": {"classification": -1}}]}, {"parameters": {"samples": 1}},
         {"parameters": {"other": 1}}, {"parameters": {"dtype": "float"}}, {"parameters": {"return_samples": True}},
+        {"parameters": {"return_pixels": True}},
         {"parameters": []}, {"outputs": [{"name": "sample_probabilities"}]}, {"parameters": {"tolerance": 10**400}},
         {"outputs": [{"name": "label"}, {"name": "label"}]}, {"outputs": [{"name": "variance"}]},
         {"parameters": {"coverage": 10**400}},

@@ -1,0 +1,127 @@
+"""What the page under /ui looks like and how fast it is, in Chromium: pictures for the docs, and two figures.
+
+The pictures go to docs/images. `make pictures` runs it.
+"""
+
+import io
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, Playwright, Response, sync_playwright
+
+from benchmarks.servers import ROOT, SERVICE, served
+
+VIEWS: dict[str, dict[str, Any]] = {
+    "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 1000}},
+    "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 1000}},
+    "narrow": {"color_scheme": "light", "viewport": {"width": 360, "height": 740}},
+}
+# Notes when an answer is shown, and of which angle.
+WATCH = """() => {
+  window.seen = [];
+  const answer = document.getElementById("answer");
+  const note = () => window.seen.push([performance.now(), Number(answer.dataset.rotation)]);
+  new MutationObserver(note).observe(answer, { attributeFilter: ["data-rotation"] });
+}"""
+
+_IMAGES = ROOT / "docs" / "images"
+_ANGLE = 24  # at which the masks disagree about the boot
+_MARGIN = 24  # pixels
+_SECONDS, _STEPS = 4, 120
+
+
+def main() -> None:
+    """Take pictures, and measure."""
+    with served(SERVICE, MCD_WORKERS="2") as server, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(playwright))
+        url = f"http://127.0.0.1:{server.port}/ui"
+        for name, view in VIEWS.items():
+            _take_pictures(browser, url, name, view)
+        print(f"first view: {_first_view(browser, url) / 1000:.1f} kB besides images")
+        print(f"dragging: {_answers_a_second(browser, url):.1f} answers a second, two workers")
+        browser.close()
+
+
+def chromium(playwright: Playwright) -> str | None:
+    """Where a Chromium is: Debian's, or the one that playwright has installed."""
+    found = shutil.which("chromium") or playwright.chromium.executable_path
+    return found if Path(found).exists() else None
+
+
+def drag(page: Page, *, seconds: float, steps: int) -> None:
+    """Drag the rotation from its start to its end."""
+    slider = page.locator("#rotation")
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    assert box is not None
+    height = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + 8, height)
+    page.mouse.down()
+    for step in range(1, steps + 1):
+        page.mouse.move(box["x"] + 8 + (box["width"] - 12) * step / steps, height)
+        time.sleep(seconds / steps)
+    page.mouse.up()
+
+
+def _open(browser: Browser, url: str, view: dict[str, Any], **options: Any) -> Page:
+    page = browser.new_page(**view, **options)
+    page.goto(url)
+    page.locator("#rotation-figure svg").wait_for()
+    return page
+
+
+def _take_pictures(browser: Browser, url: str, name: str, view: dict[str, Any]) -> None:
+    page = _open(browser, url, view)
+    page.locator("#rotation").evaluate(
+        "(slider, angle) => { slider.value = angle; slider.dispatchEvent(new Event('input')); }", str(_ANGLE)
+    )
+    page.locator(f"#answer[data-rotation='{_ANGLE}']").wait_for()
+    page.wait_for_timeout(500)
+    if name == "narrow":
+        page.locator(".picture").evaluate("(one) => scrollTo(0, one.getBoundingClientRect().top + scrollY - 16)")
+    _save(page.screenshot(), f"page-{name}.png")
+    if name == "light":
+        box = page.locator(".turned").bounding_box()
+        assert box is not None
+        clip = {"x": box["x"] - _MARGIN, "y": box["y"] - _MARGIN}
+        clip |= {"width": box["width"] + 2 * _MARGIN, "height": box["height"] + 2 * _MARGIN}
+        _save(page.screenshot(clip=clip, full_page=True), "page-rotation.png")
+    page.close()
+
+
+def _save(picture: bytes, name: str) -> None:
+    with Image.open(io.BytesIO(picture)) as image:
+        image.convert("RGB").save(_IMAGES / name, optimize=True)
+
+
+def _first_view(browser: Browser, url: str) -> int:
+    """Bytes on the wire of all that a first visit loads, but for images and answers to questions."""
+    responses: list[Response] = []
+    page = browser.new_page(**VIEWS["light"])
+    page.on("response", lambda response: responses.append(response))  # noqa: PLW0108 - playwright marks its listeners
+    page.goto(url)
+    page.locator("#rotation-figure svg").wait_for()
+    total = 0
+    for one in responses:
+        if one.request.method == "GET" and "/images/" not in one.url:
+            sizes = one.request.sizes()
+            total += sizes["responseBodySize"] + sizes["responseHeadersSize"]
+    page.close()
+    return total
+
+
+def _answers_a_second(browser: Browser, url: str) -> float:
+    page = _open(browser, url, VIEWS["light"])
+    page.evaluate(WATCH)
+    drag(page, seconds=_SECONDS, steps=_STEPS)
+    page.wait_for_timeout(500)
+    seen = page.evaluate("window.seen")
+    page.close()
+    return 1000 * (len(seen) - 1) / float(seen[-1][0] - seen[0][0])
+
+
+if __name__ == "__main__":
+    main()
