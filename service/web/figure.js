@@ -52,7 +52,7 @@ export class Figure {
     by("rotation-figure").replaceChildren(drawing, pictures(images));
     by("turned-table").replaceChildren(...table(means, shown, classes));
     const right = means.filter((one) => top(one) === top(means[0])).length - 1;
-    by("turned-says").textContent = `Upright it says ${classes[top(means[0])]}; so it does at ${right} of ` +
+    by("turned-says").textContent = `Upright it says ${classes[top(means[0])]}, as at ${right} of ` +
       `${ANGLES.length - 1} angles.`;
   }
 
