@@ -560,7 +560,8 @@ def test_an_older_answer_never_follows_a_newer_one(page, client):
         time.sleep(float(rng.uniform(0, 0.15)))
         route.continue_()
 
-    page.route("**/predict?*", hold)
+    held = re.compile(r"/predict\?|/images/")
+    page.route(held, hold)
     page.evaluate(WATCH)
     drag(page, seconds=2, steps=40)
     expect(page.locator("#answer")).to_have_attribute("data-rotation", page.locator("#rotation").input_value())
@@ -569,7 +570,7 @@ def test_an_older_answer_never_follows_a_newer_one(page, client):
     assert len(angles) >= 3
     for name in ("trouser", "bag", "dress", "sandal"):
         page.get_by_role("radio", name=name, exact=True).check()
-    page.unroute("**/predict?*")
+    page.unroute(held)
     assert_shown(page, *asked(client, file_of("sandal")))
     page.wait_for_timeout(500)
     assert_shown(page, *asked(client, file_of("sandal")))
@@ -677,6 +678,17 @@ def test_a_service_that_is_away_is_waited_for(browser, server, client):
         page.context.set_offline(False)
         expect(page.locator("#answer")).to_have_attribute("data-rotation", "50")
         expect(page.locator("#status")).to_be_hidden()
+
+
+def test_who_hangs_up_on_a_large_file_is_not_sent_it_again(browser, server, client):
+    """As a proxy with a smaller limit does it: the browser learns no more than that the connection has ended."""
+    with page_of(browser, server.url, faults=("ERR_CONNECTION_RESET",)) as page:
+        settled(page)
+        page.route("**/predict?*", lambda route: route.abort("connectionreset"))
+        give_file(page, "large.png", bytes(3 * 2**20))
+        expect(page.get_by_role("alert")).to_contain_text("large.png: Not sent: the service hung up before all 3 MiB")
+        page.unroute("**/predict?*")
+        assert_shown(page, *asked(client, file_of("ankle boot")))
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 const SERVICE = new URL("..", import.meta.url);
 const OTHERWISE_SECONDS = 2; // until the next try, where nobody says
+const LARGE_BYTES = 2 ** 20;
 
 let key = "";
 
@@ -32,15 +33,32 @@ export async function ask(path, { query = {}, body = null, signal = null } = {})
     headers["Content-Type"] = "application/json";
     content = JSON.stringify(body);
   }
+  return fetched(url, { method: body ? "POST" : "GET", headers, body: content, signal }, (response) => response.json());
+}
+
+/** Take a file of the page. */
+export async function load(url, signal) {
+  return fetched(url, { signal }, (response) => response.blob());
+}
+
+async function fetched(url, request, read) {
   let response;
   try {
-    response = await fetch(url, { method: body ? "POST" : "GET", headers, body: content, signal, credentials: "omit" });
-    if (response.ok) return await response.json();
+    response = await fetch(url, { ...request, credentials: "omit" });
+    if (response.ok) return await read(response);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Problem("offline");
+    throw await silence(request);
   }
   throw await refusal(response);
+}
+
+/** Why there was no answer at all: a service that is there hangs up on what is larger than it reads. */
+async function silence({ body, signal }) {
+  const isThere = body instanceof Blob && await fetch(new URL("livez", SERVICE), { signal }).then(() => true, () => false);
+  if (!isThere || body.size < LARGE_BYTES) return new Problem("offline");
+  const detail = `the service hung up before all ${(body.size / 2 ** 20).toFixed(0)} MiB were sent: it may not take so much`;
+  return new Problem("refused", { title: "Not sent", detail });
 }
 
 async function refusal(response) {

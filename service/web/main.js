@@ -1,6 +1,6 @@
 // The page: an image and its changes -> questions to the service -> what is seen.
 
-import { ask, useKey } from "./api.js";
+import { ask, load, useKey } from "./api.js";
 import { Classes, showDoubt } from "./charts.js";
 import { Controls } from "./controls.js";
 import { by, describe, element } from "./dom.js";
@@ -33,6 +33,13 @@ const model = new Live((_, signal) => ask("card.json", { signal }), {
     hush("card");
     classes = new Classes(card.classes);
     goOn();
+  },
+});
+const files = new Live(({ file }, signal) => file(signal), {
+  ...told("file"),
+  show: ({ name }, file) => {
+    hush("file");
+    give(file, name);
   },
 });
 const answers = new Live(predict, { ...told("answer"), show });
@@ -265,24 +272,21 @@ function uncheck() {
 
 function giveOwn(file) {
   if (!file) return;
+  files.drop();
   uncheck();
   give(file, file.name || "your image");
 }
 
-function choice(name, picture, load) {
-  const radio = element("input", { type: "radio", name: "image", value: name, change: async () => give(await load(), name) });
+function choice(name, picture, file) {
+  const radio = element("input", { type: "radio", name: "image", value: name, change: () => files.ask({ file, name }) });
   return element("label", { title: name }, radio, picture, element("span", { class: "unseen" }, name));
-}
-
-function fetched(path) {
-  return fetch(path, { credentials: "omit" }).then((response) => response.blob());
 }
 
 function offerImages() {
   by("clothes").replaceChildren(...CLOTHES.map((name) => {
     const path = new URL(`images/${name.replace(/[ /]/, "-")}.png`, import.meta.url);
     const picture = element("img", { src: path, alt: "", width: 48, height: 48 });
-    return choice(name, picture, () => fetched(path));
+    return choice(name, picture, (signal) => load(path, signal));
   }));
   by("drawings").replaceChildren(...drawings().map(([name, canvas]) => {
     canvas.setAttribute("aria-hidden", "true");
@@ -299,6 +303,7 @@ function listen() {
   by("draw").addEventListener("click", () => {
     if (pad.isOpen) leavePad();
     else {
+      files.drop();
       uncheck();
       by("draw").setAttribute("aria-pressed", "true");
       pad.open();
