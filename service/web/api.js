@@ -6,7 +6,7 @@ const LARGE_BYTES = 2 ** 20;
 
 let key = "";
 
-/** Send this key from now on; it is kept here and nowhere else. Header values are bytes: UTF-8, as the server reads it. */
+/** Send this key from now on; it is kept here and nowhere else. In the header it is UTF-8, as the server reads it. */
 export function useKey(text) {
   key = String.fromCharCode(...new TextEncoder().encode(text));
 }
@@ -55,9 +55,11 @@ async function fetched(url, request, read) {
 
 /** Why there was no answer at all: a service that is there hangs up on what is larger than it reads. */
 async function silence({ body, signal }) {
-  const isThere = body instanceof Blob && await fetch(new URL("livez", SERVICE), { signal }).then(() => true, () => false);
-  if (!isThere || body.size < LARGE_BYTES) return new Problem("offline");
-  const detail = `the service hung up before all ${(body.size / 2 ** 20).toFixed(0)} MiB were sent: it may not take so much`;
+  if (!(body instanceof Blob) || body.size < LARGE_BYTES) return new Problem("offline");
+  const isThere = await fetch(new URL("livez", SERVICE), { signal }).then(() => true, () => false);
+  if (!isThere) return new Problem("offline");
+  const size = `${(body.size / 2 ** 20).toFixed(0)} MiB`;
+  const detail = `the service hung up before all ${size} were sent: it may not take so much`;
   return new Problem("refused", { title: "Not sent", detail });
 }
 

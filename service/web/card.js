@@ -8,7 +8,8 @@ const MODES = { eval: "the whole network", mc: "100 masks", moments: "all masks,
 
 function facts(card) {
   const { recipe = {}, data = {}, architecture, weights } = card;
-  const layers = [architecture.image.reduce((product, side) => product * side), ...architecture.hidden, architecture.classes];
+  const inputs = architecture.image.reduce((product, side) => product * side);
+  const layers = [inputs, ...architecture.hidden, architecture.classes];
   return {
     Classes: card.classes.join(", "),
     Layers: `${layers.join(" – ")} units, dropout ${architecture.dropout.join(" and ")}`,
@@ -58,7 +59,8 @@ function show(card) {
 }
 
 ask("card.json").then(show).catch((problem) => {
-  by("problem").textContent = problem.kind === "offline" ? "The service can’t be reached: reload the page." : problem.detail;
+  const isAway = problem.kind === "offline";
+  by("problem").textContent = isAway ? "The service can’t be reached: reload the page." : problem.detail;
   by("problem").hidden = false;
   by("card").hidden = true;
 });

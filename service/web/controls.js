@@ -5,6 +5,7 @@ import { UNCHANGED } from "./pixels.js";
 
 const NAMES = Object.keys(UNCHANGED);
 const DEMANDS = ["coverage", "max_risk", "false_alarm_rate"];
+const OF_MASKS = ["samples", "samples-range", "seed", "other-seed"];
 const [FEWEST, MOST, STEPS] = [2, 1000, 100]; // masks, and places of their slider
 
 export class Controls {
@@ -38,7 +39,7 @@ export class Controls {
     });
     for (const method of document.getElementsByName("method")) {
       method.addEventListener("change", () => {
-        for (const id of ["samples", "samples-range", "seed", "other-seed"]) by(id).disabled = this.method === "moments";
+        for (const id of OF_MASKS) by(id).disabled = this.method === "moments";
         vote();
       });
     }

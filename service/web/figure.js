@@ -1,5 +1,5 @@
-// Class probabilities under many masks against the angle that the image is turned by, after figure 4 of Gal & Ghahramani
-// (2016, arXiv:1506.02142), which shows a digit.
+// Class probabilities under many masks against the angle that the image is turned by, after figure 4 of Gal &
+// Ghahramani (2016, arXiv:1506.02142), which shows a digit.
 
 import { by, element, shape } from "./dom.js";
 import { changed, paint, SIDE } from "./pixels.js";
@@ -108,9 +108,9 @@ function labels(means, shown, classes) {
   return shown.map((place, rank) => {
     const heights = means.map((probs) => probs[place]);
     const turns = [...heights.keys()].slice(3, -3).sort((one, other) => heights[other] - heights[one]);
-    const isFree = (turn) => taken.every(([x, y]) => Math.abs(x - xOf(ANGLES[turn])) > 90 || Math.abs(y - yOf(heights[turn])) > 20);
-    const turn = turns.find(isFree) ?? turns[0];
-    const [x, y] = [xOf(ANGLES[turn]), yOf(heights[turn])];
+    const places = turns.map((turn) => [xOf(ANGLES[turn]), yOf(heights[turn])]);
+    const isFree = ([x, y]) => taken.every((one) => Math.abs(x - one[0]) > 90 || Math.abs(y - one[1]) > 20);
+    const [x, y] = places.find(isFree) ?? places[0];
     taken.push([x, y]);
     return shape("text", { x, y: Math.max(y - 8, 13), class: `middle name c${rank}` }, capital(classes[place]));
   });

@@ -1,5 +1,5 @@
-// The newest question only: one is on its way at a time, and what is asked meanwhile waits, each in the place of the last.
-// So answers come in the order of their questions, and a slow service is never asked more than it can answer.
+// The newest question only: one is on its way at a time, and what is asked meanwhile waits, each in the place of the
+// last. So answers come in the order of their questions, and a slow service is never asked more than it can answer.
 
 import { Problem } from "./api.js";
 

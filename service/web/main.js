@@ -9,9 +9,11 @@ import { Figure, FIGURE_MASKS } from "./figure.js";
 import { Live } from "./live.js";
 import { Pad } from "./pad.js";
 import { asRows, changed, isUnchanged, SIDE } from "./pixels.js";
-import { numbers, preprocessing, verdict } from "./words.js";
+import { capital, numbers, preprocessing, verdict } from "./words.js";
 
-const CLOTHES = ["ankle boot", "pullover", "trouser", "shirt", "coat", "sandal", "sneaker", "dress", "bag", "t-shirt/top"];
+const CLOTHES = [
+  "ankle boot", "pullover", "trouser", "shirt", "coat", "sandal", "sneaker", "dress", "bag", "t-shirt/top",
+];
 const FIRST = "ankle boot";
 const FIGURE_MILLISECONDS = 250; // without a change, before all angles are asked for
 const SPEECH_MILLISECONDS = 700;
@@ -140,7 +142,7 @@ function show({ of, changes, invert, body }, [whole, thinned]) {
   }
   by("answer").removeAttribute("aria-busy");
   by("answer").dataset.rotation = changes.rotation; // which question this answers
-  by("preprocessing").textContent = of.told ? preprocessing(of.told) : "Taken as it is drawn, 28 × 28.";
+  by("preprocessing").textContent = `${capital(of.name)}. ${preprocessing(of.told)}`;
   classes.show(whole, thinned);
   showDoubt(thinned, classes.names.length);
   describe(by("numbers"), numbers(thinned, classes.names.length));
@@ -228,7 +230,11 @@ function refuse({ title, detail }, { of } = {}) {
     controls.reset();
     act();
   }
-  by("problem").textContent = `${of?.name ? `${of.name}: ` : ""}${title}: ${detail}`;
+  complain(`${of?.name ? `${of.name}: ` : ""}${title}: ${detail}`);
+}
+
+function complain(text) {
+  by("problem").textContent = text;
   by("problem").hidden = false;
 }
 
@@ -278,7 +284,8 @@ function giveOwn(file) {
 }
 
 function choice(name, picture, file) {
-  const radio = element("input", { type: "radio", name: "image", value: name, change: () => files.ask({ file, name }) });
+  const change = () => files.ask({ file, name });
+  const radio = element("input", { type: "radio", name: "image", value: name, change });
   return element("label", { title: name }, radio, picture, element("span", { class: "unseen" }, name));
 }
 
@@ -320,7 +327,9 @@ function listen() {
   addEventListener("drop", (event) => {
     event.preventDefault();
     by("drop").hidden = true;
-    giveOwn(event.dataTransfer.files[0]);
+    const [file] = event.dataTransfer.files;
+    if (file) giveOwn(file);
+    else complain("There was no file in what you dropped: save the image first, or copy and paste it.");
   });
 }
 

@@ -45,7 +45,8 @@ export function rotated(values, degrees) {
 /** Blur by a normal distribution of this deviation, in pixels; the border is a mirror. */
 export function blurred(values, deviation) {
   const reach = Math.ceil(3 * deviation);
-  const weights = Array.from({ length: 2 * reach + 1 }, (_, step) => Math.exp(-(((step - reach) / deviation) ** 2) / 2));
+  const weight = (_, step) => Math.exp(-(((step - reach) / deviation) ** 2) / 2);
+  const weights = Array.from({ length: 2 * reach + 1 }, weight);
   const total = weights.reduce((sum, weight) => sum + weight);
   const along = (take) => weights.reduce((sum, weight, step) => sum + weight * take(step - reach), 0) / total;
   const across = fill((x, y) => along((step) => values[y * SIDE + mirrored(x + step)]));

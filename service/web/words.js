@@ -55,55 +55,71 @@ export function verdict(answer) {
 
 /** @returns {[name, value, unit, sentence][]} the two kinds of doubt and their sum. */
 export function entropies({ uncertainty }, classes) {
+  const most = Math.log(classes).toFixed(2);
   return [
     ["Ambiguity", digits(uncertainty.expected_entropy), "nats",
       "Expected entropy: the doubt that every mask has by itself, as the image could be several things (aleatoric)."],
     ["Not learnt", digits(uncertainty.mutual_information), "nats",
       "Mutual information: the doubt on which the masks disagree, as training never settled it (epistemic)."],
     ["Total", digits(uncertainty.predictive_entropy), "nats",
-      `Predictive entropy: 0 is sure, ${Math.log(classes).toFixed(2)} is as good as guessing among ${classes} classes.`],
+      `Predictive entropy: 0 is sure, ${most} is as good as guessing among ${classes} classes.`],
   ];
 }
 
-/** @returns {[name, value, unit, sentence][]} everything else. */
+/** @returns {[name, value, unit, sentence][]} everything else that there is of an answer. */
 export function numbers(answer, classes) {
-  const found = [["Confidence", percent(answer.confidence), "", answer.calibrated
-    ? "The probability of the most probable class, calibrated: of such predictions, this part is right."
-    : "The probability of the most probable class, as the network gives it: not calibrated for so few masks."]];
-  const agreeing = votes(answer);
-  if (agreeing !== null) {
-    found.push(["Agreement", `${agreeing} of ${answer.samples}`, "masks",
-      "How many thinned copies find the predicted class the most probable one."]);
-  }
-  const error = answer.uncertainty.standard_error?.[answer.class_index];
-  if (error !== undefined) {
-    found.push(["Sampling error", digits(100 * error), "percentage points",
-      "How far the confidence may be off because only so many masks were drawn, as a standard error; more make it smaller."]);
-  }
-  const spread = Math.sqrt(answer.uncertainty.variance[answer.class_index]);
-  found.push(["Spread", digits(100 * spread), "percentage points",
-    "How far the masks are apart about the predicted class, as a standard deviation; more masks don’t make it smaller."]);
-  if (answer.prediction_set) {
-    const set = answer.prediction_set;
-    found.push(["Prediction set", set.length ? set.join(", ") : "empty", set.length === 1 ? "1 class" : `${set.length} classes`,
-      `Sets made like this hold the true class of ${level(answer.coverage)} of all images; an empty one says that none is likely.`]);
-  }
-  if (answer.abstain_threshold !== null) {
-    found.push(["Limit for answers", percent(answer.abstain_threshold), "confidence",
-      `Above it, at most ${level(answer.max_risk)} of its answers are wrong; below, it leaves the image to a person.`]);
-  }
-  if (answer.novelty) {
-    const { score, threshold } = answer.novelty;
-    found.push(["Novelty", score.toFixed(2), threshold === null ? "no limit" : `limit ${threshold.toFixed(2)}`,
-      "How unlike the training’s the image is, without unit: 0 is typical, 1 is far; above the limit it counts as novel."]);
-  }
-  found.push(["Blind guess", percent(1 / classes), "",
-    `What the confidence would be if it knew nothing and took each of the ${classes} classes for equally likely.`]);
-  return found;
+  return [confidence, agreement, samplingError, spread, predictionSet, limit, novelty, guess]
+    .map((tell) => tell(answer, classes))
+    .filter(Boolean);
 }
 
-/** What was done to an image before the network saw it. */
-export function preprocessing({ source, width, height, inverted, steps }) {
+function confidence(answer) {
+  return ["Confidence", percent(answer.confidence), "", answer.calibrated
+    ? "The probability of the most probable class, calibrated: of such predictions, this part is right."
+    : "The probability of the most probable class, as the network gives it: not calibrated for so few masks."];
+}
+
+function agreement(answer) {
+  const agreeing = votes(answer);
+  return agreeing !== null && ["Agreement", `${agreeing} of ${answer.samples}`, "masks",
+    "How many thinned copies find the predicted class the most probable one."];
+}
+
+function samplingError({ uncertainty, class_index: winner }) {
+  const errors = uncertainty.standard_error;
+  return errors && ["Sampling error", digits(100 * errors[winner]), "percentage points",
+    "How far the confidence may be off as only so many masks were drawn (standard error); more make it smaller."];
+}
+
+function spread({ uncertainty, class_index: winner }) {
+  return ["Spread", digits(100 * Math.sqrt(uncertainty.variance[winner])), "percentage points",
+    "How far the masks are apart about the predicted class (standard deviation); more don’t make it smaller."];
+}
+
+function predictionSet({ prediction_set: set, coverage }) {
+  return set && ["Prediction set", set.join(", ") || "empty", set.length === 1 ? "1 class" : `${set.length} classes`,
+    `Such sets hold the true class of ${level(coverage)} of all images; an empty one says that none is likely.`];
+}
+
+function limit({ abstain_threshold: least, max_risk: risk }) {
+  return least !== null && ["Limit for answers", percent(least), "confidence",
+    `Above it, at most ${level(risk)} of its answers are wrong; below, it leaves the image to a person.`];
+}
+
+function novelty({ novelty: found }) {
+  return found && ["Novelty", found.score.toFixed(2), found.threshold && `limit ${found.threshold.toFixed(2)}`,
+    "How unlike the training’s the image is, without unit: 0 is typical, 1 is far; above the limit it is novel."];
+}
+
+function guess(_, classes) {
+  return ["Blind guess", percent(1 / classes), "",
+    `What the confidence would be if it knew nothing and took all ${classes} classes for equally likely.`];
+}
+
+/** What was done to an image before the network saw it; nothing to what was drawn as it sees it. */
+export function preprocessing(told) {
+  if (!told) return "Taken as it is drawn.";
+  const { source, width, height, inverted, steps } = told;
   const from = `${source}, ${width} × ${height} pixels`;
   const done = steps.map((step) => (step === "inverted" ? "inverted (dark became light)" : step)).join(", ");
   return done ? `${from}: ${done}.` : `${from}: taken as it is${inverted ? "" : ", not inverted"}.`;
