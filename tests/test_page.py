@@ -387,9 +387,15 @@ def test_the_file_chooser_opens(page, client):
 
 
 def test_an_image_is_drawn_by_pointer(page, client):
+    page.get_by_role("radio", name="a cup").check()
+    expect(page.locator("#origin")).to_be_visible()
+    slide(page, "rotation", 45)
     draw = page.get_by_role("button", name="Draw")
     draw.click()
     expect(draw).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#origin")).to_be_hidden()
+    expect(page.locator("#preprocessing")).to_have_text("Your drawing. Taken as it is drawn.")
+    assert page.locator("#rotation").input_value() == "0"
     expect(page.locator("#warnings")).to_contain_text("the image is blank")
     box = page.locator("#seen").bounding_box()
     for x in (0.35, 0.62):

@@ -8,7 +8,7 @@ import { drawings } from "./drawings.js";
 import { Figure, FIGURE_MASKS } from "./figure.js";
 import { Live } from "./live.js";
 import { Pad } from "./pad.js";
-import { asRows, changed, isUnchanged, SIDE } from "./pixels.js";
+import { asRows, changed, isUnchanged, SIDE, UNCHANGED } from "./pixels.js";
 import { capital, numbers, preprocessing, verdict } from "./words.js";
 
 const CLOTHES = [
@@ -19,7 +19,7 @@ const FIGURE_MILLISECONDS = 250; // without a change, before all angles are aske
 const SPEECH_MILLISECONDS = 700;
 
 let classes = null; // the table, once the classes are known
-let image = null; // {file, name, pixels, told}: a file or none, what the network sees of it, what was done to it
+let image = null; // {file, name, pixels, told, invert}: a file or none, what the network sees of it, and how it came
 let former = null; // the image before, until the new one is answered
 let drawn = ""; // what the figure shows
 
@@ -57,6 +57,7 @@ function take(next) {
   drawn = "";
   former ??= image?.pixels ? image : null;
   image = next;
+  showOrigin(image);
   controls.reset();
   act();
 }
@@ -89,7 +90,7 @@ function act() {
     answers.ask(question(isUnchanged(changes) && image.file ? image.file : pixels, changes));
     later("figure", FIGURE_MILLISECONDS, askTurned);
   } else {
-    answers.ask(question(image.file, changes));
+    answers.ask(question(image.file, UNCHANGED)); // changes follow once its pixels are known
   }
 }
 
@@ -134,7 +135,7 @@ function show({ of, changes, invert, body }, [whole, thinned]) {
   }
   former = null;
   if (body instanceof Blob) {
-    const isNew = !of.pixels;
+    const isNew = !of.pixels || of.invert !== invert;
     Object.assign(of, {
       pixels: Uint8ClampedArray.from(thinned.preprocessing.pixels.flat()), told: thinned.preprocessing, invert,
     });
@@ -202,7 +203,14 @@ const waiting = new Map(); // what is said while who has no answer
 
 /** What is done where there is no answer, by who asked. */
 function told(who) {
-  return { key, refuse, wait: (problem) => say(who, inWords(problem)) };
+  return {
+    key,
+    wait: (problem) => say(who, inWords(problem)),
+    refuse: (problem, question) => {
+      hush(who);
+      refuse(problem, question);
+    },
+  };
 }
 
 function inWords({ kind, detail, seconds }) {
@@ -221,12 +229,12 @@ function hush(who) {
   by("status").hidden = waiting.size === 0;
 }
 
-function refuse({ title, detail }, { of } = {}) {
-  hush("answer");
+function refuse({ title, detail }, { of }) {
   by("answer").removeAttribute("aria-busy");
   if (of && !of.pixels && former) {
     image = former; // go on with what could be read
     former = null;
+    showOrigin(image);
     controls.reset();
     act();
   }
@@ -312,6 +320,7 @@ function listen() {
     else {
       files.drop();
       uncheck();
+      controls.reset();
       by("draw").setAttribute("aria-pressed", "true");
       pad.open();
     }
