@@ -2,7 +2,7 @@
 
 from model.artifact import Artifact, ArtifactError, load_artifact, save_artifact
 from model.calibration import Calibration, find_calibration
-from model.dropout import Masks, dropout_layer, keep_masks
+from model.dropout import DropConnect, Masks, dropout_layer, keep_masks
 from model.mlp import MLPConfig, build_mlp
 from model.moments import MomentPropagation, Moments
 from model.monte_carlo import MonteCarloDropout
@@ -12,6 +12,7 @@ __all__ = [
     "Artifact",
     "ArtifactError",
     "Calibration",
+    "DropConnect",
     "MLPConfig",
     "Masks",
     "MomentPropagation",

@@ -7,7 +7,8 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import linear
 
 MAX_SEED = 2**64 - 1
 BLOCK = 10  # stratified masks that belong together
@@ -45,6 +46,48 @@ def dropout_layer(X: Tensor, p: float, *, generator: torch.Generator | None = No
         return torch.zeros_like(X)
     keep = torch.rand(X.shape, generator=generator, device=X.device) >= p
     return torch.where(keep, X / (1 - p), 0)
+
+
+class DropConnect(nn.Linear):
+    """Linear layer that in train mode drops each weight, not each unit, with probability p (Wan et al. 2013, ICML).
+
+    Survivors are divided by 1 - p. Over the masks, output v of inputs x has the expectation sum_u W_vu x_u + b_v and the
+    variance p / (1 - p) sum_u W_vu^2 x_u^2. All examples of a call share one mask (the paper draws one for each), so that
+    one call is one thinned network. Biases are never dropped.
+
+    Args:
+        in_features: units below.
+        out_features: units above.
+        p: probability of dropping a weight.
+        bias: whether the layer has biases.
+        generator: source of the masks; torch's global one if not given.
+
+    Raises:
+        ValueError: p lies outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        p: float = 0.5,
+        *,
+        bias: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        _check_probability(p)
+        self.p = p
+        self.generator = generator
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear calls it
+        """Map inputs (..., in_features) to (..., out_features), in train mode by the weights that are left."""
+        weight = dropout_layer(self.weight, self.p, generator=self.generator) if self.training else self.weight
+        return linear(input, weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """What `print` shows."""
+        return f"{super().extra_repr()}, p={self.p}"
 
 
 def keep_masks(

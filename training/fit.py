@@ -53,10 +53,7 @@ class Fit:
         self.held_out = held_out.to(device)
         self.history: list[Epoch] = []
         _seed_torch(seed, 0)
-        self._network = build_mlp(recipe.architecture)
-        if recipe.initial_std is not None:
-            _initialise_normal(self._network, recipe.initial_std)
-        self._network.to(device)
+        self._network = initial_network(recipe).to(device)
         first = next((i for i, layer in enumerate(self._network) if isinstance(layer, nn.Dropout)), 0)
         self._prefix, self._suffix = self._network[:first], self._network[first:]
         self._optimizer = _optimizer(recipe, self._network)
@@ -201,10 +198,14 @@ def _seed_torch(seed: int, epoch: int) -> np.random.BitGenerator:
     return np.random.SFC64(for_masks)
 
 
-def _initialise_normal(network: nn.Sequential, std: float) -> None:
-    for layer in network:
-        if isinstance(layer, nn.Linear):
-            nn.init.normal_(layer.weight, std=std)
+def initial_network(recipe: Recipe) -> nn.Sequential:
+    """Build a recipe's network with initial weights from torch's global generator."""
+    network = build_mlp(recipe.architecture)
+    if recipe.initial_std is not None:
+        for layer in network:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=recipe.initial_std)
+    return network
 
 
 def _optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:
@@ -222,6 +223,9 @@ def _scheduler(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "constant":
         return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1, total_iters=0)
+    if recipe.schedule == "linear":
+        steps = recipe.epochs * steps_per_epoch
+        return torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1, end_factor=0, total_iters=steps)
     return torch.optim.lr_scheduler.OneCycleLR(
         optimizer, max_lr=recipe.learning_rate, total_steps=recipe.epochs * steps_per_epoch
     )

@@ -128,6 +128,46 @@ def lines(curves: Mapping[str, Mapping[float, float]], *, x: str, y: str, log: b
     return _legend(figure, axes)
 
 
+def bands(
+    panels: Mapping[str, Mapping[str, Mapping[float, tuple[float, float]]]], *, x: str, log: bool = False
+) -> bytes:
+    """Draw curves with the intervals around them, in panels side by side.
+
+    Args:
+        panels: mean and half the interval's width by place on the x axis, by name, by title.
+        x: label of the x axis.
+        log: whether that is logarithmic.
+    """
+    figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+        for name, points in curves.items():
+            places = list(points)
+            mean, half = np.array(list(points.values())).T
+            (line,) = axes.plot(places, mean, label=name)
+            axes.fill_between(places, mean - half, mean + half, alpha=0.2, color=line.get_color(), linewidth=0)
+        axes.set(title=title, xlabel=x, xscale="log" if log else "linear")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize="small")
+    return _png(figure)
+
+
+def intervals(panels: Mapping[str, Mapping[str, tuple[float, float]]]) -> bytes:
+    """Draw means with their intervals as whiskers, a row for each name, in panels side by side.
+
+    Args:
+        panels: mean and half the interval's width by name, by title; the names are the same in all.
+    """
+    figure = Figure(figsize=(3.2 * len(panels) + 1, 1 + 0.35 * max(map(len, panels.values()))), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
+    for axes, (title, rows) in zip(grid.flat, panels.items(), strict=True):
+        mean, half = np.array(list(rows.values())).T
+        axes.errorbar(mean, list(rows), xerr=half, fmt="o", markersize=4, capsize=3)
+        axes.set(title=title)
+        axes.grid(alpha=0.3)
+    figure.axes[0].invert_yaxis()
+    return _png(figure)
+
+
 def turned_picture(images_THW: Array, probs_STC: Array, *, angles: Sequence[int], classes: Sequence[str]) -> bytes:
     """Draw the class probabilities under each mask of one picture at several angles (Gal & Ghahramani 2016, figure 4).
 
@@ -155,13 +195,16 @@ def turned_picture(images_THW: Array, probs_STC: Array, *, angles: Sequence[int]
     return _png(figure)
 
 
-def heatmaps(grids: Mapping[str, Mapping[str, Sequence[float]]], *, columns: Sequence[str], x: str) -> bytes:
+def heatmaps(
+    grids: Mapping[str, Mapping[str, Sequence[float]]], *, columns: Sequence[str], x: str, digits: int = 2
+) -> bytes:
     """Draw tables side by side, as colours with the numbers in them.
 
     Args:
         grids: rows by name, by title.
         columns: names.
         x: what these are.
+        digits: of the numbers, behind the point.
     """
     figure = Figure(figsize=(4.5 * len(grids), 4.5), layout="constrained")
     for axes, (title, rows) in zip(figure.subplots(1, len(grids), squeeze=False).flat, grids.items(), strict=True):
@@ -170,7 +213,7 @@ def heatmaps(grids: Mapping[str, Mapping[str, Sequence[float]]], *, columns: Seq
         middle = (cells.min() + cells.max()) / 2
         for (row, column), value in np.ndenumerate(cells):
             colour = "white" if value < middle else "black"
-            axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9)
+            axes.text(column, row, f"{value:.{digits}f}", ha="center", va="center", color=colour, fontsize=9)
         axes.set(title=title, xlabel=x)
         axes.set_xticks(range(len(columns)), columns)
         axes.set_yticks(range(len(rows)), list(rows))

@@ -15,8 +15,9 @@ class Recipe:
         epochs: passes over the training images.
         batch_size: images of one step.
         optimizer: plain SGD, or AdamW.
-        learning_rate: constant for "constant"; the peak for "one-cycle" (Smith & Topin 2018, arXiv:1708.07120).
-        schedule: course of the learning rate over the steps.
+        learning_rate: constant for "constant"; the first for "linear"; the peak for "one-cycle" (Smith & Topin 2018,
+            arXiv:1708.07120).
+        schedule: course of the learning rate over the steps; "linear" falls to 0.
         weight_decay: decoupled, of AdamW.
         initial_std: standard deviation of normal initial weights; None for PyTorch's default, which biases always have.
         flip: whether an image is mirrored left to right half the time.
@@ -34,7 +35,7 @@ class Recipe:
     batch_size: int = 256
     optimizer: Literal["sgd", "adamw"]
     learning_rate: float
-    schedule: Literal["constant", "one-cycle"]
+    schedule: Literal["constant", "linear", "one-cycle"]
     weight_decay: float = 0.0
     initial_std: float | None = None
     flip: bool = False

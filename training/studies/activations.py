@@ -1,0 +1,148 @@
+"""Variance of the hidden units' activations over time, and what dividing by 1 - p does to their moments."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from training import plots
+from training.studies.lab import Lab, Measurement
+from training.studies.perturbations import Streams
+from training.studies.stack import Stack, Variant
+from training.studies.study import Check, Findings, Results, Study, Task, claim, estimate, markdown
+
+_NONE, _DROPOUT = "none", "0.2/0.5"
+_LAYERS = (1, 2)
+_IMAGES = 5_000
+_PURPOSE = 2  # of random numbers: neither training nor testing
+
+
+def _run(task: Task) -> Iterator[Measurement]:
+    stack = Stack(task.variants, task.recipe, seed=task.seed)
+    for epoch in stack.epochs(task.lab.train, task.recipe.epochs):
+        yield from _moments(stack, task.lab, epoch)
+
+
+def _moments(stack: Stack, lab: Lab, epoch: int) -> Iterator[Measurement]:
+    """Moments over images and units, in double precision."""
+    inputs_BU = lab.train_inputs[:_IMAGES]
+    first_KBU = stack.first(inputs_BU)
+    plain = stack.run(first_KBU)
+    noisy = stack.run(first_KBU, Streams(stack.seed, _PURPOSE, epoch), rows=len(inputs_BU))
+    for layer in _LAYERS:
+        for k, variant in enumerate(stack.variants):
+            p = variant.rates[layer - 1]
+            before, after = (units[layer - 1][k].double() for units in (noisy.units_KBU, noisy.noisy_KBU))
+            unscaled = after * (1 - p)
+            found = {
+                "variance without noise": plain.units_KBU[layer - 1][k].double().var(),
+                "variance": after.var(),
+                "mean ratio": after.mean() / before.mean(),
+                "mean ratio unscaled": unscaled.mean() / before.mean(),
+                "variance ratio": after.var() / before.var(),
+                "variance ratio unscaled": unscaled.var() / before.var(),
+                "predicted ratio": (before.square().mean() / (1 - p) - before.mean().square()) / before.var(),
+            }
+            for metric, value in found.items():
+                yield Measurement(variant.name, f"{metric}, layer {layer}", epoch, float(torch.as_tensor(value)))
+
+
+def _find(results: Results) -> Findings:
+    last = results.places(_NONE, "variance, layer 1")[-1]
+    claims, checks = [], []
+    for layer in _LAYERS:
+        claims.append(
+            claim(
+                results.difference(_DROPOUT, _NONE, f"variance, layer {layer}", last),
+                more=f"After {last} epochs, the activations that layer {layer} passes on in training vary more with dropout",
+                less=f"After {last} epochs, the activations that layer {layer} passes on in training vary less with dropout",
+                digits=3,
+            )
+        )
+        claims.append(
+            claim(
+                results.difference(_DROPOUT, _NONE, f"variance without noise, layer {layer}", last),
+                more=f"With the noise off, layer {layer} of the network that was trained with dropout varies more",
+                less=f"With the noise off, layer {layer} of the network that was trained with dropout varies less",
+                digits=3,
+            )
+        )
+        scaled, unscaled, spread, predicted = (
+            estimate(results.over_places(_DROPOUT, f"{metric}, layer {layer}").mean(axis=1))
+            for metric in ("mean ratio", "mean ratio unscaled", "variance ratio", "predicted ratio")
+        )
+        p = results.study.variants[1].rates[layer - 1]
+        claims.append(
+            f"Divided by 1 - p, the mean behind dropout {p:g} in layer {layer} is {scaled:4} of that before; not divided, it "
+            f"would be {unscaled:4}. The variance is {spread:3} times that before; E[x²]/(1 - p) - E[x]² says "
+            f"{predicted:3}."
+        )
+        error = np.abs(
+            results.over_places(_DROPOUT, f"variance ratio, layer {layer}")
+            / results.over_places(_DROPOUT, f"predicted ratio, layer {layer}")
+            - 1
+        ).max()
+        checks += [
+            Check(f"dropout keeps the mean of layer {layer} to 2 %", 0.02 - abs(scaled.mean - 1), 0),
+            Check(f"the variance of layer {layer} is the formula's to 3 %, in every epoch", 0.03 - float(error), 0),
+        ]
+    rows = [
+        [
+            f"{layer}, {name}",
+            *(
+                f"{results.estimate(name, f'{metric}, layer {layer}', last):3}"
+                for metric in ("variance without noise", "variance", "mean ratio", "variance ratio", "predicted ratio")
+            ),
+        ]
+        for layer in _LAYERS
+        for name in results.names
+    ]
+    return Findings(
+        claims=claims,
+        tables=[
+            markdown(
+                [
+                    "layer, network",
+                    "variance, noise off",
+                    "variance, noise on",
+                    "mean behind / before",
+                    "variance behind / before",
+                    "predicted",
+                ],
+                rows,
+            )
+        ],
+        pictures={
+            "activations": (
+                "Variance of the activations over images and units, as training goes on",
+                plots.bands(
+                    {
+                        f"layer {layer}, noise {state}": {
+                            name: results.curve(name, f"{metric}, layer {layer}") for name in results.names
+                        }
+                        for layer in _LAYERS
+                        for state, metric in (("off", "variance without noise"), ("on", "variance"))
+                    },
+                    x="epoch",
+                ),
+            )
+        },
+        checks=checks,
+    )
+
+
+STUDY = Study(
+    name="activations",
+    question="How large is the variance of the activations of each hidden layer over time, with dropout and without, and "
+    "what does dividing by 1 - p do to mean and variance?",
+    design="{epochs} epochs with a constant learning rate. Before the first and after each, the hidden units' activations "
+    f"on {_IMAGES:,} training images (or all, if fewer), behind the ReLU: with the noise off, and as they are passed on in "
+    "training. Variances are over images and units; ratios compare units behind dropout with the same units before it.",
+    limits="Variance over images and units together mixes how units differ with how images do. That the mean is kept is by "
+    "construction; what the next ReLU makes of the added variance isn't.",
+    variants=(Variant(name=_NONE), Variant(name=_DROPOUT, rates=(0.2, 0.5))),
+    epochs=(10, 24),
+    schedule="constant",
+    run=_run,
+    find=_find,
+)

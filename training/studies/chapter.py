@@ -1,0 +1,201 @@
+"""The chapter's demonstrations: dropout on a small array, and training from scratch beside PyTorch's layers."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from model import dropout_layer
+from training import plots
+from training.fit import initial_network
+from training.studies.lab import Lab, Measurement, accuracy, loss, losses
+from training.studies.stack import Stack, Variant
+from training.studies.study import Check, Findings, Results, Study, Task, claim, estimate
+
+_SCRATCH, _CONCISE, _STACK = "scratch", "concise", "stack"
+_DROPPED = (0.0, 0.5, 1.0)
+_PARTS = ("train", "test")
+_METRICS = {f"{part} {what}": f"{part} {what}" for part in _PARTS for what in ("loss", "accuracy")}
+
+
+class Scratch:
+    """The MLP of the recipe with nothing but tensors, `dropout_layer` and SGD by hand.
+
+    Args:
+        network: whose weights it begins with.
+        rates: dropout probabilities of the hidden layers.
+        rate: learning rate.
+    """
+
+    def __init__(self, network: nn.Sequential, rates: tuple[float, ...], rate: float) -> None:
+        linears = [layer for layer in network if isinstance(layer, nn.Linear)]
+        self._parameters = [
+            (linear.weight.detach().clone().requires_grad_(), linear.bias.detach().clone().requires_grad_())
+            for linear in linears
+        ]
+        self._rates = rates
+        self._rate = rate
+
+    def __call__(self, units_BU: Tensor, *, training: bool) -> Tensor:
+        """Logits (B, C) of inputs (B, U)."""
+        (last_weight, last_bias), hidden = self._parameters[-1], self._parameters[:-1]
+        for (weight, bias), p in zip(hidden, self._rates, strict=True):
+            units_BU = torch.clamp(units_BU @ weight.T + bias, min=0)
+            if training:
+                units_BU = dropout_layer(units_BU, p)
+        return units_BU @ last_weight.T + last_bias
+
+    def step(self, units_BU: Tensor, labels_B: Tensor) -> None:
+        """Take a step of SGD."""
+        cross_entropy(self(units_BU, training=True), labels_B).backward()
+        with torch.no_grad():
+            for parameter in (one for pair in self._parameters for one in pair):
+                parameter -= self._rate * parameter.grad
+                parameter.grad = None
+
+
+class Concise:
+    """The same of PyTorch's layers and optimizer."""
+
+    def __init__(self, network: nn.Sequential, rate: float) -> None:
+        self._network = network
+        self._optimizer = torch.optim.SGD(network.parameters(), lr=rate)
+
+    def __call__(self, units_BU: Tensor, *, training: bool) -> Tensor:
+        """Logits (B, C) of inputs (B, U)."""
+        logits_BC: Tensor = self._network.train(training)(units_BU)
+        return logits_BC
+
+    def step(self, units_BU: Tensor, labels_B: Tensor) -> None:
+        """Take a step of SGD."""
+        self._optimizer.zero_grad()
+        cross_entropy(self(units_BU, training=True), labels_B).backward()
+        self._optimizer.step()
+
+
+def _run(task: Task) -> Iterator[Measurement]:
+    for variant in task.variants:
+        yield from _MAKERS[variant.name](task, variant)
+
+
+def _trained_stack(task: Task, variant: Variant) -> Iterator[Measurement]:
+    stack = Stack([variant], task.recipe, seed=task.seed)
+    for epoch in stack.epochs(task.lab.train, task.recipe.epochs):
+        if epoch:
+            yield from losses(stack, task.lab, epoch)
+
+
+def _trained(task: Task, variant: Variant) -> Iterator[Measurement]:
+    # The three differ in seed too, so that only the distribution of their curves can agree.
+    torch.manual_seed(int(np.random.SeedSequence([task.seed, variant.name == _SCRATCH]).generate_state(1)[0]))
+    network, rate = initial_network(task.recipe), task.recipe.learning_rate
+    model = Scratch(network, variant.rates, rate) if variant.name == _SCRATCH else Concise(network, rate)
+    inputs_BU = task.lab.train.inputs_B.flatten(1)
+    for epoch in range(1, task.recipe.epochs + 1):
+        for index in torch.randperm(len(inputs_BU)).split(task.recipe.batch_size):
+            model.step(inputs_BU[index], task.lab.train.labels_B[index])
+        yield from _measured(variant.name, model, task.lab, epoch)
+
+
+@torch.no_grad()
+def _measured(name: str, model: Scratch | Concise, lab: Lab, epoch: int) -> Iterator[Measurement]:
+    for part, inputs_BU, images in (("train", lab.train_inputs, lab.train), ("test", lab.test_inputs, lab.test)):
+        probs_BC = model(inputs_BU, training=False).double().softmax(dim=-1)
+        labels_B = images.labels_B[: len(probs_BC)]
+        yield Measurement(name, f"{part} loss", epoch, loss(probs_BC, labels_B))
+        yield Measurement(name, f"{part} accuracy", epoch, accuracy(probs_BC, labels_B))
+
+
+_MAKERS = {_SCRATCH: _trained, _CONCISE: _trained, _STACK: _trained_stack}
+
+
+def demonstrate(p: float, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """The chapter's demonstration: the numbers 0 .. 15 in two rows, and what dropout leaves of them."""
+    X = torch.arange(16, dtype=torch.float32).reshape(2, 8)
+    return X, dropout_layer(X, p, generator=torch.Generator().manual_seed(seed))
+
+
+def _shown() -> str:
+    rows = []
+    for p in _DROPPED:
+        _, out = demonstrate(p)
+        rows.append(f"p = {p:g}:\n" + "\n".join(" ".join(f"{value:4.0f}" for value in row) for row in out.tolist()))
+    return "```text\n" + "\n".join(rows) + "\n```"
+
+
+def _find(results: Results) -> Findings:
+    last = results.places(_SCRATCH, "test loss")[-1]
+    over = {name: results.over_places(name, "test loss").mean(axis=1) for name in results.names}
+    means = {name: results.over_places(name, "test loss").mean(axis=0) for name in results.names}
+    spread = float(
+        np.sqrt(
+            np.mean([results.over_places(name, "test loss").var(axis=0, ddof=1) for name in results.names], axis=0)
+        ).mean()
+    )
+    apart = {name: float(np.abs(means[name] - means[_CONCISE]).mean()) for name in (_SCRATCH, _STACK)}
+    X, nothing = demonstrate(0.0)
+    _, half = demonstrate(0.5)
+    _, everything = demonstrate(1.0)
+    return Findings(
+        claims=[
+            "Dropout with p = 0 leaves the array as it is, with p = 1 nothing of it, and with p = 0.5 about half, doubled: "
+            f"here {int((half == 0).sum())} of 16 numbers are 0.",
+            *(
+                claim(
+                    estimate(over[name] - over[_CONCISE]),
+                    more=f"Mean test loss over all epochs is higher for {name} than for concise",
+                    less=f"Mean test loss over all epochs is lower for {name} than for concise",
+                )
+                + f" In a single epoch, means over seeds are {apart[name]:.4f} nats apart on average; seeds differ by a "
+                f"standard deviation of {spread:.4f}."
+                for name in (_SCRATCH, _STACK)
+            ),
+        ],
+        tables=[_shown(), results.table(_METRICS, first=f"after {last} epochs", at=last)],
+        pictures={
+            "chapter": (
+                "Training from scratch, of PyTorch's layers, and as the other studies do; mean over seeds and its interval",
+                plots.bands(
+                    {
+                        title: {name: results.curve(name, metric) for name in results.names}
+                        for title, metric in (
+                            ("train loss (nats)", "train loss"),
+                            ("test loss (nats)", "test loss"),
+                            ("test accuracy", "test accuracy"),
+                        )
+                    },
+                    x="epoch",
+                ),
+            )
+        },
+        checks=[
+            Check("p = 0 changes nothing", float(torch.equal(nothing, X)), 0),
+            Check("p = 0.5 leaves 0 or twice the number", float(((half == 0) | (half == 2 * X)).all()), 0),
+            Check("p = 1 leaves nothing", float(not everything.any()), 0),
+            *(
+                Check(
+                    f"curves of {name} and concise are closer than two standard deviations over seeds, or 0.02 nats",
+                    max(2 * spread, 0.02) - apart[name],
+                    0,
+                )
+                for name in (_SCRATCH, _STACK)
+            ),
+        ],
+    )
+
+
+STUDY = Study(
+    name="chapter",
+    question="Does dropout do what the chapter shows, and do training from scratch and by PyTorch's layers come to the same?",
+    design="`dropout_layer` on the numbers 0 to 15 with three probabilities; and {epochs} epochs with a constant learning rate "
+    "and dropout 0.2/0.5, in three ways: from scratch (tensors, `dropout_layer`, SGD by hand), concise (`nn.Dropout`, "
+    "`torch.optim.SGD`), and by the stack that trains all other studies. Their seeds are different ones.",
+    limits="Curves that coincide within the noise of seeds may differ by less; that single steps agree is what the tests show.",
+    variants=tuple(Variant(name=name, rates=(0.2, 0.5)) for name in (_SCRATCH, _CONCISE, _STACK)),
+    epochs=(10, 24),
+    schedule="constant",
+    run=_run,
+    find=_find,
+)

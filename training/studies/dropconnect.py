@@ -1,0 +1,155 @@
+"""Masks on weights instead of units."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from model import DropConnect
+from training import plots
+from training.studies.lab import Lab, Measurement, quality
+from training.studies.stack import Stack, Variant
+from training.studies.study import Check, Findings, Results, Study, Task, claim
+
+_NONE, _DROPOUT, _SAME, _MORE = "none", "dropout 0.2/0.5", "DropConnect 0.2/0.5", "DropConnect 0.5/0.5"
+_COLUMNS = {
+    "accuracy": "accuracy", "train - test": "gap", "NLL": "nll", "MC NLL": "mc nll", "ECE": "ece", "MC ECE": "mc ece",
+    "AUROC, entropy": "auroc entropy", "AUROC, information": "auroc information",
+}  # fmt: skip
+_REPEATS = 20
+_TIMED_PASSES = 100
+
+
+def _run(task: Task) -> Iterator[Measurement]:
+    stack = Stack(task.variants, task.recipe, seed=task.seed)
+    for _ in stack.epochs(task.lab.train, task.recipe.epochs):
+        pass
+    yield from quality(stack, task.lab)
+    for variant in task.variants:
+        yield from _costs(variant, task.lab)
+
+
+def _costs(variant: Variant, lab: Lab) -> Iterator[Measurement]:
+    """Time a step, and a hundred passes of one image, of the network as anyone would write it in PyTorch."""
+    network = build(variant)
+    inputs_BU, labels_B = lab.train_inputs[:256], lab.train.labels_B[:256]
+    yield Measurement(
+        variant.name, "microseconds", 256, _time(lambda: cross_entropy(network(inputs_BU), labels_B).backward())
+    )
+    with torch.no_grad():
+        taken = _time(lambda: [network(inputs_BU[:1]) for _ in range(_TIMED_PASSES)])
+    yield Measurement(variant.name, "microseconds", 1, taken / _TIMED_PASSES)
+
+
+def build(variant: Variant) -> nn.Sequential:
+    """Build a variant's network of PyTorch's layers, or of `DropConnect`, in train mode."""
+    first, second = variant.rates
+    if variant.noise == "dropconnect":
+        return nn.Sequential(
+            nn.Linear(784, 256), nn.ReLU(), DropConnect(256, 256, first), nn.ReLU(), DropConnect(256, 10, second)
+        )
+    return nn.Sequential(
+        nn.Linear(784, 256), nn.ReLU(), nn.Dropout(first), nn.Linear(256, 256), nn.ReLU(), nn.Dropout(second),
+        nn.Linear(256, 10),
+    )  # fmt: skip
+
+
+def _time(do: Callable[[], object]) -> float:
+    taken = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        do()
+        taken.append(time.perf_counter() - start)
+    return min(taken) * 1e6
+
+
+def _find(results: Results) -> Findings:
+    def against(other: str, name: str, metric: str, what: str) -> str:
+        return claim(
+            results.difference(name, other, metric),
+            more=f"{what} is higher with {name} than with {other}"
+            if other != _NONE
+            else f"{what} is higher with {name}",
+            less=f"{what} is lower with {name} than with {other}" if other != _NONE else f"{what} is lower with {name}",
+        )
+
+    return Findings(
+        claims=[
+            claim(
+                results.difference(_SAME, _NONE, "gap"),
+                more=f"The gap between training and test accuracy is wider with {_SAME} than without noise",
+                less=f"The gap between training and test accuracy is narrower with {_SAME} than without noise",
+            ),
+            *(
+                against(_DROPOUT, name, metric, what)
+                for name in (_SAME, _MORE)
+                for metric, what in (
+                    ("accuracy", "Test accuracy"),
+                    ("gap", "The gap"),
+                    ("mc nll", "MC NLL"),
+                    ("mc ece", "MC ECE"),
+                    ("auroc information", "AUROC of the mutual information"),
+                )
+            ),
+            f"A step takes {results.estimate(_SAME, 'microseconds', 256):0} µs with DropConnect, "
+            f"{results.estimate(_DROPOUT, 'microseconds', 256):0} with dropout; a pass of one image "
+            f"{results.estimate(_SAME, 'microseconds', 1):0} against {results.estimate(_DROPOUT, 'microseconds', 1):0}: masks "
+            "of weights are larger than those of units, but one is drawn for a batch.",
+        ],
+        tables=[
+            results.table(_COLUMNS),
+            results.table({"µs a step of 256 images": "microseconds"}, at=256),
+            results.table({"µs a pass of one image": "microseconds"}, at=1),
+        ],
+        pictures={
+            "dropconnect": (
+                "Mean over seeds and its interval",
+                plots.intervals(
+                    results.intervals(
+                        {
+                            "accuracy": "accuracy",
+                            "train - test": "gap",
+                            "MC NLL": "mc nll",
+                            "AUROC, information": "auroc information",
+                        }
+                    )
+                ),
+            )
+        },
+        checks=[
+            Check(
+                "DropConnect is as accurate as dropout, to 0.03",
+                0.03 - abs(results.difference(_SAME, _DROPOUT, "accuracy").mean),
+                0,
+            ),
+            Check(
+                "its mutual information tells digits from clothes",
+                results.estimate(_SAME, "auroc information").mean - 0.5,
+                0.1,
+            ),
+        ],
+    )
+
+
+STUDY = Study(
+    name="dropconnect",
+    question="What if masks are put on weights instead of activations?",
+    design="`model.DropConnect` with p on the weights that lead out of a hidden layer, where dropout with p drops its units. "
+    "One mask for each batch in training, one for each pass over all images at test time ({passes} passes). {epochs} "
+    "epochs with a learning rate that falls to 0. Time is that of networks of PyTorch's layers, on one thread, the least of "
+    "twenty, while other workers run.",
+    limits="The paper (Wan et al. 2013) draws a mask for each image, which costs as many masks of weights as a batch has images: "
+    "one for the whole batch makes noisier steps. The first layer's weights aren't masked, as its inputs aren't dropped.",
+    variants=(
+        Variant(name=_NONE),
+        Variant(name=_DROPOUT, rates=(0.2, 0.5)),
+        Variant(name=_SAME, rates=(0.2, 0.5), noise="dropconnect"),
+        Variant(name=_MORE, rates=(0.5, 0.5), noise="dropconnect"),
+    ),
+    epochs=(10, 24),
+    schedule="linear",
+    run=_run,
+    find=_find,
+)

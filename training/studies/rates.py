@@ -1,0 +1,107 @@
+"""Dropout probabilities of both layers, and their swap."""
+
+from collections.abc import Iterator
+
+from training import plots
+from training.studies.lab import Measurement, quality
+from training.studies.stack import Stack, Variant
+from training.studies.study import Check, Findings, Results, Study, Task, claim
+
+_RATES = (0.0, 0.2, 0.5)
+_NONE, _CHAPTER, _SWAPPED, _MOST, _TOO_MUCH = "0/0", "0.2/0.5", "0.5/0.2", "0.5/0.5", "0.8/0.8"
+_COLUMNS = {
+    "accuracy": "accuracy", "train - test": "gap", "NLL": "nll", "MC NLL": "mc nll", "ECE": "ece", "MC ECE": "mc ece",
+    "AUROC, entropy": "auroc entropy", "AUROC, information": "auroc information",
+}  # fmt: skip
+
+
+def _variant(first: float, second: float) -> Variant:
+    return Variant(name=f"{first:g}/{second:g}", rates=(first, second))
+
+
+def _run(task: Task) -> Iterator[Measurement]:
+    stack = Stack(task.variants, task.recipe, seed=task.seed)
+    for _ in stack.epochs(task.lab.train, task.recipe.epochs):
+        pass
+    yield from quality(stack, task.lab)
+
+
+def _find(results: Results) -> Findings:
+    def swap(metric: str, what: str) -> str:
+        return claim(
+            results.difference(_CHAPTER, _SWAPPED, metric),
+            more=f"{what} is higher with {_CHAPTER} than with {_SWAPPED}",
+            less=f"{what} is lower with {_CHAPTER} than with {_SWAPPED}",
+        )
+
+    def dropping(metric: str, what: str, name: str = _CHAPTER) -> str:
+        return claim(
+            results.difference(name, _NONE, metric),
+            more=f"{what} is higher with {name} than without dropout",
+            less=f"{what} is lower with {name} than without dropout",
+        )
+
+    swapped = results.difference(_CHAPTER, _SWAPPED, "accuracy")
+    return Findings(
+        claims=[
+            dropping("gap", "The gap between training and test accuracy"),
+            dropping("accuracy", "Test accuracy"),
+            dropping("nll", "NLL"),
+            dropping("accuracy", "Test accuracy", _TOO_MUCH),
+            swap("accuracy", "Test accuracy"),
+            swap("gap", "The gap"),
+            swap("mc nll", "MC NLL"),
+            swap("mc ece", "MC ECE"),
+            swap("auroc information", "AUROC of the mutual information"),
+            results.leaders("accuracy", "test accuracy", lowest=False),
+            results.leaders("mc nll", "MC NLL", lowest=True),
+            results.leaders("mc ece", "MC ECE", lowest=True),
+            results.leaders("auroc entropy", "AUROC of the entropy", lowest=False),
+        ],
+        tables=[results.table(_COLUMNS, first="p of layer 1 / 2")],
+        pictures={
+            "rates": (
+                "Means over seeds by dropout probability of the first layer (rows) and the second (columns)",
+                plots.heatmaps(
+                    {
+                        title: {
+                            f"{first:g}": [results.estimate(f"{first:g}/{second:g}", metric).mean for second in _RATES]
+                            for first in _RATES
+                        }
+                        for title, metric in {
+                            "train - test accuracy": "gap",
+                            "MC NLL": "mc nll",
+                            "AUROC, entropy": "auroc entropy",
+                        }.items()
+                    },
+                    columns=[f"{rate:g}" for rate in _RATES],
+                    x="p of the second layer",
+                    digits=3,
+                ),
+            )
+        },
+        checks=[
+            Check(
+                f"{_MOST} narrows the gap between training and test accuracy",
+                -results.difference(_MOST, _NONE, "gap").mean,
+                0.001,
+            ),
+            Check("the swap moves test accuracy by less than 0.02", 0.02 - abs(swapped.mean), 0),
+        ],
+    )
+
+
+STUDY = Study(
+    name="rates",
+    question="What do the dropout probabilities of the two hidden layers do, and what happens if they are swapped?",
+    design="A grid of probabilities of both layers, and 0.8 for both. {epochs} epochs with a learning rate that falls to 0, "
+    "so that the last batches matter little. MC is the mean over {passes} masks; AUROC tells MNIST's digits from "
+    "clothes by the entropy of that mean, or by the mutual information, which is 0 without dropout.",
+    limits="The length of the training and its learning rate were the same for all, and chosen for none: more dropout may "
+    "need more epochs. The best of ten is best partly by luck.",
+    variants=(*(_variant(first, second) for first in _RATES for second in _RATES), _variant(0.8, 0.8)),
+    epochs=(10, 24),
+    schedule="linear",
+    run=_run,
+    find=_find,
+)

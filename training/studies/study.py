@@ -1,0 +1,269 @@
+"""What a study consists of, what it reads from the table, and how it says what that shows."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+from training.compare import interval
+from training.recipes import Recipe
+from training.studies.lab import Lab, Measurement, Scale
+from training.studies.stack import Variant
+from training.studies.table import Row, Table
+
+Array = np.ndarray
+
+TIMINGS = ("seconds", "microseconds")  # metrics that no two runs share
+TOGETHER = 5  # networks of a unit of work at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a study's run has to do: train these variants for so many epochs by a recipe, with a seed."""
+
+    lab: Lab
+    recipe: Recipe
+    variants: Sequence[Variant]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is done: the scale, how many seeds, and how many epochs instead of each study's own."""
+
+    scale: Scale
+    seeds: int
+    epochs: int | None
+    quick: bool
+
+
+@dataclass(frozen=True)
+class Check:
+    """A direction that must hold: a number that lies above what is tolerated."""
+
+    what: str
+    value: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it does."""
+        return self.value > self.tolerance
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study shows.
+
+    Attributes:
+        claims: sentences, each with its interval.
+        tables: in Markdown.
+        pictures: caption and PNG file by name.
+        checks: directions that must hold.
+    """
+
+    claims: Sequence[str]
+    tables: Sequence[str]
+    pictures: Mapping[str, tuple[str, bytes]]
+    checks: Sequence[Check]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One question and the experiment that answers it.
+
+    Attributes:
+        name: by which it is asked for.
+        question: in one sentence.
+        design: what is done; numbers of the plan are filled in.
+        limits: what it can't show.
+        variants: networks that are compared.
+        epochs: of the full scale, and of the quick one.
+        schedule: of the learning rate.
+        run: trains and measures; every variant gets the same numbers, whatever others are in the task.
+        find: reads results, and says what they show.
+        whole: whether variants share one training, so that a unit of work has them all.
+        version: to be raised when `run` changes what it measures.
+    """
+
+    name: str
+    question: str
+    design: str
+    limits: str
+    variants: tuple[Variant, ...]
+    epochs: tuple[int, int]
+    schedule: Literal["constant", "linear"]
+    run: Callable[[Task], Iterator[Measurement]]
+    find: Callable[["Results"], Findings]
+    whole: bool = False
+    version: int = 1
+
+    def recipe(self, plan: Plan) -> Recipe:
+        """How it trains under a plan."""
+        epochs = plan.epochs or self.epochs[plan.quick]
+        return replace(plan.scale.recipe, epochs=epochs, schedule=self.schedule)
+
+    def key(self, variant: Variant, plan: Plan) -> str:
+        """Digest of all that decides a variant's numbers but the seed."""
+        told = (self.name, self.version, variant, plan.scale, self.recipe(plan))
+        return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+
+    def cell(self, variant: Variant, seed: int, plan: Plan) -> tuple[str, str, int, str]:
+        """Where a variant's numbers stand in the table."""
+        return self.name, variant.name, seed, self.key(variant, plan)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over seeds, and half the width of its 95 % interval by Student's t distribution."""
+
+    mean: float
+    half: float
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the interval holds 0."""
+        return abs(self.mean) <= self.half
+
+    @property
+    def pair(self) -> tuple[float, float]:
+        """Both numbers."""
+        return self.mean, self.half
+
+    def __format__(self, digits: str) -> str:
+        return f"{self.mean:.{digits or 4}f} ± {self.half:.{digits or 4}f}"
+
+    def __neg__(self) -> "Estimate":
+        return Estimate(-self.mean, self.half)
+
+
+def estimate(values: Array) -> Estimate:
+    """Mean and interval of one number for each seed."""
+    return Estimate(*interval([float(value) for value in values]))
+
+
+class Results:
+    """A study's numbers under a plan, an array over seeds each.
+
+    Args:
+        study: whose.
+        plan: under which.
+        table: has all its cells.
+    """
+
+    def __init__(self, study: Study, plan: Plan, table: Table) -> None:
+        self.study = study
+        self.plan = plan
+        self._rows = [
+            row for seed in range(plan.seeds) for v in study.variants for row in table[study.cell(v, seed, plan)]
+        ]
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, str, int], list[float]]:
+        by_place: dict[tuple[str, str, int], list[float]] = {}
+        for row in self._rows:
+            by_place.setdefault((row.configuration, row.metric, row.at), []).append(row.value)
+        return by_place
+
+    @property
+    def names(self) -> list[str]:
+        """Of the variants."""
+        return [variant.name for variant in self.study.variants]
+
+    def values(self, name: str, metric: str, at: int = 0) -> Array:
+        """A number of a variant for each seed, in their order."""
+        return np.array(self._values[name, metric, at])
+
+    def estimate(self, name: str, metric: str, at: int = 0) -> Estimate:
+        """Its mean and interval."""
+        return estimate(self.values(name, metric, at))
+
+    def difference(self, one: str, other: str, metric: str, at: int = 0) -> Estimate:
+        """Mean and interval of `one` less `other`, seed by seed."""
+        return estimate(self.values(one, metric, at) - self.values(other, metric, at))
+
+    def places(self, name: str, metric: str) -> list[int]:
+        """Where a number was measured: epochs, or numbers of masks."""
+        return sorted(at for found, measured, at in self._values if (found, measured) == (name, metric))
+
+    def over_places(self, name: str, metric: str) -> Array:
+        """A number for each seed and place."""
+        return np.stack([self.values(name, metric, at) for at in self.places(name, metric)], axis=1)
+
+    def curve(self, name: str, metric: str) -> dict[float, tuple[float, float]]:
+        """Mean and interval by place."""
+        return {at: self.estimate(name, metric, at).pair for at in self.places(name, metric)}
+
+    def table(self, columns: Mapping[str, str], *, first: str = "network", at: int = 0) -> str:
+        """Tabulate numbers, metric by title, of all variants that have them, in Markdown."""
+        return markdown(
+            [first, *columns],
+            [
+                [name, *(f"{self.estimate(name, metric, at):4}" for metric in columns.values())]
+                for name in self.names
+                if all((name, metric, at) in self._values for metric in columns.values())
+            ],
+        )
+
+    def intervals(self, columns: Mapping[str, str]) -> dict[str, dict[str, tuple[float, float]]]:
+        """The same for `plots.intervals`."""
+        return {
+            title: {name: self.estimate(name, metric).pair for name in self.names} for title, metric in columns.items()
+        }
+
+    def leaders(self, metric: str, what: str, *, lowest: bool) -> str:
+        """Say which variant has the best mean, and which ones can't be told from it."""
+        sign = 1 if lowest else -1
+        best = min(self.names, key=lambda name: sign * self.estimate(name, metric).mean)
+        others = [name for name in self.names if name != best]
+        ties = [name for name in others if self.difference(name, best, metric).is_open]
+        word = "lowest" if lowest else "highest"
+        behind = f"; open whether it is ahead of {', '.join(ties)}" if ties else ", ahead of all others"
+        return f"The {word} {what} has {best} ({self.estimate(best, metric):4}){behind}."
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; numbers to the right."""
+    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def claim(found: Estimate, *, more: str, less: str, digits: int = 4) -> str:
+    """Say on which side of 0 a difference lies, or that this is open.
+
+    Args:
+        found: the difference.
+        more: what to say where it is above 0.
+        less: what to say where it is below.
+        digits: behind the point.
+    """
+    if found.is_open:
+        return f"Open: {_lower(more)}, or {_lower(less)} (difference {found:{digits}})."
+    said = more if found.mean > 0 else less
+    size = found if found.mean > 0 else -found
+    return f"{said}, by {size:{digits}}."
+
+
+def _lower(text: str) -> str:
+    return text if text[:2].isupper() else text[0].lower() + text[1:]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for their number (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
+
+    The smallest of n is multiplied by n, the next by n - 1, and so on; none becomes smaller than one before it.
+    """
+    order = np.argsort(p_values)
+    scaled = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return [float(p) for p in adjusted]
+
+
+def paired_p(one: Array, other: Array) -> float:
+    """P-value of the paired t test, two-sided: how often as large a mean difference comes about by chance."""
+    return float(stats.ttest_rel(one, other).pvalue)

@@ -1,0 +1,105 @@
+"""The results of all studies in one tidy table, a CSV file that is always whole."""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+from model.artifact import write_atomically
+
+
+class TableError(Exception):
+    """A file that is no table of results."""
+
+
+@dataclass(frozen=True, order=True)
+class Row:
+    """One number.
+
+    Attributes:
+        study: its name.
+        configuration: name of the variant that was measured.
+        seed: that it was trained with.
+        key: digest of all else that decides the number.
+        metric: what was measured.
+        at: epoch, or number of masks; 0 where there is no such thing.
+        value: the number, to eight digits.
+    """
+
+    study: str
+    configuration: str
+    seed: int
+    key: str
+    metric: str
+    at: int
+    value: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", float(f"{self.value:.8g}"))
+
+    @property
+    def cell(self) -> tuple[str, str, int, str]:
+        """What is measured as a whole, and then kept: study, configuration, seed, key."""
+        return self.study, self.configuration, self.seed, self.key
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+class Table:
+    """Rows by cell, kept in a file that is rewritten as a whole.
+
+    Cells of another key stay, so that a run of another size loses nothing.
+
+    Args:
+        path: of the file, which need not exist.
+
+    Raises:
+        TableError: the file is another one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._cells: dict[tuple[str, str, int, str], list[Row]] = {}
+        for row in _read(path) if path.exists() else []:
+            self._cells.setdefault(row.cell, []).append(row)
+
+    def __contains__(self, cell: tuple[str, str, int, str]) -> bool:
+        return cell in self._cells
+
+    def __getitem__(self, cell: tuple[str, str, int, str]) -> list[Row]:
+        return self._cells[cell]
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Add whole cells, in place of those that are there, and write the file."""
+        added: dict[tuple[str, str, int, str], list[Row]] = {}
+        for row in rows:
+            added.setdefault(row.cell, []).append(row)
+        self._cells |= added
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._path, self._as_csv())
+
+    def _as_csv(self) -> bytes:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for cell in sorted(self._cells):
+            writer.writerows((*astuple(row)[:-1], f"{row.value:.8g}") for row in sorted(self._cells[cell]))
+        return text.getvalue().encode()
+
+
+def _read(path: Path) -> list[Row]:
+    try:
+        with path.open(newline="") as file:
+            header, *lines = csv.reader(file)
+        if tuple(header) != COLUMNS:
+            raise ValueError(f"its columns are {', '.join(header)}")
+        return [
+            Row(study, configuration, int(seed), key, metric, int(at), float(value))
+            for study, configuration, seed, key, metric, at, value in lines
+        ]
+    except (ValueError, OSError, csv.Error) as error:
+        raise TableError(
+            f"{path}: expected a table of the columns {', '.join(COLUMNS)} ({error}); move it away, or set --out"
+        ) from error

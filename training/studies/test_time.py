@@ -1,0 +1,168 @@
+"""Dropout left on at test time: what it buys, and what it costs."""
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import Masks, MomentPropagation, MonteCarloDropout
+from training import plots
+from training.metrics import scores
+from training.studies.lab import Measurement
+from training.studies.stack import Stack, Variant
+from training.studies.study import Check, Findings, Results, Study, Task, claim, estimate, markdown
+
+_OFF, _MOMENTS = "off", "moments"
+_DESIGNS: tuple[Masks, ...] = ("independent", "stratified")
+_METRICS = {"accuracy": "accuracy", "NLL": "nll", "ECE": "ece"}
+_IMAGES_AT_ONCE = 250
+_TIMED = 20  # images
+_REPEATS = 3
+
+
+def _variant(name: str) -> Variant:
+    return Variant(name=name, rates=(0.2, 0.5))
+
+
+def _run(task: Task) -> Iterator[Measurement]:
+    """Train one network, and predict by it in every way."""
+    stack = Stack([_variant("trained")], task.recipe, seed=task.seed)
+    for _ in stack.epochs(task.lab.train, task.recipe.epochs):
+        pass
+    network = stack.network(0)
+    mc, moments = MonteCarloDropout(network), MomentPropagation(network)
+    parts_BU = task.lab.test_inputs.split(_IMAGES_AT_ONCE)
+    labels_B = task.lab.test.labels_B.numpy()
+
+    def measured(name: str, at: int, probs_BC: Tensor) -> Iterator[Measurement]:
+        scored = scores(probs_BC.double().numpy(), labels_B)
+        yield from (Measurement(name, metric, at, scored[metric]) for metric in _METRICS.values())
+
+    timed_BU = parts_BU[0][:_TIMED].reshape(-1, 1, 28, 28)
+    yield from measured(_OFF, 0, torch.cat([mc.predict(_as_images(part_BU)) for part_BU in parts_BU]))
+    yield Measurement(_OFF, "microseconds", 0, _time(lambda: mc.predict(timed_BU)))
+    yield from measured(_MOMENTS, 0, torch.cat([moments.predict(_as_images(part_BU)).mean for part_BU in parts_BU]))
+    yield Measurement(_MOMENTS, "microseconds", 0, _time(lambda: moments.predict(timed_BU)))
+    counts = task.lab.scale.masks
+    for masks in _DESIGNS:
+        sums: dict[int, list[Tensor]] = {count: [] for count in counts}
+        for part_BU in parts_BU:
+            probs_SBC = mc.sample(_as_images(part_BU), samples=max(counts), seed=task.seed, masks=masks)
+            for count in counts:
+                sums[count].append(probs_SBC[:count].mean(dim=0, dtype=torch.float64))
+        for count in counts:
+            yield from measured(masks, count, torch.cat(sums[count]))
+            if count > 1:  # one mask has no spread, and MonteCarloDropout refuses it
+                yield Measurement(masks, "microseconds", count, _time_masks(mc, timed_BU, count, masks))
+
+
+def _as_images(inputs_BU: Tensor) -> Tensor:
+    return inputs_BU.reshape(-1, 1, 28, 28)
+
+
+def _time_masks(mc: MonteCarloDropout, images_B: Tensor, count: int, masks: Masks) -> float:
+    return _time(lambda: mc.sample(images_B, samples=count, masks=masks))
+
+
+def _time(predict: Callable[[], object]) -> float:
+    """Microseconds an image, the least of some repetitions; images come singly, as to a server."""
+    predict()
+    taken = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        predict()
+        taken.append(time.perf_counter() - start)
+    return min(taken) / _TIMED * 1e6
+
+
+def _cells(results: Results, name: str, at: int) -> list[str]:
+    timed = at in results.places(name, "microseconds")
+    cells = [f"{results.estimate(name, metric, at)}" for metric in _METRICS.values()]
+    return [*cells, f"{results.estimate(name, 'microseconds', at):0}" if timed else ""]
+
+
+def _find(results: Results) -> Findings:
+    counts = results.places("independent", "nll")
+    most = counts[-1]
+    some = max(count for count in counts if count <= 100)
+
+    def against_off(metric: str, what: str, count: int) -> str:
+        off, on = results.values(_OFF, metric), results.values("independent", metric, count)
+        return claim(
+            estimate(on - off),
+            more=f"{what} of {count} mask{'s' * (count > 1)} is higher than with dropout off",
+            less=f"{what} of {count} mask{'s' * (count > 1)} is lower than with dropout off",
+        )
+
+    gain = estimate(results.values("independent", "nll", 1) - results.values("independent", "nll", some))
+    close = estimate(results.values(_MOMENTS, "nll") - results.values("independent", "nll", most))
+    few = estimate(results.values("stratified", "nll", 10) - results.values("independent", "nll", 10))
+    rows = [
+        [name if not at else f"{name}, {at}", *_cells(results, name, at)]
+        for name in results.names
+        for at in results.places(name, "nll")
+    ]
+    panels = {}
+    for title, metric in (_METRICS | {"µs an image": "microseconds"}).items():
+        panels[title] = {masks: results.curve(masks, metric) for masks in _DESIGNS} | {
+            name: dict.fromkeys(counts, results.estimate(name, metric).pair) for name in (_OFF, _MOMENTS)
+        }
+    return Findings(
+        claims=[
+            against_off("accuracy", "Accuracy", 1),
+            against_off("nll", "NLL", 1),
+            against_off("accuracy", "Accuracy of the mean", most),
+            against_off("nll", "NLL of the mean", most),
+            against_off("ece", "ECE of the mean", most),
+            claim(
+                gain,
+                more=f"NLL falls from one mask to {some}",
+                less=f"NLL rises from one mask to {some}",
+            ),
+            claim(
+                few,
+                more="Ten stratified masks have a higher NLL than ten independent ones",
+                less="Ten stratified masks have a lower NLL than ten independent ones",
+            ),
+            claim(
+                close,
+                more=f"NLL of the moments is higher than that of {most} masks",
+                less=f"NLL of the moments is lower than that of {most} masks",
+            ),
+            f"An image takes {results.estimate(_OFF, 'microseconds'):0} µs with dropout off, "
+            f"{results.estimate('stratified', 'microseconds', some):0} with {some} stratified masks, "
+            f"{results.estimate('stratified', 'microseconds', most):0} with {most}, and "
+            f"{results.estimate(_MOMENTS, 'microseconds'):0} by moments. The usual reason to switch it off is that one answer "
+            "must be the same each time and cost one pass; a fixed seed gives the first, shared work most of the second.",
+        ],
+        tables=[markdown(["prediction", *_METRICS, "µs an image"], rows)],
+        pictures={
+            "test-time": (
+                "Against the number of masks, mean over seeds and its interval",
+                plots.bands(panels, x="masks", log=True),
+            ),
+        },
+        checks=[
+            Check(f"one mask is worse in NLL than {some}", gain.mean, 0.01),
+            Check(f"moments are as good in NLL as {most} masks, to 0.01", 0.01 - abs(close.mean), 0),
+        ],
+    )
+
+
+STUDY = Study(
+    name="test-time",
+    question="Why is dropout usually switched off at test time, and what does leaving it on buy?",
+    design="One network for each seed with dropout 0.2/0.5, {epochs} epochs with a learning rate that falls to 0. It predicts "
+    "with dropout off, as the mean over the first N masks, independent or stratified, and by moments: all of them by what "
+    "the service uses. Time is that of single images on one thread, the least of three, while other workers run.",
+    limits="Images like those of the training: what masks say about others is in `rates`. Times depend on the machine and "
+    "what else it does. Nothing is calibrated afterwards, which would narrow differences in ECE.",
+    variants=tuple(_variant(name) for name in (_OFF, *_DESIGNS, _MOMENTS)),
+    epochs=(10, 24),
+    schedule="linear",
+    run=_run,
+    find=_find,
+    whole=True,
+)
