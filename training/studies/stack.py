@@ -7,14 +7,14 @@ the same.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from model import entropy
+from model import build_mlp, entropy
 from training.data import Images
 from training.fit import initial_network
 from training.recipes import Recipe
@@ -22,6 +22,7 @@ from training.studies.perturbations import Draws, Kind, Streams, mask_weights, p
 
 _TRAINING, _TESTING = 0, 1  # purposes of random numbers
 _IMAGES_AT_ONCE = 1_000
+_MOVED = 0.01  # part by which a step moves the average of mean squares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,11 +90,13 @@ class Stack:
         self.biases_K1V = [linear.bias.detach().repeat(len(variants), 1, 1) for linear in linears]
         self._order = torch.Generator().manual_seed(int(for_order))
         self._streams = Streams(seed, _TRAINING)
+        self._mean_squares: dict[tuple[int, int], Tensor] = {}  # of training's units, by network and layer
         self._decay_K11 = torch.tensor([variant.weight_decay for variant in variants])[:, None, None]
 
     def network(self, k: int) -> nn.Sequential:
-        """Network k by itself, in eval mode; its dropout is the recipe's."""
-        network = initial_network(self.recipe)
+        """Network k by itself, in eval mode, with layers of dropout of its rates."""
+        architecture = replace(self.recipe.architecture, dropout=self.variants[k].rates)
+        network = build_mlp(architecture)
         linears = [layer for layer in network if isinstance(layer, nn.Linear)]
         with torch.no_grad():
             for linear, weight_KUV, bias_K1V in zip(linears, self.weights_KUV, self.biases_K1V, strict=True):
@@ -180,12 +183,21 @@ class Stack:
                 mask_KUV = torch.ones_like(self.weights_KUV[layer + 1]) if mask_KUV is None else mask_KUV
                 mask_KUV[k] = mask_weights(variant.rates[layer], on_weights)
                 continue
-            mean_square = units_KBU[k].square().mean()
+            mean_square = self._mean_square(units_KBU[k], k, layer, learn=rows > 1)
             factor_KBU[k], shift_BU = perturb(variant.noise, variant.rates[layer], on_units, mean_square)
             noisy_KBU[k] *= factor_KBU[k]
             if shift_BU is not None:
                 noisy_KBU[k] += shift_BU
         return factor_KBU, noisy_KBU, mask_KUV
+
+    def _mean_square(self, units_BU: Tensor, k: int, layer: int, *, learn: bool) -> Tensor:
+        """Mean square of the units of a batch; where all images share their noise, that of training instead."""
+        if not learn:
+            return self._mean_squares.get((k, layer), torch.ones(()))
+        mean_square = units_BU.square().mean()
+        before = self._mean_squares.get((k, layer), mean_square)
+        self._mean_squares[k, layer] = before + _MOVED * (mean_square - before)
+        return mean_square
 
     def predict(self, inputs_BU: Tensor, *, passes: int = 0) -> Predictions:
         """Predict without noise, or the mean over passes under noise that is the same for all images.
