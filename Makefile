@@ -6,6 +6,8 @@ REPORT ?= runs/model-card
 OOD ?= MNIST KMNIST
 IN ?= docs/images/fashion-*.png
 OUT ?= runs/bulk
+STUDIES ?= runs/studies
+MNIST ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,8 +22,8 @@ MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 # BentoML reports usage unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: install serve test fuzz observe soak check format train ensemble bulk evaluate bench pictures bento bento-check \
-	lock clean
+.PHONY: install serve test fuzz observe soak check format train ensemble bulk evaluate studies bench pictures bento \
+	bento-check lock clean
 
 install: $(INSTALLED)
 
@@ -84,6 +86,10 @@ evaluate: $(INSTALLED) $(CHAPTER)/card.json
 
 $(CHAPTER)/card.json: | $(INSTALLED)
 	$(BIN)/python -m training.train --recipe chapter --out runs/chapter --resume
+
+# The chapter's exercises, half an hour of two cores; what is in $(STUDIES) already isn't done again.
+studies: $(INSTALLED)
+	$(BIN)/python -m training.studies all --out $(STUDIES) $(if $(MNIST),--mnist $(MNIST))
 
 # The libraries that we compare with live in an environment of their own; one that can't be installed is left out.
 bench: $(BENCH)/installed

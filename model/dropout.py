@@ -51,9 +51,9 @@ def dropout_layer(X: Tensor, p: float, *, generator: torch.Generator | None = No
 class DropConnect(nn.Linear):
     """Linear layer that in train mode drops each weight, not each unit, with probability p (Wan et al. 2013, ICML).
 
-    Survivors are divided by 1 - p. Over the masks, output v of inputs x has the expectation sum_u W_vu x_u + b_v and the
-    variance p / (1 - p) sum_u W_vu^2 x_u^2. All examples of a call share one mask (the paper draws one for each), so that
-    one call is one thinned network. Biases are never dropped.
+    Survivors are divided by 1 - p. Over the masks, output v of inputs x has the expectation sum_u W_vu x_u + b_v and
+    the variance p / (1 - p) sum_u W_vu^2 x_u^2. All examples of a call share one mask (the paper draws one for each),
+    so that one call is one thinned network. Biases are never dropped.
 
     Args:
         in_features: units below.

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, chisquare, hypergeom
 from torch import nn
 
-from model import dropout_layer, keep_masks
+from model import DropConnect, dropout_layer, keep_masks
 
 DESIGNS = ["stratified", "independent"]
 
@@ -279,3 +279,71 @@ def test_a_seed_out_of_range_is_refused(seed):
 def test_a_seed_that_is_no_whole_number_is_refused():
     with pytest.raises((TypeError, ValueError), match="seed"):
         drawn(seed=1.7)
+
+
+def dropconnect(p: float, **options: object) -> DropConnect:
+    torch.manual_seed(20)
+    return DropConnect(6, 4, p, **options).double()
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.9])
+def test_dropconnect_has_the_moments_of_dropped_weights(p):
+    """E[out] = W x + b and Var[out_v] = p / (1 - p) sum_u W_vu^2 x_u^2, each within 6 standard errors."""
+    layer = dropconnect(p, generator=seeded(21))
+    x = torch.randn(6, dtype=torch.float64, generator=seeded(22))
+    draws = 20_000
+    with torch.no_grad():
+        out = torch.stack([layer(x) for _ in range(draws)])
+        mean = layer.weight @ x + layer.bias
+        variance = p / (1 - p) * (layer.weight * x).square().sum(dim=1)
+    fourth = (out - mean).pow(4).mean(dim=0)
+    assert ((out.mean(dim=0) - mean).abs() < 6 * (variance / draws).sqrt()).all()
+    assert ((out.var(dim=0) - variance).abs() < 6 * ((fourth - variance**2) / draws).sqrt()).all()
+
+
+def test_dropconnect_drops_weights_or_scales_them_and_lets_the_biases_be():
+    p, layer = 0.3, dropconnect(0.3, generator=seeded(23))
+    with torch.no_grad():
+        found = torch.stack([layer(torch.eye(6, dtype=torch.float64)) - layer.bias for _ in range(500)])
+        kept = torch.isclose(found, layer.weight.T / (1 - p))
+        assert (kept | torch.isclose(found, torch.zeros(()).double())).all()
+        assert torch.equal(layer(torch.zeros(6).double()), layer.bias)
+    assert_rate(int((~kept).sum()), kept.numel(), p)
+
+
+def test_the_examples_of_a_call_share_a_mask_and_calls_dont():
+    layer = dropconnect(0.5, generator=seeded(24))
+    X = torch.ones(5, 6).double()
+    first, second = layer(X), layer(X)
+    assert torch.allclose(first, first[:1].expand(5, 4))
+    assert not torch.allclose(first, second)
+
+
+def test_dropconnect_outside_training_is_the_linear_layer():
+    layer = dropconnect(0.5).eval()
+    X = torch.randn(7, 6, generator=seeded(25)).double()
+    assert torch.equal(layer(X), nn.functional.linear(X, layer.weight, layer.bias))
+    assert torch.equal(dropconnect(0.0)(X), layer(X))
+
+
+def test_dropconnect_learns_through_the_weights_that_are_left_alone():
+    layer = dropconnect(0.5, generator=seeded(26), bias=False)
+    out = layer(torch.ones(6).double())
+    out.sum().backward()
+    assert set(layer.weight.grad.unique().tolist()) == {0.0, 2.0}
+    assert torch.allclose((layer.weight * layer.weight.grad).sum(dim=1), out)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1])
+def test_dropconnect_refuses_what_is_no_probability(p):
+    with pytest.raises(ValueError, match=r"probability must be in \[0, 1\], got"):
+        DropConnect(2, 2, p)
+
+
+def test_a_generator_fixes_dropconnects_masks_and_leaves_the_global_one_alone():
+    X = torch.ones(3, 6).double()
+    first, same = dropconnect(0.5, generator=seeded(27)), dropconnect(0.5, generator=seeded(27))
+    before = torch.get_rng_state()
+    assert torch.equal(first(X), same(X))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert "p=0.5" in repr(first)

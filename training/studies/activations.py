@@ -9,7 +9,7 @@ from training import plots
 from training.studies.lab import Lab, Measurement
 from training.studies.perturbations import Streams
 from training.studies.stack import Stack, Variant
-from training.studies.study import Check, Findings, Results, Study, Task, claim, estimate, markdown
+from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim, estimate, markdown
 
 _NONE, _DROPOUT = "none", "0.2/0.5"
 _LAYERS = (1, 2)
@@ -49,33 +49,33 @@ def _moments(stack: Stack, lab: Lab, epoch: int) -> Iterator[Measurement]:
 
 def _find(results: Results) -> Findings:
     last = results.places(_NONE, "variance, layer 1")[-1]
-    claims, checks = [], []
+    claims: list[Claim] = []
+    checks: list[Check] = []
     for layer in _LAYERS:
-        claims.append(
-            claim(
-                results.difference(_DROPOUT, _NONE, f"variance, layer {layer}", last),
-                more=f"After {last} epochs, the activations that layer {layer} passes on in training vary more with dropout",
-                less=f"After {last} epochs, the activations that layer {layer} passes on in training vary less with dropout",
-                digits=3,
+        for metric, state in (
+            ("variance", "as they are passed on in training"),
+            ("variance without noise", "noise off"),
+        ):
+            claims.append(
+                claim(
+                    results.difference(_DROPOUT, _NONE, f"{metric}, layer {layer}", last),
+                    f"the variance of the activations of layer {layer} after {last} epochs ({state})",
+                    "with dropout",
+                    "without",
+                    digits=3,
+                )
             )
-        )
-        claims.append(
-            claim(
-                results.difference(_DROPOUT, _NONE, f"variance without noise, layer {layer}", last),
-                more=f"With the noise off, layer {layer} of the network that was trained with dropout varies more",
-                less=f"With the noise off, layer {layer} of the network that was trained with dropout varies less",
-                digits=3,
-            )
-        )
         scaled, unscaled, spread, predicted = (
             estimate(results.over_places(_DROPOUT, f"{metric}, layer {layer}").mean(axis=1))
             for metric in ("mean ratio", "mean ratio unscaled", "variance ratio", "predicted ratio")
         )
         p = results.study.variants[1].rates[layer - 1]
         claims.append(
-            f"Divided by 1 - p, the mean behind dropout {p:g} in layer {layer} is {scaled:4} of that before; not divided, it "
-            f"would be {unscaled:4}. The variance is {spread:3} times that before; E[x²]/(1 - p) - E[x]² says "
-            f"{predicted:3}."
+            Claim(
+                f"Divided by 1 - p, the mean behind dropout {p:g} in layer {layer} is {scaled} of that before; not "
+                f"divided, it would be {unscaled}. The variance is {spread:3} times that before; E[x²]/(1 - p) - "
+                f"E[x]² says {predicted:3}."
+            )
         )
         error = np.abs(
             results.over_places(_DROPOUT, f"variance ratio, layer {layer}")
@@ -133,13 +133,14 @@ def _find(results: Results) -> Findings:
 
 STUDY = Study(
     name="activations",
-    question="How large is the variance of the activations of each hidden layer over time, with dropout and without, and "
-    "what does dividing by 1 - p do to mean and variance?",
-    design="{epochs} epochs with a constant learning rate. Before the first and after each, the hidden units' activations "
-    f"on {_IMAGES:,} training images (or all, if fewer), behind the ReLU: with the noise off, and as they are passed on in "
-    "training. Variances are over images and units; ratios compare units behind dropout with the same units before it.",
-    limits="Variance over images and units together mixes how units differ with how images do. That the mean is kept is by "
-    "construction; what the next ReLU makes of the added variance isn't.",
+    question="How large is the variance of the activations of each hidden layer over time, with dropout and without, "
+    "and what does dividing by 1 - p do to mean and variance?",
+    design=f"{{epochs}} epochs with a constant learning rate. Before the first and after each, the hidden units' "
+    f"activations on {_IMAGES:,} training images (or all, if fewer), behind the ReLU: with the noise off, and "
+    "as they are passed on in training. Variances are over images and units; ratios compare units behind "
+    "dropout with the same units before it.",
+    limits="Variance over images and units together mixes how units differ with how images do. That the mean is kept "
+    "is by construction; what the next ReLU makes of the added variance isn't.",
     variants=(Variant(name=_NONE), Variant(name=_DROPOUT, rates=(0.2, 0.5))),
     epochs=(10, 24),
     schedule="constant",

@@ -1,6 +1,7 @@
 """The chapter's demonstrations: dropout on a small array, and training from scratch beside PyTorch's layers."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from training import plots
 from training.fit import initial_network
 from training.studies.lab import Lab, Measurement, accuracy, loss, losses
 from training.studies.stack import Stack, Variant
-from training.studies.study import Check, Findings, Results, Study, Task, claim, estimate
+from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim, estimate
 
 _SCRATCH, _CONCISE, _STACK = "scratch", "concise", "stack"
 _DROPPED = (0.0, 0.5, 1.0)
@@ -51,8 +52,8 @@ class Scratch:
         """Take a step of SGD."""
         cross_entropy(self(units_BU, training=True), labels_B).backward()
         with torch.no_grad():
-            for parameter in (one for pair in self._parameters for one in pair):
-                parameter -= self._rate * parameter.grad
+            for parameter in chain(*self._parameters):
+                parameter.sub_(self._rate * parameter.grad)
                 parameter.grad = None
 
 
@@ -129,34 +130,37 @@ def _find(results: Results) -> Findings:
     last = results.places(_SCRATCH, "test loss")[-1]
     over = {name: results.over_places(name, "test loss").mean(axis=1) for name in results.names}
     means = {name: results.over_places(name, "test loss").mean(axis=0) for name in results.names}
-    spread = float(
-        np.sqrt(
-            np.mean([results.over_places(name, "test loss").var(axis=0, ddof=1) for name in results.names], axis=0)
-        ).mean()
-    )
+    variance_NE = [results.over_places(name, "test loss").var(axis=0, ddof=1) for name in results.names]
+    spread = float(np.sqrt(np.mean(variance_NE, axis=0)).mean())
     apart = {name: float(np.abs(means[name] - means[_CONCISE]).mean()) for name in (_SCRATCH, _STACK)}
     X, nothing = demonstrate(0.0)
     _, half = demonstrate(0.5)
     _, everything = demonstrate(1.0)
     return Findings(
         claims=[
-            "Dropout with p = 0 leaves the array as it is, with p = 1 nothing of it, and with p = 0.5 about half, doubled: "
-            f"here {int((half == 0).sum())} of 16 numbers are 0.",
+            Claim(
+                "Dropout with p = 0 leaves the array as it is, with p = 1 nothing of it, and with p = 0.5 about "
+                f"half, doubled: here {int((half == 0).sum())} of 16 numbers are 0."
+            ),
             *(
                 claim(
                     estimate(over[name] - over[_CONCISE]),
-                    more=f"Mean test loss over all epochs is higher for {name} than for concise",
-                    less=f"Mean test loss over all epochs is lower for {name} than for concise",
+                    "test loss, averaged over all epochs,",
+                    f"with {name}",
+                    f"with {_CONCISE}",
                 )
-                + f" In a single epoch, means over seeds are {apart[name]:.4f} nats apart on average; seeds differ by a "
-                f"standard deviation of {spread:.4f}."
                 for name in (_SCRATCH, _STACK)
+            ),
+            Claim(
+                f"In a single epoch, the mean test loss of {_SCRATCH} is {apart[_SCRATCH]:.4f} nats from that of "
+                f"{_CONCISE}, and that of {_STACK} {apart[_STACK]:.4f} (averages over epochs, of means over "
+                f"{results.plan.seeds} seeds); single seeds differ by a standard deviation of {spread:.4f}."
             ),
         ],
         tables=[_shown(), results.table(_METRICS, first=f"after {last} epochs", at=last)],
         pictures={
             "chapter": (
-                "Training from scratch, of PyTorch's layers, and as the other studies do; mean over seeds and its interval",
+                "Training from scratch, of PyTorch's layers, and as in other studies; mean over seeds and interval",
                 plots.bands(
                     {
                         title: {name: results.curve(name, metric) for name in results.names}
@@ -188,11 +192,14 @@ def _find(results: Results) -> Findings:
 
 STUDY = Study(
     name="chapter",
-    question="Does dropout do what the chapter shows, and do training from scratch and by PyTorch's layers come to the same?",
-    design="`dropout_layer` on the numbers 0 to 15 with three probabilities; and {epochs} epochs with a constant learning rate "
-    "and dropout 0.2/0.5, in three ways: from scratch (tensors, `dropout_layer`, SGD by hand), concise (`nn.Dropout`, "
-    "`torch.optim.SGD`), and by the stack that trains all other studies. Their seeds are different ones.",
-    limits="Curves that coincide within the noise of seeds may differ by less; that single steps agree is what the tests show.",
+    question="Does dropout do what the chapter shows, and do training from scratch and by PyTorch's layers come to "
+    "the same?",
+    design="`dropout_layer` on the numbers 0 to 15 with three probabilities; and {epochs} epochs with a constant "
+    "learning rate and dropout 0.2/0.5, in three ways: from scratch (tensors, `dropout_layer`, SGD by hand), "
+    "concise (`nn.Dropout`, `torch.optim.SGD`), and by the stack that trains all other studies. Their seeds "
+    "are different ones.",
+    limits="Curves that coincide within the noise of seeds may differ by less; that single steps agree is what the "
+    "tests show.",
     variants=tuple(Variant(name=name, rates=(0.2, 0.5)) for name in (_SCRATCH, _CONCISE, _STACK)),
     epochs=(10, 24),
     schedule="constant",

@@ -1,5 +1,6 @@
 """Text and pictures of the studies, made from the table alone."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from model.artifact import write_atomically
 from training.studies.study import Findings, Plan, Results, Study
 from training.studies.table import Table
 
+_WIDTH = 120
 PAGE, FOLDER, RESULTS = "studies.md", "studies", "results.csv"
 
 
@@ -40,24 +42,29 @@ def as_page(studies: Sequence[Study], findings: Mapping[str, Findings], plan: Pl
 
 def _head(studies: Sequence[Study], plan: Plan, table: Table) -> str:
     recipe, scale = plan.scale.recipe, plan.scale
-    seconds = {study.name: _seconds(study, plan, table) for study in studies}
-    listed = "\n".join(
-        f"- [{study.name}](#{study.name}): {study.question} ({seconds[study.name] / 60:.0f} min)" for study in studies
+    minutes = {study.name: _seconds(study, plan, table) / 60 for study in studies}
+    listed = [f"- [{study.name}](#{study.name}) ({minutes[study.name]:.0f} min): {study.question}" for study in studies]
+    return "\n\n".join(
+        [
+            "# The chapter's questions, answered by experiments",
+            _fill(
+                'The exercises of [d2l.ai, "Dropout"](https://d2l.ai/chapter_multilayer-perceptrons/dropout.html), '
+                f"tried in {sum(minutes.values()):.0f} core-minutes by"
+            ),
+            f"    {_command(plan)}",
+            _fill(f"Text, tables and pictures are made from [{RESULTS}]({FOLDER}/{RESULTS}) alone, one number a row."),
+            "\n".join(listed),
+            _fill(
+                "The network is the chapter's (784-256-256-10, ReLU), trained by plain SGD with batches of "
+                f"{recipe.batch_size} and learning rate {recipe.learning_rate:g} on {scale.train:,} images of "
+                f"Fashion-MNIST from PyTorch's initial weights, and measured on {scale.test:,} test images; "
+                f"nothing was chosen by them. Figures are means over {plan.seeds} seeds with 95 % intervals by Student's "
+                "t distribution; differences are taken seed by seed, as networks of one seed share initial weights, "
+                "batches and random numbers. Where an interval of a difference holds 0, the question is called open. "
+                "Intervals are of single figures: of twenty, one may miss. NLL and losses are in nats; ECE has 15 bins."
+            ),
+        ]
     )
-    return f"""# The chapter's questions, answered by experiments
-
-The exercises of [d2l.ai, "Dropout"](https://d2l.ai/chapter_multilayer-perceptrons/dropout.html), tried. Made by
-`{_command(plan)}` in {sum(seconds.values()) / 60:.0f} minutes of one core; text, tables and pictures are made from
-[{RESULTS}]({FOLDER}/{RESULTS}) alone, one number a row.
-
-{listed}
-
-The network is the chapter's (784-256-256-10, ReLU), trained by plain SGD with batches of {recipe.batch_size} and learning
-rate {recipe.learning_rate:g} on {scale.train:,} images of Fashion-MNIST from PyTorch's initial weights, and measured on
-{scale.test:,} test images; nothing was chosen by them. Figures are means over {plan.seeds} seeds with 95 % intervals by
-Student's t distribution; differences are taken seed by seed, as networks of one seed share initial weights, batches and
-random numbers. Where an interval of a difference holds 0, the question is called open. Intervals are of single figures: of
-twenty, one may miss. NLL and losses are in nats; ECE has 15 bins."""
 
 
 def _command(plan: Plan) -> str:
@@ -71,18 +78,29 @@ def _command(plan: Plan) -> str:
 
 def _section(study: Study, found: Findings, plan: Plan) -> str:
     design = study.design.format(epochs=study.recipe(plan).epochs, passes=plan.scale.passes)
+    unknown = [one.text for one in found.claims if one.is_open]
     pictures = [f"![{caption}]({FOLDER}/{name}.png)" for name, (caption, _) in found.pictures.items()]
     return "\n\n".join(
         [
             f"## {study.name}",
             f"**{study.question}**",
-            design,
+            _fill(design),
             *found.tables,
             *pictures,
-            f"**What it shows.** {' '.join(found.claims)}",
-            f"**What it doesn't.** {study.limits}",
+            _fill(f"**What it shows.** {' '.join(one.text for one in found.claims if not one.is_open)}"),
+            *([_fill(f"**What it leaves open.** {'; '.join(_listed(unknown))}.")] if unknown else []),
+            _fill(f"**What it can't show.** {study.limits}"),
         ]
     )
+
+
+def _listed(unknown: Sequence[str]) -> list[str]:
+    """Begin the first as a sentence."""
+    return [f"{unknown[0][0].upper()}{unknown[0][1:]}", *unknown[1:]]
+
+
+def _fill(text: str) -> str:
+    return textwrap.fill(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _seconds(study: Study, plan: Plan, table: Table) -> float:

@@ -11,13 +11,14 @@ from model import DropConnect
 from training import plots
 from training.studies.lab import Lab, Measurement, quality
 from training.studies.stack import Stack, Variant
-from training.studies.study import Check, Findings, Results, Study, Task, claim
+from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim, markdown
 
 _NONE, _DROPOUT, _SAME, _MORE = "none", "dropout 0.2/0.5", "DropConnect 0.2/0.5", "DropConnect 0.5/0.5"
 _COLUMNS = {
     "accuracy": "accuracy", "train - test": "gap", "NLL": "nll", "MC NLL": "mc nll", "ECE": "ece", "MC ECE": "mc ece",
     "AUROC, entropy": "auroc entropy", "AUROC, information": "auroc information",
 }  # fmt: skip
+_BATCH = 256
 _REPEATS = 20
 _TIMED_PASSES = 100
 
@@ -34,9 +35,9 @@ def _run(task: Task) -> Iterator[Measurement]:
 def _costs(variant: Variant, lab: Lab) -> Iterator[Measurement]:
     """Time a step, and a hundred passes of one image, of the network as anyone would write it in PyTorch."""
     network = build(variant)
-    inputs_BU, labels_B = lab.train_inputs[:256], lab.train.labels_B[:256]
+    inputs_BU, labels_B = lab.train_inputs[:_BATCH], lab.train.labels_B[:_BATCH]
     yield Measurement(
-        variant.name, "microseconds", 256, _time(lambda: cross_entropy(network(inputs_BU), labels_B).backward())
+        variant.name, "microseconds", _BATCH, _time(lambda: cross_entropy(network(inputs_BU), labels_B).backward())
     )
     with torch.no_grad():
         taken = _time(lambda: [network(inputs_BU[:1]) for _ in range(_TIMED_PASSES)])
@@ -66,42 +67,33 @@ def _time(do: Callable[[], object]) -> float:
 
 
 def _find(results: Results) -> Findings:
-    def against(other: str, name: str, metric: str, what: str) -> str:
-        return claim(
-            results.difference(name, other, metric),
-            more=f"{what} is higher with {name} than with {other}"
-            if other != _NONE
-            else f"{what} is higher with {name}",
-            less=f"{what} is lower with {name} than with {other}" if other != _NONE else f"{what} is lower with {name}",
-        )
+    def against(other: str, name: str, metric: str, what: str) -> Claim:
+        return claim(results.difference(name, other, metric), what, f"with {name}", f"with {other}")
 
+    costs = {name: [results.estimate(name, "microseconds", images) for images in (_BATCH, 1)] for name in results.names}
+    titles = f"µs a step of {_BATCH} images", "µs a pass of one image"
     return Findings(
         claims=[
-            claim(
-                results.difference(_SAME, _NONE, "gap"),
-                more=f"The gap between training and test accuracy is wider with {_SAME} than without noise",
-                less=f"The gap between training and test accuracy is narrower with {_SAME} than without noise",
-            ),
+            against(_NONE, _SAME, "gap", "the gap between training and test accuracy"),
             *(
                 against(_DROPOUT, name, metric, what)
                 for name in (_SAME, _MORE)
                 for metric, what in (
-                    ("accuracy", "Test accuracy"),
-                    ("gap", "The gap"),
+                    ("accuracy", "test accuracy"),
+                    ("gap", "the gap"),
                     ("mc nll", "MC NLL"),
                     ("mc ece", "MC ECE"),
                     ("auroc information", "AUROC of the mutual information"),
                 )
             ),
-            f"A step takes {results.estimate(_SAME, 'microseconds', 256):0} µs with DropConnect, "
-            f"{results.estimate(_DROPOUT, 'microseconds', 256):0} with dropout; a pass of one image "
-            f"{results.estimate(_SAME, 'microseconds', 1):0} against {results.estimate(_DROPOUT, 'microseconds', 1):0}: masks "
-            "of weights are larger than those of units, but one is drawn for a batch.",
+            *(
+                Claim(f"{title}: {costs[_SAME][place]:0} with {_SAME}, {costs[_DROPOUT][place]:0} with {_DROPOUT}.")
+                for place, title in enumerate(titles)
+            ),
         ],
         tables=[
             results.table(_COLUMNS),
-            results.table({"µs a step of 256 images": "microseconds"}, at=256),
-            results.table({"µs a pass of one image": "microseconds"}, at=1),
+            markdown(["network", *titles], [[name, *(f"{cost:0}" for cost in pair)] for name, pair in costs.items()]),
         ],
         pictures={
             "dropconnect": (
@@ -136,12 +128,13 @@ def _find(results: Results) -> Findings:
 STUDY = Study(
     name="dropconnect",
     question="What if masks are put on weights instead of activations?",
-    design="`model.DropConnect` with p on the weights that lead out of a hidden layer, where dropout with p drops its units. "
-    "One mask for each batch in training, one for each pass over all images at test time ({passes} passes). {epochs} "
-    "epochs with a learning rate that falls to 0. Time is that of networks of PyTorch's layers, on one thread, the least of "
-    "twenty, while other workers run.",
-    limits="The paper (Wan et al. 2013) draws a mask for each image, which costs as many masks of weights as a batch has images: "
-    "one for the whole batch makes noisier steps. The first layer's weights aren't masked, as its inputs aren't dropped.",
+    design="`model.DropConnect` with p on the weights that lead out of a hidden layer, where dropout with p drops "
+    "its units. One mask for each batch in training, one for each pass over all images at test time ({passes} "
+    "passes). {epochs} epochs with a learning rate that falls to 0. Time is that of networks of PyTorch's "
+    "layers, on one thread, the least of twenty, while other workers run.",
+    limits="The paper (Wan et al. 2013) draws a mask for each image, which costs as many masks of weights as a batch "
+    "has images: one for the whole batch makes noisier steps. The first layer's weights aren't masked, as its "
+    "inputs aren't dropped.",
     variants=(
         Variant(name=_NONE),
         Variant(name=_DROPOUT, rates=(0.2, 0.5)),

@@ -6,11 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import nll_loss
 
-from training.data import Images, as_inputs, load_fashion_mnist
+from training.data import DataError, Images, as_inputs, load_fashion_mnist
 from training.metrics import scores, separation
 from training.ood import fetch, read_images
 from training.recipes import RECIPES, Recipe
@@ -92,9 +93,16 @@ def open_lab(scale: Scale, *, data: Path | None, mnist: Path | None) -> Lab:
         DataError: they aren't to be had.
     """
     fashion = load_fashion_mnist(data)
-    digits_BHW = read_images(mnist) if mnist else fetch("MNIST")
+    digits_BHW = read_images(mnist) if mnist else _fetch_digits()
     digits = as_inputs(torch.from_numpy(digits_BHW[: scale.test].copy())).flatten(1)
     return Lab(scale, fashion.train[: scale.train], fashion.test[: scale.test], digits)
+
+
+def _fetch_digits() -> np.ndarray:
+    try:
+        return fetch("MNIST")
+    except DataError as error:
+        raise DataError(f"{error}; name a file of its test images (t10k-images-idx3-ubyte.gz) with --mnist") from error
 
 
 def losses(stack: Stack, lab: Lab, epoch: int) -> Iterator[Measurement]:

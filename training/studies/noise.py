@@ -6,7 +6,7 @@ from training import plots
 from training.studies.lab import Measurement, quality
 from training.studies.perturbations import Kind
 from training.studies.stack import Stack, Variant
-from training.studies.study import Check, Findings, Results, Study, Task, claim, holm, markdown, paired_p
+from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim, holm, markdown, paired_p
 
 _NONE, _DROPOUT = "none", "dropout"
 _OTHERS: tuple[Kind, ...] = ("gaussian", "uniform", "additive", "balanced")
@@ -32,29 +32,37 @@ def _find(results: Results) -> Findings:
         for name, title in tries
     ]
     adjusted = dict(zip(tries, holm(p_values), strict=True))
-    rows, better, worse = [], [], []
+    rows, better, worse, unsettled = [], [], [], []
     for (name, title), p in zip(tries, p_values, strict=True):
         metric, sign = _TESTED[title]
         found = results.difference(name, _DROPOUT, metric)
         rows.append([f"{name}, {title}", f"{found}", f"{p:.4f}", f"{adjusted[name, title]:.4f}"])
         if adjusted[name, title] < _LEVEL:
             (better if sign * found.mean > 0 else worse).append(f"{name} in {title} ({found})")
-    unsettled = len(tries) - len(better) - len(worse)
+        else:
+            unsettled.append(Claim(f"whether {title} is higher with {name} or dropout ({found})", is_open=True))
     return Findings(
         claims=[
-            f"Better than dropout, corrected for {len(tries)} tries: {'; '.join(better)}."
-            if better
-            else f"Nothing is shown to beat dropout, corrected for {len(tries)} tries.",
-            f"Worse than dropout, likewise: {'; '.join(worse)}." if worse else "Nothing is shown to be worse, either.",
-            f"Open: {unsettled} of the {len(tries)} comparisons.",
+            Claim(
+                f"Better than dropout, corrected for {len(tries)} tries: {', '.join(better)}."
+                if better
+                else f"Nothing is shown to beat dropout, corrected for {len(tries)} tries."
+            ),
+            Claim(
+                f"Worse than dropout, likewise: {', '.join(worse)}."
+                if worse
+                else "Nothing is shown to be worse, either."
+            ),
             *(
                 claim(
                     results.difference(name, _NONE, "gap"),
-                    more=f"The gap between training and test accuracy is wider with {name} than without noise",
-                    less=f"The gap between training and test accuracy is narrower with {name} than without noise",
+                    "the gap between training and test accuracy",
+                    f"with {name}",
+                    "without noise",
                 )
                 for name in (_DROPOUT, *_OTHERS)
             ),
+            *unsettled,
         ],
         tables=[
             results.table(_COLUMNS),
@@ -78,14 +86,16 @@ def _find(results: Results) -> Findings:
 STUDY = Study(
     name="noise",
     question="Does any other noise of the same variance, in the same places, beat dropout?",
-    design="The same architecture, with noise behind each hidden layer of the variance of dropout 0.2/0.5: a = p/(1 - p) times "
-    "the unit's square (a times the layer's mean square for the additive noise), and no change of the mean. Gaussian and "
-    "uniform factors, additive Gaussian noise, and balanced dropout, our own try: each unit is dropped in the same number "
-    "of images of a batch, in others for each unit, so that gradients vary less. {epochs} epochs with a learning rate "
-    "that falls to 0; {passes} passes at test time, the noise of each being that of all images. Networks of one seed share "
-    "initial weights and batches; tests are paired over seeds, and their p-values corrected by Holm's method.",
-    limits="So few seeds show large differences only; what is open may still exist. Rates were chosen for dropout, not for the "
-    "others, at one length of training. In single passes at test time, balanced dropout is ordinary dropout.",
+    design="The same architecture, with noise behind each hidden layer of the variance of dropout 0.2/0.5: a = p/(1 "
+    "- p) times the unit's square (a times the layer's mean square for the additive noise), and no change of "
+    "the mean. Gaussian and uniform factors, additive Gaussian noise, and balanced dropout, our own try: each "
+    "unit is dropped in the same number of images of a batch, in others for each unit, so that gradients vary "
+    "less. {epochs} epochs with a learning rate that falls to 0; {passes} passes at test time, the noise of "
+    "each being that of all images. Networks of one seed share initial weights and batches; tests are paired "
+    "over seeds, and their p-values corrected by Holm's method.",
+    limits="So few seeds show large differences only; what is open may still exist. Rates were chosen for dropout, "
+    "not for the others, at one length of training. In single passes at test time, balanced dropout is "
+    "ordinary dropout.",
     variants=(
         Variant(name=_NONE),
         Variant(name=_DROPOUT, rates=(0.2, 0.5)),

@@ -80,8 +80,8 @@ def relative_variance(rate: float) -> float:
 def perturb(kind: Kind, rate: float, draws: Draws, mean_square: Tensor) -> tuple[Tensor, Tensor | None]:
     """Draw a noise on units h: a factor and a shift, h -> factor * h + shift, that leave the expectation as it is.
 
-    With a = p / (1 - p), the multiplicative ones give a unit the variance a h^2 (Srivastava et al. 2014, section 10, has
-    the Gaussian one); the additive one gives all units the mean of that.
+    With a = p / (1 - p), the multiplicative ones give a unit the variance a h^2 (Srivastava et al. 2014, section 10,
+    has the Gaussian one); the additive one gives all units the mean of that.
 
     - "dropout": factor 0 with probability p, else 1 / (1 - p).
     - "balanced": the same, but each unit is dropped in the same number of images of a batch.

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -13,7 +13,7 @@ from training.compare import interval
 from training.recipes import Recipe
 from training.studies.lab import Lab, Measurement, Scale
 from training.studies.stack import Variant
-from training.studies.table import Row, Table
+from training.studies.table import Table
 
 Array = np.ndarray
 
@@ -56,17 +56,25 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Claim:
+    """What numbers say, with their interval: a sentence, or, if it is open, what isn't known ("whether ...")."""
+
+    text: str
+    is_open: bool = False
+
+
+@dataclass(frozen=True)
 class Findings:
     """What a study shows.
 
     Attributes:
-        claims: sentences, each with its interval.
+        claims: with their intervals.
         tables: in Markdown.
         pictures: caption and PNG file by name.
         checks: directions that must hold.
     """
 
-    claims: Sequence[str]
+    claims: Sequence[Claim]
     tables: Sequence[str]
     pictures: Mapping[str, tuple[str, bytes]]
     checks: Sequence[Check]
@@ -215,15 +223,19 @@ class Results:
             title: {name: self.estimate(name, metric).pair for name in self.names} for title, metric in columns.items()
         }
 
-    def leaders(self, metric: str, what: str, *, lowest: bool) -> str:
-        """Say which variant has the best mean, and which ones can't be told from it."""
+    def leaders(self, metric: str, what: str, *, lowest: bool) -> list[Claim]:
+        """Say which variant has the best mean, which next one is worse, and which can't be told from it."""
         sign = 1 if lowest else -1
-        best = min(self.names, key=lambda name: sign * self.estimate(name, metric).mean)
-        others = [name for name in self.names if name != best]
-        ties = [name for name in others if self.difference(name, best, metric).is_open]
-        word = "lowest" if lowest else "highest"
-        behind = f"; open whether it is ahead of {', '.join(ties)}" if ties else ", ahead of all others"
-        return f"The {word} {what} has {best} ({self.estimate(best, metric):4}){behind}."
+        best, *others = sorted(self.names, key=lambda name: sign * self.estimate(name, metric).mean)
+        behind = {name: self.difference(name, best, metric) for name in others}
+        worse = [name for name in others if not behind[name].is_open]
+        ties = [f"{name} ({behind[name]})" for name in others if behind[name].is_open]
+        order, word = ("lowest", "lower") if lowest else ("highest", "higher")
+        told = f"; the next that can be told from it is {worse[0]} ({behind[worse[0]]})" if worse else ""
+        claims = [Claim(f"On average, {what} is {order} with {best} ({self.estimate(best, metric)}){told}.")]
+        if ties:
+            claims.append(Claim(f"whether {what} is {word} with {best} than with {', '.join(ties)}", is_open=True))
+        return claims
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -232,24 +244,20 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def claim(found: Estimate, *, more: str, less: str, digits: int = 4) -> str:
+def claim(found: Estimate, what: str, one: str, other: str, *, digits: int = 4) -> Claim:
     """Say on which side of 0 a difference lies, or that this is open.
 
     Args:
-        found: the difference.
-        more: what to say where it is above 0.
-        less: what to say where it is below.
+        found: the difference, `one` less `other`.
+        what: the number that differs, as in "test accuracy".
+        one: as in "with dropout".
+        other: as in "without".
         digits: behind the point.
     """
     if found.is_open:
-        return f"Open: {_lower(more)}, or {_lower(less)} (difference {found:{digits}})."
-    said = more if found.mean > 0 else less
-    size = found if found.mean > 0 else -found
-    return f"{said}, by {size:{digits}}."
-
-
-def _lower(text: str) -> str:
-    return text if text[:2].isupper() else text[0].lower() + text[1:]
+        return Claim(f"whether {what} is higher {one} or {other} ({found:{digits}})", is_open=True)
+    size, word = (found, "higher") if found.mean > 0 else (-found, "lower")
+    return Claim(f"{what[0].upper()}{what[1:]} is {size:{digits}} {word} {one} than {other}.")
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

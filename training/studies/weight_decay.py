@@ -2,17 +2,20 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from training import plots
 from training.studies.lab import Measurement, losses
 from training.studies.stack import Stack, Variant
-from training.studies.study import Check, Findings, Results, Study, Task, claim, estimate, markdown
+from training.studies.study import Check, Claim, Estimate, Findings, Results, Study, Task, claim, estimate, markdown
 
 _NEITHER, _DROPOUT, _DECAY, _BOTH = "neither", "dropout", "decay", "both"
-_TITLES = {_DROPOUT: "Dropout", _DECAY: "Weight decay", _BOTH: "Both together"}
+_TITLES = {_DROPOUT: "with dropout", _DECAY: "with weight decay", _BOTH: "with both"}
 _STRENGTH = 1e-3
-_METRICS = {"test accuracy": "test accuracy", "test loss": "test loss", "gap": "gap", "loss gap": "loss gap"}
+_METRICS = {
+    "test accuracy": "test accuracy",
+    "test loss": "test loss",
+    "train - test accuracy": "gap",
+    "test - train loss": "loss gap",
+}
 
 
 def _run(task: Task) -> Iterator[Measurement]:
@@ -31,14 +34,14 @@ def _run(task: Task) -> Iterator[Measurement]:
                 yield Measurement(variant.name, "norm", 0, norm)
 
 
-def _find(results: Results) -> Findings:
-    def effect(name: str, metric: str, what: str) -> str:
-        return claim(
-            results.difference(name, _NEITHER, metric),
-            more=f"{_TITLES[name]} raise{'s' * (name != _BOTH)} {what}",
-            less=f"{_TITLES[name]} lower{'s' * (name != _BOTH)} {what}",
-        )
+def _adding_up(what: str, interaction: Estimate) -> Claim:
+    if interaction.is_open:
+        return Claim(f"whether the effects on {what} add up (interaction {interaction})", is_open=True)
+    side = "above" if interaction.mean > 0 else "below"
+    return Claim(f"The effects on {what} don't add up: that of both is {side} their sum (interaction {interaction}).")
 
+
+def _find(results: Results) -> Findings:
     interactions = {
         metric: estimate(
             results.values(_BOTH, metric)
@@ -58,17 +61,16 @@ def _find(results: Results) -> Findings:
     ]
     return Findings(
         claims=[
-            *(effect(name, "gap", "the gap between training and test accuracy") for name in (_DROPOUT, _DECAY, _BOTH)),
-            *(effect(name, "test loss", "test loss") for name in (_DROPOUT, _DECAY, _BOTH)),
-            *(effect(name, "test accuracy", "test accuracy") for name in (_DROPOUT, _DECAY, _BOTH)),
             *(
-                claim(
-                    interactions[metric],
-                    more=f"In {title}, both together are above the sum of their effects",
-                    less=f"In {title}, both together are below the sum of their effects",
+                claim(results.difference(name, _NEITHER, metric), what, title, "with neither")
+                for metric, what in (
+                    ("gap", "the gap between training and test accuracy"),
+                    ("test loss", "test loss"),
+                    ("test accuracy", "test accuracy"),
                 )
-                for title, metric in _METRICS.items()
+                for name, title in _TITLES.items()
             ),
+            *(_adding_up(title, interactions[metric]) for title, metric in _METRICS.items()),
         ],
         tables=[
             results.table({**_METRICS, "norm of the weights": "norm"}),
@@ -77,7 +79,7 @@ def _find(results: Results) -> Findings:
         pictures={
             "weight-decay": (
                 "Mean over seeds and its interval",
-                plots.intervals(results.intervals({title: metric for title, metric in _METRICS.items()})),
+                plots.intervals(results.intervals(_METRICS)),
             )
         },
         checks=[
@@ -90,12 +92,12 @@ def _find(results: Results) -> Findings:
 STUDY = Study(
     name="weight-decay",
     question="Dropout, weight decay, both, or neither: do their effects add up?",
-    design="Two by two: dropout 0.2/0.5 or none, weight decay "
-    f"{_STRENGTH:g} or none (of weights, not biases, in the gradient of SGD). {{epochs}} epochs with a learning rate that "
-    "falls to 0. Gaps are between 10,000 training images (or all, if fewer) and the test images. Interaction is the effect "
-    "of both less the two effects alone: 0 if they add up.",
-    limits="One strength of each; another may add up differently. That the interaction is open doesn't say that there is none, "
-    "only how large it can be.",
+    design=f"Two by two: dropout 0.2/0.5 or none, weight decay {_STRENGTH:g} or none (of weights, not biases, in the "
+    f"gradient of SGD). {{epochs}} epochs with a learning rate that falls to 0. Gaps are between 10,000 "
+    "training images (or all, if fewer) and the test images. Interaction is the effect of both less the two "
+    "effects alone: 0 if they add up.",
+    limits="One strength of each; another may add up differently. That the interaction is open doesn't say that "
+    "there is none, only how large it can be.",
     variants=(
         Variant(name=_NEITHER),
         Variant(name=_DROPOUT, rates=(0.2, 0.5)),
