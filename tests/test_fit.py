@@ -359,6 +359,12 @@ def test_the_constant_schedule_keeps_the_recipes_rate() -> None:
     assert rates == [0.5] * 12
 
 
+def test_the_linear_schedule_falls_to_one_step_above_zero() -> None:
+    with after_each_step(lambda optimizer: optimizer.param_groups[0]["lr"]) as rates:
+        run(replace(CHAPTER, schedule="linear"))
+    assert rates == pytest.approx([0.5 * (1 - step / 12) for step in range(12)])
+
+
 @pytest.mark.parametrize(
     ("recipe", "kind", "decay"), [(CHAPTER, torch.optim.SGD, 0.0), (DEFAULT, torch.optim.AdamW, 0.05)]
 )

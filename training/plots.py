@@ -131,15 +131,18 @@ def lines(curves: Mapping[str, Mapping[float, float]], *, x: str, y: str, log: b
 def bands(
     panels: Mapping[str, Mapping[str, Mapping[float, tuple[float, float]]]], *, x: str, log: bool = False
 ) -> bytes:
-    """Draw curves with the intervals around them, in panels side by side.
+    """Draw curves with the intervals around them, in two or three panels, or two rows of two.
 
     Args:
         panels: mean and half the interval's width by place on the x axis, by name, by title.
         x: label of the x axis.
         log: whether that is logarithmic.
     """
-    figure = Figure(figsize=(4.5 * len(panels), 3.6), layout="constrained")
-    for axes, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True):
+    columns = 3 if len(panels) == 3 else 2
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (title, curves) in zip(grid, panels.items(), strict=True):
         for name, points in curves.items():
             places = list(points)
             mean, half = np.array(list(points.values())).T
@@ -148,7 +151,7 @@ def bands(
         axes.set(title=title, xlabel=x, xscale="log" if log else "linear")
         axes.grid(alpha=0.3)
     figure.axes[0].legend(fontsize="small")
-    return _png(figure)
+    return _png(figure, dpi=100)
 
 
 def intervals(panels: Mapping[str, Mapping[str, tuple[float, float]]]) -> bytes:
@@ -231,7 +234,7 @@ def _legend(figure: Figure, axes: Axes) -> bytes:
     return _png(figure)
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: Figure, *, dpi: int = 120) -> bytes:
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=120)
+    figure.savefig(png, format="png", dpi=dpi)
     return png.getvalue()
