@@ -443,6 +443,27 @@ def test_a_direction_that_fails_ends_with_status_1(fashion, mnist_file, tmp_path
     assert re.search(r"without dropout, test loss has risen.*0\.0000.*FAILS", said)
 
 
+def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_behind(fashion, mnist_file, tmp_path):
+    process = start("epochs", tmp_path, mnist_file, "--epochs", "400")
+    try:
+        until = time.monotonic() + 60
+        # Two workers and multiprocessing's tracker, at work.
+        while not (workers := psutil.Process(process.pid).children()) or sum(map(_seconds, workers)) < 10:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+    finally:
+        said = finish(process, timeout=20)
+    assert process.returncode == 130
+    assert "nothing was finished: the same command goes on" in said
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert not list(tmp_path.iterdir())
+
+
+def _seconds(process: psutil.Process) -> float:
+    return process.cpu_times().user
+
+
 def test_digits_that_arent_there_are_told_of(fashion, tmp_path):
     process = start("epochs", tmp_path, tmp_path / "nothing.gz")
     assert "nothing.gz: can't be read as images" in finish(process)

@@ -70,7 +70,9 @@ def main(  # noqa: PLR0913 - one argument an option
     except (DataError, TableError, OSError, BrokenProcessPool) as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail(f"interrupted; what was finished is in {folder / FOLDER / RESULTS}: the same command goes on", 130)
+        kept = folder / FOLDER / RESULTS
+        told = f"what was finished is in {kept}" if kept.exists() else "nothing was finished"
+        _fail(f"interrupted; {told}: the same command goes on", 130)
     held = _show(chosen, findings)
     console.print(f"text {folder / PAGE}, table {folder / FOLDER / RESULTS}")
     sys.exit(0 if held else 1)

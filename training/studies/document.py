@@ -34,13 +34,16 @@ def write(folder: Path, page: str, findings: Mapping[str, Findings]) -> None:
 def as_page(studies: Sequence[Study], findings: Mapping[str, Findings], plan: Plan, table: Table) -> str:
     """Write up what was found, in Markdown."""
     shown = [study for study in studies if study.name in findings]
+    names = ["all"] if len(shown) == len(studies) else list(findings)
     return (
-        "\n\n".join([_head(shown, plan, table), *(_section(study, findings[study.name], plan) for study in shown)])
+        "\n\n".join(
+            [_head(shown, names, plan, table), *(_section(study, findings[study.name], plan) for study in shown)]
+        )
         + "\n"
     )
 
 
-def _head(studies: Sequence[Study], plan: Plan, table: Table) -> str:
+def _head(studies: Sequence[Study], names: Sequence[str], plan: Plan, table: Table) -> str:
     recipe, scale = plan.scale.recipe, plan.scale
     minutes = {study.name: _seconds(study, plan, table) / 60 for study in studies}
     listed = [f"- [{study.name}](#{study.name}) ({minutes[study.name]:.0f} min): {study.question}" for study in studies]
@@ -51,7 +54,7 @@ def _head(studies: Sequence[Study], plan: Plan, table: Table) -> str:
                 'The exercises of [d2l.ai, "Dropout"](https://d2l.ai/chapter_multilayer-perceptrons/dropout.html), '
                 f"tried in {sum(minutes.values()):.0f} core-minutes by"
             ),
-            f"    {_command(plan)}",
+            "\n".join(f"    {_command(name, plan)}" for name in names),
             _fill(f"Text, tables and pictures are made from [{RESULTS}]({FOLDER}/{RESULTS}) alone, one number a row."),
             "\n".join(listed),
             _fill(
@@ -67,13 +70,13 @@ def _head(studies: Sequence[Study], plan: Plan, table: Table) -> str:
     )
 
 
-def _command(plan: Plan) -> str:
+def _command(name: str, plan: Plan) -> str:
     options = [
         "--quick" if plan.quick else "",
         f"--seeds {plan.seeds}",
         f"--epochs {plan.epochs}" if plan.epochs else "",
     ]
-    return " ".join(["python -m training.studies all", *filter(None, options)])
+    return " ".join([f"python -m training.studies {name}", *filter(None, options)])
 
 
 def _section(study: Study, found: Findings, plan: Plan) -> str:
