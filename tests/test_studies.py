@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,14 +40,6 @@ SMALL = replace(RECIPES["chapter"], architecture=MLPConfig(hidden=(24, 16)), bat
 FULL_PLAN = Plan(FULL, 5, None, quick=False)
 QUICK_PLAN = Plan(QUICK, 2, None, quick=True)
 DOCS = ROOT / "docs"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def some_images(count: int = 50) -> Images:

@@ -9,25 +9,18 @@ from torch.nn.functional import cross_entropy
 
 from model import DropConnect
 from training import plots
-from training.studies.lab import Lab, Measurement, quality
-from training.studies.stack import Stack, Variant
-from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim, markdown
+from training.studies.lab import QUALITY, Lab, Measurement
+from training.studies.stack import Variant
+from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim, markdown, train_and_measure
 
 _NONE, _DROPOUT, _SAME, _MORE = "none", "dropout 0.2/0.5", "DropConnect 0.2/0.5", "DropConnect 0.5/0.5"
-_COLUMNS = {
-    "accuracy": "accuracy", "train - test": "gap", "NLL": "nll", "MC NLL": "mc nll", "ECE": "ece", "MC ECE": "mc ece",
-    "AUROC, entropy": "auroc entropy", "AUROC, information": "auroc information",
-}  # fmt: skip
 _BATCH = 256
 _REPEATS = 20
 _TIMED_PASSES = 100
 
 
 def _run(task: Task) -> Iterator[Measurement]:
-    stack = Stack(task.variants, task.recipe, seed=task.seed)
-    for _ in stack.epochs(task.lab.train, task.recipe.epochs):
-        pass
-    yield from quality(stack, task.lab)
+    yield from train_and_measure(task)
     for variant in task.variants:
         yield from _costs(variant, task.lab)
 
@@ -92,7 +85,7 @@ def _find(results: Results) -> Findings:
             ),
         ],
         tables=[
-            results.table(_COLUMNS),
+            results.table(QUALITY),
             markdown(["network", *titles], [[name, *(f"{cost:0}" for cost in pair)] for name, pair in costs.items()]),
         ],
         pictures={

@@ -52,6 +52,13 @@ QUICK = Scale(
 )
 
 
+# Titles of what `quality` measures, in tables.
+QUALITY = {
+    "accuracy": "accuracy", "train - test": "gap", "NLL": "nll", "MC NLL": "mc nll", "ECE": "ece", "MC ECE": "mc ece",
+    "AUROC, entropy": "auroc entropy", "AUROC, information": "auroc information",
+}  # fmt: skip
+
+
 class Measurement(NamedTuple):
     """A number that was measured; see `table.Row`."""
 

@@ -1,28 +1,26 @@
 """Other noise than dropout, of the same variance."""
 
-from collections.abc import Iterator
-
 from training import plots
-from training.studies.lab import Measurement, quality
+from training.studies.lab import QUALITY
 from training.studies.perturbations import Kind
-from training.studies.stack import Stack, Variant
-from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim, holm, markdown, paired_p
+from training.studies.stack import Variant
+from training.studies.study import (
+    Check,
+    Claim,
+    Findings,
+    Results,
+    Study,
+    claim,
+    holm,
+    markdown,
+    paired_p,
+    train_and_measure,
+)
 
 _NONE, _DROPOUT = "none", "dropout"
 _OTHERS: tuple[Kind, ...] = ("gaussian", "uniform", "additive", "balanced")
-_COLUMNS = {
-    "accuracy": "accuracy", "train - test": "gap", "NLL": "nll", "MC NLL": "mc nll", "MC ECE": "mc ece",
-    "AUROC, information": "auroc information",
-}  # fmt: skip
 _TESTED = {"accuracy": ("accuracy", 1), "NLL": ("nll", -1), "MC NLL": ("mc nll", -1)}  # and which way is better
 _LEVEL = 0.05
-
-
-def _run(task: Task) -> Iterator[Measurement]:
-    stack = Stack(task.variants, task.recipe, seed=task.seed)
-    for _ in stack.epochs(task.lab.train, task.recipe.epochs):
-        pass
-    yield from quality(stack, task.lab)
 
 
 def _find(results: Results) -> Findings:
@@ -65,7 +63,7 @@ def _find(results: Results) -> Findings:
             *unsettled,
         ],
         tables=[
-            results.table(_COLUMNS),
+            results.table(QUALITY),
             markdown(["against dropout", "difference", "p, paired t test", "p, Holm"], rows),
         ],
         pictures={
@@ -103,6 +101,6 @@ STUDY = Study(
     ),
     epochs=(10, 24),
     schedule="linear",
-    run=_run,
+    run=train_and_measure,
     find=_find,
 )

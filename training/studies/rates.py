@@ -1,29 +1,16 @@
 """Dropout probabilities of both layers, and their swap."""
 
-from collections.abc import Iterator
-
 from training import plots
-from training.studies.lab import Measurement, quality
-from training.studies.stack import Stack, Variant
-from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim
+from training.studies.lab import QUALITY
+from training.studies.stack import Variant
+from training.studies.study import Check, Claim, Findings, Results, Study, claim, train_and_measure
 
 _RATES = (0.0, 0.2, 0.5)
 _NONE, _CHAPTER, _SWAPPED, _MOST, _TOO_MUCH = "0/0", "0.2/0.5", "0.5/0.2", "0.5/0.5", "0.8/0.8"
-_COLUMNS = {
-    "accuracy": "accuracy", "train - test": "gap", "NLL": "nll", "MC NLL": "mc nll", "ECE": "ece", "MC ECE": "mc ece",
-    "AUROC, entropy": "auroc entropy", "AUROC, information": "auroc information",
-}  # fmt: skip
 
 
 def _variant(first: float, second: float) -> Variant:
     return Variant(name=f"{first:g}/{second:g}", rates=(first, second))
-
-
-def _run(task: Task) -> Iterator[Measurement]:
-    stack = Stack(task.variants, task.recipe, seed=task.seed)
-    for _ in stack.epochs(task.lab.train, task.recipe.epochs):
-        pass
-    yield from quality(stack, task.lab)
 
 
 def _find(results: Results) -> Findings:
@@ -47,7 +34,7 @@ def _find(results: Results) -> Findings:
             *results.leaders("mc ece", "MC ECE", lowest=True),
             *results.leaders("auroc entropy", "AUROC of the entropy", lowest=False),
         ],
-        tables=[results.table(_COLUMNS, first="p of layer 1 / 2")],
+        tables=[results.table(QUALITY, first="p of layer 1 / 2")],
         pictures={
             "rates": (
                 "Means over seeds by dropout probability of the first layer (rows) and the second (columns)",
@@ -92,6 +79,6 @@ STUDY = Study(
     variants=(*(_variant(first, second) for first in _RATES for second in _RATES), _variant(0.8, 0.8)),
     epochs=(10, 24),
     schedule="linear",
-    run=_run,
+    run=train_and_measure,
     find=_find,
 )

@@ -11,8 +11,8 @@ from scipy import stats
 
 from training.compare import interval
 from training.recipes import Recipe
-from training.studies.lab import Lab, Measurement, Scale
-from training.studies.stack import Variant
+from training.studies.lab import Lab, Measurement, Scale, quality
+from training.studies.stack import Stack, Variant
 from training.studies.table import Table
 
 Array = np.ndarray
@@ -29,6 +29,19 @@ class Task:
     recipe: Recipe
     variants: Sequence[Variant]
     seed: int
+
+
+def train(task: Task) -> Stack:
+    """Train a task's networks to the end."""
+    stack = Stack(task.variants, task.recipe, seed=task.seed)
+    for _ in stack.epochs(task.lab.train, task.recipe.epochs):
+        pass
+    return stack
+
+
+def train_and_measure(task: Task) -> Iterator[Measurement]:
+    """Train a task's networks, and measure what they are worth."""
+    yield from quality(train(task), task.lab)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,8 +12,8 @@ from model import Masks, MomentPropagation, MonteCarloDropout
 from training import plots
 from training.metrics import scores
 from training.studies.lab import Measurement
-from training.studies.stack import Stack, Variant
-from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim, estimate, markdown
+from training.studies.stack import Variant
+from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim, estimate, markdown, train
 
 Array = np.ndarray
 
@@ -30,10 +31,7 @@ def _variant(name: str) -> Variant:
 
 def _run(task: Task) -> Iterator[Measurement]:
     """Train one network, and predict by it in every way."""
-    stack = Stack([_variant("trained")], task.recipe, seed=task.seed)
-    for _ in stack.epochs(task.lab.train, task.recipe.epochs):
-        pass
-    network = stack.network(0)
+    network = train(replace(task, variants=task.variants[:1])).network(0)
     mc, moments = MonteCarloDropout(network), MomentPropagation(network)
     parts_BU = task.lab.test_inputs.split(_IMAGES_AT_ONCE)
     labels_B = task.lab.test.labels_B.numpy()
