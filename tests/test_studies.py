@@ -26,11 +26,13 @@ from training.recipes import RECIPES
 from training.studies import document
 from training.studies.catalogue import STUDIES
 from training.studies.chapter import Concise, Scratch, demonstrate
+from training.studies.claims import claim
 from training.studies.dropconnect import build
+from training.studies.intervals import Estimate, estimate, holm, paired_p
 from training.studies.lab import FULL, QUICK, Lab, open_lab
 from training.studies.perturbations import Draws, Streams, mask_weights, perturb, relative_variance
 from training.studies.stack import Stack, Variant
-from training.studies.study import TIMINGS, Estimate, Plan, Results, claim, estimate, holm, paired_p
+from training.studies.study import TIMINGS, Plan, Results
 from training.studies.table import Row, Table, TableError
 from training.studies.work import Unit, do
 from training.studies.work import missing as lacking

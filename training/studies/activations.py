@@ -6,10 +6,12 @@ import numpy as np
 import torch
 
 from training import plots
+from training.studies.claims import Claim, claim, markdown
+from training.studies.intervals import estimate
 from training.studies.lab import Lab, Measurement
 from training.studies.perturbations import Streams
 from training.studies.stack import Stack, Variant
-from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim, estimate, markdown
+from training.studies.study import Check, Findings, Results, Study, Task
 
 _NONE, _DROPOUT = "none", "0.2/0.5"
 _LAYERS = (1, 2)

@@ -11,9 +11,11 @@ from torch.nn.functional import cross_entropy
 from model import dropout_layer
 from training import plots
 from training.fit import initial_network
+from training.studies.claims import Claim, claim
+from training.studies.intervals import estimate
 from training.studies.lab import Lab, Measurement, accuracy, loss, losses
 from training.studies.stack import Stack, Variant
-from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim, estimate
+from training.studies.study import Check, Findings, Results, Study, Task
 
 _SCRATCH, _CONCISE, _STACK = "scratch", "concise", "stack"
 _DROPPED = (0.0, 0.5, 1.0)

@@ -9,9 +9,10 @@ from torch.nn.functional import cross_entropy
 
 from model import DropConnect
 from training import plots
+from training.studies.claims import Claim, claim, markdown
 from training.studies.lab import QUALITY, Lab, Measurement
 from training.studies.stack import Variant
-from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim, markdown, train_and_measure
+from training.studies.study import Check, Findings, Results, Study, Task, train_and_measure
 
 _NONE, _DROPOUT, _SAME, _MORE = "none", "dropout 0.2/0.5", "DropConnect 0.2/0.5", "DropConnect 0.5/0.5"
 _BATCH = 256

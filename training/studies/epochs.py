@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from training import plots
+from training.studies.claims import Claim, claim, markdown
+from training.studies.intervals import estimate
 from training.studies.lab import Measurement, losses
 from training.studies.stack import Stack, Variant
-from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim, estimate, markdown
+from training.studies.study import Check, Findings, Results, Study, Task
 
 Array = np.ndarray
 

@@ -1,21 +1,12 @@
 """Other noise than dropout, of the same variance."""
 
 from training import plots
+from training.studies.claims import Claim, claim, markdown
+from training.studies.intervals import holm, paired_p
 from training.studies.lab import QUALITY
 from training.studies.perturbations import Kind
 from training.studies.stack import Variant
-from training.studies.study import (
-    Check,
-    Claim,
-    Findings,
-    Results,
-    Study,
-    claim,
-    holm,
-    markdown,
-    paired_p,
-    train_and_measure,
-)
+from training.studies.study import Check, Findings, Results, Study, train_and_measure
 
 _NONE, _DROPOUT = "none", "dropout"
 _OTHERS: tuple[Kind, ...] = ("gaussian", "uniform", "additive", "balanced")

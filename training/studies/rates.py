@@ -1,9 +1,10 @@
 """Dropout probabilities of both layers, and their swap."""
 
 from training import plots
+from training.studies.claims import Claim, claim
 from training.studies.lab import QUALITY
 from training.studies.stack import Variant
-from training.studies.study import Check, Claim, Findings, Results, Study, claim, train_and_measure
+from training.studies.study import Check, Findings, Results, Study, train_and_measure
 
 _RATES = (0.0, 0.2, 0.5)
 _NONE, _CHAPTER, _SWAPPED, _MOST, _TOO_MUCH = "0/0", "0.2/0.5", "0.5/0.2", "0.5/0.5", "0.8/0.8"

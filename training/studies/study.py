@@ -1,4 +1,4 @@
-"""What a study consists of, what it reads from the table, and how it says what that shows."""
+"""What a study consists of, and what it reads from the table."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,10 +7,10 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
-from training.compare import interval
 from training.recipes import Recipe
+from training.studies.claims import Claim, markdown
+from training.studies.intervals import Estimate, estimate
 from training.studies.lab import Lab, Measurement, Scale, quality
 from training.studies.stack import Stack, Variant
 from training.studies.table import Table
@@ -66,14 +66,6 @@ class Check:
     def holds(self) -> bool:
         """Whether it does."""
         return self.value > self.tolerance
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What numbers say, with their interval: a sentence, or, if it is open, what isn't known ("whether ...")."""
-
-    text: str
-    is_open: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,35 +128,6 @@ class Study:
     def cell(self, variant: Variant, seed: int, plan: Plan) -> tuple[str, str, int, str]:
         """Where a variant's numbers stand in the table."""
         return self.name, variant.name, seed, self.key(variant, plan)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over seeds, and half the width of its 95 % interval by Student's t distribution."""
-
-    mean: float
-    half: float
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the interval holds 0."""
-        return abs(self.mean) <= self.half
-
-    @property
-    def pair(self) -> tuple[float, float]:
-        """Both numbers."""
-        return self.mean, self.half
-
-    def __format__(self, digits: str) -> str:
-        return f"{self.mean:.{digits or 4}f} ± {self.half:.{digits or 4}f}"
-
-    def __neg__(self) -> "Estimate":
-        return Estimate(-self.mean, self.half)
-
-
-def estimate(values: Array) -> Estimate:
-    """Mean and interval of one number for each seed."""
-    return Estimate(*interval([float(value) for value in values]))
 
 
 class Results:
@@ -249,42 +212,3 @@ class Results:
         if ties:
             claims.append(Claim(f"whether {what} is {word} with {best} than with {', '.join(ties)}", is_open=True))
         return claims
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; numbers to the right."""
-    lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def claim(found: Estimate, what: str, one: str, other: str, *, digits: int = 4) -> Claim:
-    """Say on which side of 0 a difference lies, or that this is open.
-
-    Args:
-        found: the difference, `one` less `other`.
-        what: the number that differs, as in "test accuracy".
-        one: as in "with dropout".
-        other: as in "without".
-        digits: behind the point.
-    """
-    if found.is_open:
-        return Claim(f"whether {what} is higher {one} or {other} ({found:{digits}})", is_open=True)
-    size, word = (found, "higher") if found.mean > 0 else (-found, "lower")
-    return Claim(f"{what[0].upper()}{what[1:]} is {size:{digits}} {word} {one} than {other}.")
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
-
-    The smallest of n is multiplied by n, the next by n - 1, and so on; none becomes smaller than one before it.
-    """
-    order = np.argsort(p_values)
-    scaled = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
-    return [float(p) for p in adjusted]
-
-
-def paired_p(one: Array, other: Array) -> float:
-    """P-value of the paired t test, two-sided: how often as large a mean difference comes about by chance."""
-    return float(stats.ttest_rel(one, other).pvalue)

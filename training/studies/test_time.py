@@ -11,9 +11,11 @@ from torch import Tensor
 from model import Masks, MomentPropagation, MonteCarloDropout
 from training import plots
 from training.metrics import scores
+from training.studies.claims import Claim, claim, markdown
+from training.studies.intervals import estimate
 from training.studies.lab import Measurement
 from training.studies.stack import Variant
-from training.studies.study import Check, Claim, Findings, Results, Study, Task, claim, estimate, markdown, train
+from training.studies.study import Check, Findings, Results, Study, Task, train
 
 Array = np.ndarray
 

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 
 from training import plots
+from training.studies.claims import Claim, claim, markdown
+from training.studies.intervals import Estimate, estimate
 from training.studies.lab import Measurement, losses
 from training.studies.stack import Stack, Variant
-from training.studies.study import Check, Claim, Estimate, Findings, Results, Study, Task, claim, estimate, markdown
+from training.studies.study import Check, Findings, Results, Study, Task
 
 _NEITHER, _DROPOUT, _DECAY, _BOTH = "neither", "dropout", "decay", "both"
 _TITLES = {_DROPOUT: "with dropout", _DECAY: "with weight decay", _BOTH: "with both"}
