@@ -65,7 +65,7 @@ def _find(results: Results) -> Findings:
         return claim(results.difference(name, other, metric), what, f"with {name}", f"with {other}")
 
     costs = {name: [results.estimate(name, "microseconds", images) for images in (_BATCH, 1)] for name in results.names}
-    titles = f"µs a step of {_BATCH} images", "µs a pass of one image"
+    timed = f"step of {_BATCH} images", "pass of one image"
     return Findings(
         claims=[
             against(_NONE, _SAME, "gap", "the gap between training and test accuracy"),
@@ -81,13 +81,19 @@ def _find(results: Results) -> Findings:
                 )
             ),
             *(
-                Claim(f"{title}: {costs[_SAME][place]:0} with {_SAME}, {costs[_DROPOUT][place]:0} with {_DROPOUT}.")
-                for place, title in enumerate(titles)
+                Claim(
+                    f"A {what} takes {costs[_SAME][place]:0} µs with {_SAME}, {costs[_DROPOUT][place]:0} µs with "
+                    f"{_DROPOUT}."
+                )
+                for place, what in enumerate(timed)
             ),
         ],
         tables=[
             results.table(QUALITY),
-            markdown(["network", *titles], [[name, *(f"{cost:0}" for cost in pair)] for name, pair in costs.items()]),
+            markdown(
+                ["network", *(f"µs a {what}" for what in timed)],
+                [[name, *(f"{cost:0}" for cost in pair)] for name, pair in costs.items()],
+            ),
         ],
         pictures={
             "dropconnect": (

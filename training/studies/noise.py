@@ -78,10 +78,10 @@ STUDY = Study(
     design="The same architecture, with noise behind each hidden layer of the variance of dropout 0.2/0.5: a = p/(1 "
     "- p) times the unit's square (a times the layer's mean square for the additive noise), and no change of "
     "the mean. Gaussian and uniform factors, additive Gaussian noise, and balanced dropout, our own try: each "
-    "unit is dropped in the same number of images of a batch, in others for each unit, so that gradients vary "
-    "less. {epochs} epochs with a learning rate that falls to 0; {passes} passes at test time, the noise of "
-    "each being that of all images. Networks of one seed share initial weights and batches; tests are paired "
-    "over seeds, and their p-values corrected by Holm's method.",
+    "unit is dropped in the same number of images of a batch, in others for each unit, meant to make "
+    "gradients vary less. {epochs} epochs with a learning rate that falls to 0; {passes} passes at test time, "
+    "the noise of each being that of all images. Networks of one seed share initial weights and batches; "
+    "tests are paired over seeds, and their p-values, not their intervals, corrected by Holm's method.",
     limits="So few seeds show large differences only; what is open may still exist. Rates were chosen for dropout, "
     "not for the others, at one length of training. In single passes at test time, balanced dropout is "
     "ordinary dropout.",
