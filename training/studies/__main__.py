@@ -16,6 +16,7 @@ from training.data import DataError
 from training.studies.catalogue import STUDIES
 from training.studies.document import FOLDER, PAGE, RESULTS, as_page, find_all, write
 from training.studies.lab import FULL, QUICK, open_lab
+from training.studies.stack import DivergenceError
 from training.studies.study import Findings, Plan, Study
 from training.studies.table import Table, TableError
 from training.studies.work import Unit, missing, work
@@ -67,7 +68,7 @@ def main(  # noqa: PLR0913 - one argument an option
             _work(units, table, load, workers=min(workers or os.cpu_count() or 1, len(units)))
         findings = find_all(list(STUDIES.values()), plan, table)
         write(folder, as_page(list(STUDIES.values()), findings, plan, table), findings)
-    except (DataError, TableError, OSError, BrokenProcessPool) as error:
+    except (DataError, TableError, DivergenceError, OSError, BrokenProcessPool) as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
         kept = folder / FOLDER / RESULTS

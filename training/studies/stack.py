@@ -70,6 +70,10 @@ class Predictions:
     expected_KB: Tensor
 
 
+class DivergenceError(ArithmeticError):
+    """A network whose weights are no longer finite."""
+
+
 class Stack:
     """Networks of one recipe's architecture, one for each variant, trained by its plain SGD.
 
@@ -105,7 +109,11 @@ class Stack:
         return network.eval()
 
     def epochs(self, train: Images, count: int) -> Iterator[int]:
-        """Train for some epochs; yields 0, and the number of each that has ended."""
+        """Train for some epochs; yields 0, and the number of each that has ended.
+
+        Raises:
+            DivergenceError: a network's weights aren't finite any more.
+        """
         inputs_BU = train.inputs_B.flatten(1)
         steps_per_epoch = -(-len(train) // self.recipe.batch_size)
         yield 0
@@ -114,7 +122,21 @@ class Stack:
             for step, index in enumerate(order_B.split(self.recipe.batch_size), (number - 1) * steps_per_epoch):
                 falling = 1 - step / (count * steps_per_epoch) if self.recipe.schedule == "linear" else 1
                 self.step(inputs_BU[index], train.labels_B[index], rate=self.recipe.learning_rate * falling)
+            self._check(number)
             yield number
+
+    def _check(self, epoch: int) -> None:
+        finite_K = torch.stack([weight_KUV.isfinite().all(dim=2).all(dim=1) for weight_KUV in self.weights_KUV]).all(
+            dim=0
+        )
+        if not finite_K.all():
+            names = [
+                variant.name for variant, finite in zip(self.variants, finite_K.tolist(), strict=True) if not finite
+            ]
+            raise DivergenceError(
+                f"{', '.join(names)}, seed {self.seed}: the weights aren't finite after epoch {epoch}; "
+                f"a learning rate of {self.recipe.learning_rate:g} is too high"
+            )
 
     def step(self, inputs_BU: Tensor, labels_B: Tensor, *, rate: float) -> None:
         """Take a step of SGD on the mean cross-entropy of a batch, with a learning rate."""

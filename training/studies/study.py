@@ -97,6 +97,7 @@ class Study:
         variants: networks that are compared.
         epochs: of the full scale, and of the quick one.
         schedule: of the learning rate.
+        learning_rate: the first, where it isn't the scale's.
         run: trains and measures; every variant gets the same numbers, whatever others are in the task.
         find: reads results, and says what they show.
         whole: whether variants share one training, so that a unit of work has them all.
@@ -112,13 +113,15 @@ class Study:
     schedule: Literal["constant", "linear"]
     run: Callable[[Task], Iterator[Measurement]]
     find: Callable[["Results"], Findings]
+    learning_rate: float | None = None
     whole: bool = False
     version: int = 1
 
     def recipe(self, plan: Plan) -> Recipe:
         """How it trains under a plan."""
         epochs = plan.epochs or self.epochs[plan.quick]
-        return replace(plan.scale.recipe, epochs=epochs, schedule=self.schedule)
+        rate = self.learning_rate or plan.scale.recipe.learning_rate
+        return replace(plan.scale.recipe, epochs=epochs, schedule=self.schedule, learning_rate=rate)
 
     def key(self, variant: Variant, plan: Plan) -> str:
         """Digest of all that decides a variant's numbers but the seed."""
