@@ -278,6 +278,20 @@ def test_the_table_comes_back_and_keeps_what_belongs_to_other_keys(tmp_path):
     assert ("rates", "0/0", 2, "k") not in again
 
 
+def test_two_runs_at_once_lose_nothing_of_each_other(tmp_path):
+    path = tmp_path / "results.csv"
+    one, other = Table(path), Table(path)
+    one.add(rows_of())
+    other.add(rows_of("other"))
+    assert all(("rates", "0/0", seed, key) in Table(path) for seed in range(2) for key in ("k", "other"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_isnt_finite_never_comes_into_the_table(value):
+    with pytest.raises(ValueError, match="nll of 0/0 in rates: must be finite, got"):
+        rows_of(value=value)
+
+
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "study,configuration,seed,key,metric,at,value\nx,y,z\n"])
 def test_a_file_that_is_no_table_is_refused_and_left_alone(tmp_path, content):
     path = tmp_path / "results.csv"

@@ -54,9 +54,9 @@ def build(variant: Variant) -> nn.Sequential:
 def _time(do: Callable[[], object]) -> float:
     taken = []
     for _ in range(_REPEATS):
-        start = time.perf_counter()
+        start = time.process_time()
         do()
-        taken.append(time.perf_counter() - start)
+        taken.append(time.process_time() - start)
     return min(taken) * 1e6
 
 
@@ -131,8 +131,8 @@ STUDY = Study(
     design="`model.DropConnect` with p on the weights that lead out of a hidden layer, where dropout with p drops "
     "its units. One mask for each batch in training, one for each pass over all images at test time ({passes} "
     "passes). {epochs} epochs with a learning rate that falls from 0.2 to 0, as from 0.5 a network with "
-    "DropConnect diverged (seed 1). Time is that of networks of PyTorch's layers, on one thread, the least of "
-    "twenty, while other workers run.",
+    "DropConnect diverged (seed 1). Time is the processor's for networks of PyTorch's layers, on one thread, "
+    "the least of twenty.",
     limits="The paper (Wan et al. 2013) draws a mask for each image, which costs as many masks of weights as a batch "
     "has images: one for the whole batch makes noisier steps. The first layer's weights aren't masked, as its "
     "inputs aren't dropped.",

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
@@ -25,6 +26,9 @@ class Row:
         metric: what was measured.
         at: epoch, or number of masks; 0 where there is no such thing.
         value: the number, to eight digits.
+
+    Raises:
+        ValueError: it isn't finite.
     """
 
     study: str
@@ -36,6 +40,8 @@ class Row:
     value: float
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"{self.metric} of {self.configuration} in {self.study}: must be finite, got {self.value}")
         object.__setattr__(self, "value", float(f"{self.value:.8g}"))
 
     @property
@@ -61,9 +67,7 @@ class Table:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._cells: dict[tuple[str, str, int, str], list[Row]] = {}
-        for row in _read(path) if path.exists() else []:
-            self._cells.setdefault(row.cell, []).append(row)
+        self._cells = _cells(path)
 
     def __contains__(self, cell: tuple[str, str, int, str]) -> bool:
         return cell in self._cells
@@ -72,11 +76,9 @@ class Table:
         return self._cells[cell]
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Add whole cells, in place of those that are there, and write the file."""
-        added: dict[tuple[str, str, int, str], list[Row]] = {}
-        for row in rows:
-            added.setdefault(row.cell, []).append(row)
-        self._cells |= added
+        """Add whole cells, in place of those that are there, and write the file, with what others have added to it."""
+        added = _by_cell(rows)
+        self._cells |= _cells(self._path) | added
         self._path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._path, self._as_csv())
 
@@ -87,6 +89,17 @@ class Table:
         for cell in sorted(self._cells):
             writer.writerows((*astuple(row)[:-1], f"{row.value:.8g}") for row in sorted(self._cells[cell]))
         return text.getvalue().encode()
+
+
+def _cells(path: Path) -> dict[tuple[str, str, int, str], list[Row]]:
+    return _by_cell(_read(path) if path.exists() else [])
+
+
+def _by_cell(rows: Iterable[Row]) -> dict[tuple[str, str, int, str], list[Row]]:
+    cells: dict[tuple[str, str, int, str], list[Row]] = {}
+    for row in rows:
+        cells.setdefault(row.cell, []).append(row)
+    return cells
 
 
 def _read(path: Path) -> list[Row]:
