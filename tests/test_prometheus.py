@@ -135,7 +135,7 @@ def test_it_sees_what_was_sent(tmp_path, fashion):
         os.kill(server.worker_pids[0], signal.SIGKILL)  # when nothing is in work, nothing may be lost
         assert waits_for(lambda: len(server.worker_pids) == 2)
         time.sleep(3)
-        assert waits_for(lambda: running.value("mcd_workers") == 2)
+        assert waits_for(lambda: running.value("mcd_workers") == 2 and running.value("mcd_ready") == 1)
         for code, count in codes.items():
             assert running.value(f'sum(mcd_http_requests_total{{method="POST",code="{code}"}})') == count
         assert running.value("sum(mcd_predictions_total)") == images
@@ -145,7 +145,7 @@ def test_it_sees_what_was_sent(tmp_path, fashion):
         assert {rule["health"] for rule in found} == {"ok"}, found
         assert len(found) >= 20
         assert running.value("mcd:http_request_errors:ratio_rate5m") == 0
-        assert {name for name, _ in running.alerts()} <= {"McdWorkerMissing"}
+        assert waits_for(lambda: {name for name, _ in running.alerts()} <= {"McdWorkerMissing"})  # one evaluation later
         for expression in dashboard_expressions(job="mcd", instance=".+", rate_interval=f"{SECONDS:.0f}s"):
             assert running.query(expression), expression
 
