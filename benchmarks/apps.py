@@ -35,8 +35,9 @@ def answer(image: Image.Image) -> dict[str, Any]:
     """Predict by masks, tell the uncertainty, and decide."""
     predictor, decider = stages()
     pixels = np.asarray(image.convert("L"))
-    (prediction,) = predictor.sample(pixels[None], samples=SAMPLES, seed=0)
-    (decision,) = decider.decide([prediction], pixels[None], DEMANDS, seed=0)
+    predictions = predictor.sample(pixels[None], samples=SAMPLES, seed=0)
+    decisions = decider.decide(predictions, pixels[None], DEMANDS, seed=0)
+    (prediction,), (decision,) = predictions.each(), decisions.each()
     found = prediction.uncertainty
     return {
         "label": prediction.label,

@@ -3,6 +3,7 @@
 `training.calibrate` fits them on images that training has not seen, the card keeps them, and they are applied here.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args
@@ -64,10 +65,10 @@ class Calibration:
         largest = self.set_scores[method][coverage]
         return None if largest is None else set_scores(probs_BC, uniform_B, method=method) <= largest
 
-    def is_answered(self, confidence: float, *, risk: float) -> bool:
-        """Whether so sure a prediction is answered, if at most a part `risk` of all that are may be wrong."""
+    def is_answered(self, confidence_B: Array, *, risk: float) -> Array:
+        """Tell which of so sure predictions are answered, (B,), if at most a part `risk` of these may be wrong."""
         least = self.confidences[risk]
-        return least is not None and confidence >= least
+        return confidence_B >= (math.inf if least is None else least)
 
     def to_json(self) -> dict[str, Any]:
         """For the card."""

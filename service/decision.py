@@ -11,7 +11,7 @@ from model import Artifact
 from model.calibration import Calibration, Estimator, SetMethod, find_calibration
 from model.chain import Chain
 from service.images import Pixels
-from service.predictor import ESTIMATORS, Prediction
+from service.predictor import ESTIMATORS, Prediction, Predictions
 
 Reason = Literal["risk", "novelty"]
 
@@ -71,6 +71,53 @@ class Decision:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Decisions:
+    """Decisions on B predictions made in one way, see `Decision`.
+
+    Attributes:
+        calibration: that of the predictions' estimator.
+        probs_BC: calibrated.
+        sets: names of the classes that may be true of each, most probable first.
+        least_confidence: what the calibrated confidence must be for an answer.
+        reasons: why to abstain from each.
+        novelty_B: scores.
+        novelty_threshold: from which score on an image counts as novel.
+        warnings: what could not be decided of any.
+    """
+
+    calibration: Calibration | None = None
+    probs_BC: np.ndarray | None = None
+    sets: Sequence[list[str]] | None = None
+    least_confidence: float | None = None
+    reasons: Sequence[Reason | None]
+    novelty_B: np.ndarray | None
+    novelty_threshold: float | None
+    warnings: tuple[str, ...]
+
+    def each(self) -> list[Decision]:
+        """Tell of each image alone."""
+        missing = [None] * len(self.reasons)
+        columns = (
+            missing if self.probs_BC is None else self.probs_BC.tolist(),
+            self.sets or missing,
+            self.reasons,
+            missing if self.novelty_B is None else self.novelty_B.tolist(),
+        )
+        return [
+            Decision(
+                calibration=self.calibration,
+                probabilities=probabilities,
+                prediction_set=members,
+                least_confidence=self.least_confidence,
+                reason=reason,
+                novelty=None if score is None else NoveltyScore(score=score, threshold=self.novelty_threshold),
+                warnings=self.warnings,
+            )
+            for probabilities, members, reason, score in zip(*columns, strict=True)
+        ]
+
+
 class Decider:
     """Decides by what was calibrated for the model.
 
@@ -84,92 +131,82 @@ class Decider:
         self._novelty = artifact.novelty
         self._chain = Chain(artifact.network)
 
-    def calibration(self, prediction: Prediction) -> Calibration | None:
-        """That of a prediction's estimator, if there is one."""
-        return find_calibration(self._calibrations, ESTIMATORS[prediction.mode], prediction.samples)
+    def calibration(self, predicted: Prediction | Predictions) -> Calibration | None:
+        """That of an estimator, if there is one."""
+        return find_calibration(self._calibrations, ESTIMATORS[predicted.mode], predicted.samples)
 
-    def decide(
-        self, predictions: Sequence[Prediction], pixels_BHW: Pixels, demands: Demands, *, seed: int
-    ) -> list[Decision]:
-        """Decide on each prediction of pixels (B, 28, 28); the same ones and the same seed give the same decision.
+    def decide(self, predictions: Predictions, pixels_BHW: Pixels, demands: Demands, *, seed: int) -> Decisions:
+        """Decide on each prediction; the same ones, pixels and seed give the same decisions.
 
         Args:
-            predictions: all of one mode and number of samples.
-            pixels_BHW: what they are of.
+            predictions: of the pixels.
+            pixels_BHW: (B, 28, 28).
             demands: on the decisions.
             seed: of the random part of adaptive prediction sets.
         """
-        calibration = self.calibration(predictions[0])
-        novelties = self._novelties(pixels_BHW, demands)
+        calibration = self.calibration(predictions)
+        novelty_B, threshold = self._novelties(pixels_BHW, demands)
+        is_novel_B = np.zeros(len(pixels_BHW), bool)
+        if novelty_B is not None and threshold is not None:
+            is_novel_B = novelty_B > threshold
         if calibration is None:
-            missing = self._missing(ESTIMATORS[predictions[0].mode], predictions[0].samples)
-            return [_uncalibrated(novelty, missing) for novelty in novelties]
-        probs_BC = calibration.probabilities(np.array([prediction.probabilities for prediction in predictions]))
-        sets = self._sets(calibration, probs_BC, pixels_BHW, demands, seed)
-        least = calibration.confidences[demands.max_risk]
-        unset = (f"a coverage of {demands.coverage:g} is not calibrated",)
-        return [
-            Decision(
-                calibration=calibration,
-                probabilities=probabilities,
-                prediction_set=members,
-                least_confidence=least,
-                reason=_novel(novelty)
-                or (None if calibration.is_answered(max(probabilities), risk=demands.max_risk) else "risk"),
-                novelty=novelty,
-                warnings=() if members is not None else unset,
+            return Decisions(
+                reasons=["novelty" if is_novel else None for is_novel in is_novel_B.tolist()],
+                novelty_B=novelty_B,
+                novelty_threshold=threshold,
+                warnings=(self._missing(ESTIMATORS[predictions.mode], predictions.samples),),
             )
-            for probabilities, members, novelty in zip(probs_BC.tolist(), sets, novelties, strict=True)
-        ]
+        probs_BC = calibration.probabilities(predictions.probs_BC)
+        sets = self._sets(calibration, probs_BC, pixels_BHW, demands, seed)
+        is_answered_B = calibration.is_answered(probs_BC.max(axis=1), risk=demands.max_risk)
+        unset = (f"a coverage of {demands.coverage:g} is not calibrated",)
+        return Decisions(
+            calibration=calibration,
+            probs_BC=probs_BC,
+            sets=sets,
+            least_confidence=calibration.confidences[demands.max_risk],
+            reasons=[
+                "novelty" if is_novel else None if is_answered else "risk"
+                for is_novel, is_answered in zip(is_novel_B.tolist(), is_answered_B.tolist(), strict=True)
+            ],
+            novelty_B=novelty_B,
+            novelty_threshold=threshold,
+            warnings=unset if sets is None else (),
+        )
 
     def _sets(
         self, calibration: Calibration, probs_BC: np.ndarray, pixels_BHW: Pixels, demands: Demands, seed: int
-    ) -> Sequence[list[str] | None]:
+    ) -> list[list[str]] | None:
         uniform_B = np.array([_uniform(pixels, seed) for pixels in pixels_BHW])
         in_set_BC = calibration.prediction_set(
             probs_BC, uniform_B, coverage=demands.coverage, method=demands.set_method
         )
         if in_set_BC is None:
-            return [None] * len(probs_BC)
+            return None
         order_BC = np.argsort(-probs_BC, axis=1, kind="stable")
         return [
             [self._classes[index] for index in order if is_in_set[index]]
             for order, is_in_set in zip(order_BC.tolist(), in_set_BC.tolist(), strict=True)
         ]
 
-    def _novelties(self, pixels_BHW: Pixels, demands: Demands) -> Sequence[NoveltyScore | None]:
+    def _novelties(self, pixels_BHW: Pixels, demands: Demands) -> tuple[np.ndarray | None, float | None]:
+        """Score each image; tell the threshold too."""
         if self._novelty is None:
-            return [None] * len(pixels_BHW)
+            return None, None
         threshold = self._novelty.thresholds[demands.false_alarm_rate]
         images_B = pixels_BHW[:, None].astype(np.float32) / np.float32(255)
-        scores: list[float] = self._novelty.score(self._chain, images_B).tolist()
-        if threshold is not None and len(scores) > 1:
-            near = [index for index, score in enumerate(scores) if abs(score - threshold) < _ROUNDING]
-            for index in near:  # on the side of it on which the image is alone
-                scores[index] = self._novelty.score(self._chain, images_B[index : index + 1]).item()
-        return [NoveltyScore(score=score, threshold=threshold) for score in scores]
+        scores_B = self._novelty.score(self._chain, images_B).astype(np.float64)
+        if threshold is not None and len(scores_B) > 1:
+            for index in np.flatnonzero(np.abs(scores_B - threshold) < _ROUNDING):
+                # on the side of it on which the image is alone
+                scores_B[index] = self._novelty.score(self._chain, images_B[index : index + 1]).item()
+        return scores_B, threshold
 
     def _missing(self, estimator: Estimator, samples: int) -> str:
         known = [str(one.samples) for one in self._calibrations if one.estimator == estimator]
         if not known:
             return "the model has no calibration: probabilities are raw, and there is no prediction set"
         return f"{samples} masks are not calibrated, {known[0]} and more are: probabilities are raw, without a set"
-
-
-def _novel(novelty: NoveltyScore | None) -> Reason | None:
-    return "novelty" if novelty is not None and novelty.flagged else None
-
-
-def _uncalibrated(novelty: NoveltyScore | None, why: str) -> Decision:
-    return Decision(
-        calibration=None,
-        probabilities=None,
-        prediction_set=None,
-        least_confidence=None,
-        reason=_novel(novelty),
-        novelty=novelty,
-        warnings=(why,),
-    )
 
 
 def _uniform(pixels: Pixels, seed: int) -> float:

@@ -28,7 +28,7 @@ from service.images import (
 )
 from service.metrics import Metrics
 from service.parameters import Parameters, RankBy, RankParameters, Sampling
-from service.predictor import Prediction, Predictor
+from service.predictor import Prediction, Predictions, Predictor
 from service.problems import Problem
 from service.recent import MODES, UNKNOWN, Recent, key
 from service.settings import Settings
@@ -132,7 +132,8 @@ class Pipeline:
         for index, image in enumerate(images):
             checkpoint()
             try:
-                _, prediction = self._predicted(self.open(image), parameters, stages)
+                _, predictions = self._predicted(self.open(image), parameters, stages)
+                (prediction,) = predictions.each()
                 self._metrics.prediction(self.model, prediction, None)
                 scores[index] = self._score(prediction, parameters)
             except Problem as problem:
@@ -154,8 +155,8 @@ class Pipeline:
         with torch.inference_mode():
             inputs_B = torch.from_numpy(drawing[None, None] / np.float32(255))
             (expected,) = artifact.network(inputs_B).double().softmax(dim=1).tolist()
-        found = self._predictor.predict(drawing[None])[0].probabilities
-        sampled = self._predictor.sample(drawing[None], samples=100, seed=0)[0].probabilities
+        (found,) = self._predictor.predict(drawing[None]).probs_BC.tolist()
+        (sampled,) = self._predictor.sample(drawing[None], samples=100, seed=0).probs_BC.tolist()
         if not (np.allclose(found, expected, atol=1e-5) and np.isclose(sum(sampled), 1)):
             raise ValueError(f"a known image must get the probabilities {expected}, got {found}")
 
@@ -166,20 +167,20 @@ class Pipeline:
         return drawing.tolist(), answer
 
     def _answered(self, opened: Opened, parameters: Parameters, stages: Stages) -> tuple[Prediction, Decision, Answer]:
-        prepared, prediction = self._predicted(opened, parameters, stages)
+        prepared, predictions = self._predicted(opened, parameters, stages)
         with stages.stage("infer"):
-            (decision,) = self._decider.decide(
-                [prediction], prepared.pixels[None], parameters.demands, seed=parameters.seed
+            decisions = self._decider.decide(
+                predictions, prepared.pixels[None], parameters.demands, seed=parameters.seed
             )
         with stages.stage("encode"):
+            (prediction,), (decision,) = predictions.each(), decisions.each()
             return prediction, decision, Answer.of(prediction, decision, prepared, parameters)
 
-    def _predicted(self, opened: Opened, parameters: Sampling, stages: Stages) -> tuple[Prepared, Prediction]:
+    def _predicted(self, opened: Opened, parameters: Sampling, stages: Stages) -> tuple[Prepared, Predictions]:
         with stages.stage("decode"):
             prepared = decode(opened, parameters)
         with stages.stage("infer"):
-            (prediction,) = predict(self._predictor, prepared.pixels[None], parameters)
-        return prepared, prediction
+            return prepared, predict(self._predictor, prepared.pixels[None], parameters)
 
     def _score(self, prediction: Prediction, parameters: RankParameters) -> float:
         if prediction.uncertainty is not None and parameters.by == "bald":
@@ -223,8 +224,8 @@ def decode(opened: Opened, asked: Sampling) -> Prepared:
         return prepare(image, source="array", invert=asked.invert)
 
 
-def predict(predictor: Predictor, pixels_BHW: Pixels, asked: Sampling) -> list[Prediction]:
-    """Predict prepared images (B, 28, 28) in the way that is asked for."""
+def predict(predictor: Predictor, pixels_BHW: Pixels, asked: Sampling) -> Predictions:
+    """Predict prepared images (B, 28, 28) in the way that is asked for; but one where that is samples=auto."""
     if asked.method == "moments":
         return predictor.propagate(pixels_BHW)
     if asked.samples == "auto":

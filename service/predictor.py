@@ -1,7 +1,7 @@
 """Prepared images -> predictions. No HTTP."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
@@ -55,10 +55,64 @@ class Prediction:
         return float(np.count_nonzero(votes_S == self.class_index)) / self.samples
 
 
+@dataclass(frozen=True)
+class Predictions:
+    """What the model says about B images in one way, see `Prediction`.
+
+    Attributes:
+        mode: of all.
+        classes: their names.
+        probs_BC: class probabilities, float64.
+        entropy_B: of these, in nats.
+        uncertainty: over the masks; None in eval mode.
+        samples: how many masks were sampled.
+        probs_SBC: class probabilities under each of them.
+        warnings: what makes all of them less than what was asked for.
+    """
+
+    mode: Mode
+    classes: Sequence[str]
+    probs_BC: np.ndarray
+    entropy_B: np.ndarray
+    uncertainty: Uncertainty | Moments | None = None
+    samples: int = 0
+    probs_SBC: torch.Tensor | None = None
+    warnings: tuple[str, ...] = ()
+
+    def each(self) -> list[Prediction]:
+        """Tell of each image alone."""
+        images = len(self.probs_BC)
+        found = [None] * images if self.uncertainty is None else _each(self.uncertainty)
+        passes = [None] * images if self.probs_SBC is None else torch.split(self.probs_SBC, 1, dim=1)
+        return [
+            self._one(*one) for one in zip(self.probs_BC.tolist(), self.entropy_B.tolist(), found, passes, strict=True)
+        ]
+
+    def _one(
+        self,
+        probabilities: list[float],
+        predictive_entropy: float,
+        found: Uncertainty | Moments | None,
+        probs_S1C: torch.Tensor | None,
+    ) -> Prediction:
+        index = probabilities.index(max(probabilities))
+        return Prediction(
+            self.mode,
+            self.classes[index],
+            index,
+            probabilities,
+            predictive_entropy,
+            found,
+            self.samples,
+            probs_S1C,
+            self.warnings,
+        )
+
+
 class Predictor:
     """The model behind the service: the same image, samples and seed give the same bits, whatever comes with it.
 
-    Every method takes pixels of shape (B, 28, 28), uint8, light on dark, and predicts each image.
+    Methods take pixels of shape (B, 28, 28), uint8, light on dark.
 
     Args:
         artifact: the model to serve.
@@ -76,31 +130,26 @@ class Predictor:
         self._masks = MonteCarloDropout(artifact.network)
         self._moments = MomentPropagation(artifact.network)
 
-    def predict(self, pixels_BHW: Pixels) -> list[Prediction]:
+    def predict(self, pixels_BHW: Pixels) -> Predictions:
         """Predict in eval mode."""
         probs_BC = self._masks.predict(_as_inputs(pixels_BHW)).double()
-        ones = zip(probs_BC.tolist(), entropy(probs_BC).tolist(), strict=True)
-        return [self._prediction("eval", *one) for one in ones]
+        return Predictions("eval", self.classes, probs_BC.numpy(), entropy(probs_BC).numpy())
 
-    def sample(self, pixels_BHW: Pixels, *, samples: int, seed: int) -> list[Prediction]:
+    def sample(self, pixels_BHW: Pixels, *, samples: int, seed: int) -> Predictions:
         """Predict by `samples` dropout masks of a seed, at least 2."""
         probs_SBC = self._masks.sample(_as_inputs(pixels_BHW), samples=samples, seed=seed)
         return self._over_masks("mc", summarize(probs_SBC), probs_SBC)
 
-    def sample_until(self, pixels_BHW: Pixels, *, tolerance: float, max_samples: int, seed: int) -> list[Prediction]:
-        """Predict each by as many masks as bring the standard error of its most probable class within the tolerance."""
-        predictions = []
-        for input_1 in torch.split(_as_inputs(pixels_BHW), 1):
-            probs_SBC, found = self._masks.sample_until(
-                input_1, tolerance=tolerance, max_samples=max_samples, seed=seed
-            )
-            (prediction,) = self._over_masks("mc", found, probs_SBC)
-            error = found.standard_error[0, prediction.class_index].item()
-            unmet = f"the standard error is {error:.2g} after {max_samples} samples, not {tolerance:g}"
-            predictions.append(replace(prediction, warnings=(unmet,)) if error > tolerance else prediction)
-        return predictions
+    def sample_until(self, pixels_1HW: Pixels, *, tolerance: float, max_samples: int, seed: int) -> Predictions:
+        """Predict one image by as many masks as bring the standard error of its class within the tolerance."""
+        probs_S1C, found = self._masks.sample_until(
+            _as_inputs(pixels_1HW), tolerance=tolerance, max_samples=max_samples, seed=seed
+        )
+        error = found.standard_error[0, found.mean[0].numpy().argmax()].item()
+        unmet = f"the standard error is {error:.2g} after {max_samples} samples, not {tolerance:g}"
+        return self._over_masks("mc", found, probs_S1C, () if error <= tolerance else (unmet,))
 
-    def propagate(self, pixels_BHW: Pixels) -> list[Prediction]:
+    def propagate(self, pixels_BHW: Pixels) -> Predictions:
         """Predict over all masks by their moments."""
         return self._over_masks("moments", self._moments.predict(_as_inputs(pixels_BHW)))
 
@@ -113,25 +162,15 @@ class Predictor:
             self.sample(blank, samples=samples, seed=0)
 
     def _over_masks(
-        self, mode: Mode, found: Uncertainty | Moments, probs_SBC: torch.Tensor | None = None
-    ) -> list[Prediction]:
-        passes = [None] * len(found.mean) if probs_SBC is None else torch.split(probs_SBC, 1, dim=1)
-        ones = zip(found.mean.tolist(), found.predictive_entropy.tolist(), _each(found), passes, strict=True)
-        return [self._prediction(mode, *one) for one in ones]
-
-    def _prediction(
         self,
         mode: Mode,
-        probabilities: list[float],
-        predictive_entropy: float,
-        found: Uncertainty | Moments | None = None,
-        probs_S1C: torch.Tensor | None = None,
-    ) -> Prediction:
-        index = probabilities.index(max(probabilities))
-        samples = 0 if probs_S1C is None else len(probs_S1C)
-        return Prediction(
-            mode, self.classes[index], index, probabilities, predictive_entropy, found, samples, probs_S1C
-        )
+        found: Uncertainty | Moments,
+        probs_SBC: torch.Tensor | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> Predictions:
+        probs_BC, entropy_B = found.mean.numpy(), found.predictive_entropy.numpy()
+        samples = 0 if probs_SBC is None else len(probs_SBC)
+        return Predictions(mode, self.classes, probs_BC, entropy_B, found, samples, probs_SBC, warnings)
 
 
 def _each(found: Uncertainty | Moments) -> Sequence[Uncertainty | Moments]:

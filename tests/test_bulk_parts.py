@@ -253,9 +253,11 @@ def test_bad_images_are_rows_with_their_errors_in_their_places():
         None, "unsupported-image-format", "unreadable-file", "invalid-image", None, "image-too-large",
     ]  # fmt: skip
     assert rows[0] | {"id": "4"} == rows[4]
-    of_bad = {name for name, value in rows[1].items() if value is not None}
-    assert of_bad == {"id", "error", "model", "method", "seed"}
-    assert scorer()(images((b"", None))).to_pylist()[0]["label"] is None
+    shared = {"id", "error", "model", "method", "samples", "seed"}
+    assert {name for name, value in rows[1].items() if value is not None} == shared
+    assert rows[1]["samples"] == 10
+    (unknown,) = scorer(samples="auto")(images((b"", None))).to_pylist()
+    assert {name for name, value in unknown.items() if value is not None} == shared - {"samples"}
 
 
 def test_rows_do_not_depend_on_their_neighbours(fashion):

@@ -79,7 +79,7 @@ def test_larger_coverages_never_have_smaller_sets(probs_BC):
     ("confidence", "risk", "answered"), [(0.6, 0.05, True), (0.59, 0.05, False), (0.9, 0.02, True), (1.0, 0.01, False)]
 )
 def test_what_is_sure_enough_is_answered(confidence, risk, answered):
-    assert calibration().is_answered(confidence, risk=risk) is answered
+    assert calibration().is_answered(np.array([confidence]), risk=risk).tolist() == [answered]
 
 
 def test_a_card_keeps_a_calibration():

@@ -5,7 +5,7 @@ import pytest
 
 from model import Artifact, load_artifact
 from service.decision import Decider, Decision, Demands
-from service.predictor import Prediction
+from service.predictor import Predictions
 
 PIXELS = np.zeros((28, 28), np.uint8)
 PIXELS[5:20, 8:20] = 200
@@ -16,23 +16,22 @@ def artifact() -> Artifact:
     return load_artifact()
 
 
-def predicted(confidence: float, *, samples: int = 100) -> Prediction:
+def predicted(confidence: float, *, samples: int = 100) -> Predictions:
     probabilities = [(1 - confidence) / 9] * 10
     probabilities[7] = confidence
-    return Prediction(
+    return Predictions(
         mode="mc" if samples else "eval",
-        label="sneaker",
-        class_index=7,
-        probabilities=probabilities,
-        predictive_entropy=0.5,
+        classes=load_artifact().classes,
+        probs_BC=np.array([probabilities]),
+        entropy_B=np.array([0.5]),
         samples=samples,
     )
 
 
 def decide(
-    artifact: Artifact, prediction: Prediction, pixels: np.ndarray = PIXELS, *, seed: int = 0, **asked
+    artifact: Artifact, predictions: Predictions, pixels: np.ndarray = PIXELS, *, seed: int = 0, **asked
 ) -> Decision:
-    (decision,) = Decider(artifact).decide([prediction], pixels[None], demands(**asked), seed=seed)
+    (decision,) = Decider(artifact).decide(predictions, pixels[None], demands(**asked), seed=seed).each()
     return decision
 
 

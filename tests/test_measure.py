@@ -8,7 +8,7 @@ from torch import nn
 
 from model import MLPConfig, MomentPropagation, build_mlp, find_calibration, keep_masks, load_artifact
 from service.decision import Decider, Demands
-from service.predictor import Prediction
+from service.predictor import Predictions
 from training.data import FashionMNIST, Images
 from training.estimates import Estimates, estimate
 from training.measure import decisions, measure, measure_classes, measure_decisions, novelty_scores, told_apart
@@ -124,21 +124,12 @@ def test_decisions_are_those_of_the_service(test_part):
     estimates = estimate(artifact.network, strange, samples=(100,), seed=0, console=CONSOLE)
     scored = novelty_scores(artifact, strange, estimates, samples=100)
     found = decisions(artifact, estimates, scored, samples=100)
-    decider = Decider(artifact)
+    probs_BC = estimates["masks", 100]["probs_BC"]
+    predictions = Predictions("mc", artifact.classes, probs_BC, np.zeros(len(probs_BC)), samples=100)
     demands = Demands(coverage=0.9, set_method="lac", max_risk=0.05, false_alarm_rate=0.01)
-    for b, probs_C in enumerate(estimates["masks", 100]["probs_BC"]):
-        prediction = Prediction(
-            mode="mc",
-            label="",
-            class_index=0,
-            probabilities=probs_C.tolist(),
-            predictive_entropy=0,
-            uncertainty=None,
-            samples=100,
-        )
-        (decision,) = decider.decide([prediction], strange.images_B[b : b + 1].numpy(), demands, seed=0)
-        assert found["novel"][b] == decision.novelty.flagged
-        assert found["answered"][b] == (decision.reason is None)
+    served = Decider(artifact).decide(predictions, strange.images_B.numpy(), demands, seed=0).each()
+    assert found["novel"].tolist() == [decision.novelty.flagged for decision in served]
+    assert found["answered"].tolist() == [decision.reason is None for decision in served]
     assert found["novel"][::7].all()
     part = measure_decisions(found, estimates, strange.labels_B.numpy(), samples=100)
     answered = [b for b in range(len(strange)) if found["answered"][b]]

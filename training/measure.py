@@ -67,8 +67,8 @@ def calibrated_scores(calibration: Calibration, probs_BC: Array, labels_B: Array
     probs_BC = calibration.probabilities(probs_BC)
     confidence_B, wrong_B = probs_BC.max(axis=1), probs_BC.argmax(axis=1) != labels_B
     answered = {}
-    for risk, least in calibration.confidences.items():
-        is_answered_B = confidence_B >= (np.inf if least is None else least)
+    for risk in calibration.confidences:
+        is_answered_B = calibration.is_answered(confidence_B, risk=risk)
         error = float(wrong_B[is_answered_B].mean()) if is_answered_B.any() else 0.0
         answered[str(risk)] = {"answered": float(is_answered_B.mean()), "error": error}
     kept = kept_sets(prediction_sets(calibration, probs_BC), labels_B)

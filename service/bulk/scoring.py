@@ -1,6 +1,7 @@
 """Images -> rows: what the service would answer, many at once."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,17 +10,17 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from model import Artifact, Uncertainty
-from service.decision import Decider, Decision
+from service.decision import Decider
 from service.images import SIDE, Prepared
 from service.parameters import Parameters
 from service.pipeline import decode, open_any, predict
-from service.predictor import Prediction, Predictor
+from service.predictor import Predictor
 from service.problems import Problem
 
 AT_ONCE = 256
 
 _CLASSES = pa.list_(pa.float64())
-# As the service's answers name them; null, where there is an error, but id, error and the last four.
+# As the service's answers name them; where there is an error, null but id, error and what all rows share.
 ROWS = pa.schema(
     [
         ("id", pa.string()),
@@ -64,23 +65,34 @@ class Scorer:
         self._parameters, self._encoded, self._max_pixels = parameters, encoded, max_pixels
         self.model = artifact.sha256
         self._same = {"model": self.model, "method": parameters.method, "seed": parameters.seed}
+        if parameters.samples != "auto":
+            self._same["samples"] = parameters.samples
 
     def __call__(self, images: pa.Table) -> pa.Table:
         """Turn a table of `inputs.IMAGES` into one of `ROWS`, in the same order."""
-        batches = [
-            pa.RecordBatch.from_pylist(list(self._rows(images.slice(first, AT_ONCE))), schema=ROWS)
-            for first in range(0, len(images), AT_ONCE)
-        ]
-        return pa.Table.from_batches(batches, schema=ROWS)
+        parts = [self._rows(images.slice(first, AT_ONCE)) for first in range(0, len(images), AT_ONCE)]
+        return pa.concat_tables([ROWS.empty_table(), *parts])
 
-    def _rows(self, images: pa.Table) -> Iterator[dict[str, Any]]:
-        ids, encoded, errors = (images.column(name).to_pylist() for name in ("id", "image", "error"))
-        found = [error or self.read(image) for image, error in zip(encoded, errors, strict=True)]
+    def _rows(self, images: pa.Table) -> pa.Table:
+        encoded, told = (images.column(name).to_pylist() for name in ("image", "error"))
+        found = [error or self.read(image) for image, error in zip(encoded, told, strict=True)]
+        errors = [one if isinstance(one, str) else None for one in found]
         prepared = [one for one in found if isinstance(one, Prepared)]
-        scored = self._score(prepared)
-        for identifier, one in zip(ids, found, strict=True):
-            same = {"id": identifier, **self._same}
-            yield same | ({"error": one} if isinstance(one, str) else next(scored))
+        columns = self._columns(prepared)
+        if len(prepared) < len(found):
+            places = iter(range(len(prepared)))
+            rows = pa.array([next(places) if error is None else None for error in errors], pa.int64())
+            columns = {name: column.take(rows) for name, column in columns.items()}
+        columns |= {"id": images.column("id"), "error": pa.array(errors, pa.string())}
+        columns |= {
+            name: pa.repeat(pa.scalar(value, ROWS.field(name).type), len(found)) for name, value in self._same.items()
+        }
+        return pa.table([columns.get(field.name, pa.nulls(len(found), field.type)) for field in ROWS], schema=ROWS)
+
+    def _columns(self, prepared: Sequence[Prepared]) -> dict[str, pa.Array]:
+        at_once = 1 if self._parameters.samples == "auto" else AT_ONCE
+        parts = [self._score(prepared[first : first + at_once]) for first in range(0, len(prepared), at_once)]
+        return {name: _column(name, [part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
     def read(self, image: bytes) -> Prepared | str:
         """Bring an image to what the network takes, or tell what is wrong with it."""
@@ -90,50 +102,44 @@ class Scorer:
         except Problem as problem:
             return f"{problem.kind}: {problem.detail}"
 
-    def _score(self, prepared: Sequence[Prepared]) -> Iterator[dict[str, Any]]:
-        if not prepared:
-            return
+    def _score(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
+        """Predict and decide: what the service would answer, by columns."""
         pixels_BHW = np.stack([one.pixels for one in prepared])
         predictions = predict(self._predictor, pixels_BHW, self._parameters)
-        decisions = self._decisions(predictions, pixels_BHW)
-        for prediction, decision, one in zip(predictions, decisions, prepared, strict=True):
-            yield self._row(prediction, decision, one)
-
-    def _decisions(self, predictions: Sequence[Prediction], pixels_BHW: np.ndarray) -> Sequence[Decision]:
-        demands, seed = self._parameters.demands, self._parameters.seed
-        if self._parameters.samples != "auto":
-            return self._decider.decide(predictions, pixels_BHW, demands, seed=seed)
-        alone = zip(predictions, pixels_BHW, strict=True)
-        return [self._decider.decide([one], pixels[None], demands, seed=seed)[0] for one, pixels in alone]
-
-    def _row(self, prediction: Prediction, decision: Decision, prepared: Prepared) -> dict[str, Any]:
-        calibrated = decision.probabilities if self._parameters.calibrated else None
-        probabilities = prediction.probabilities if calibrated is None else calibrated
-        return {
-            "label": prediction.label,
-            "class_index": prediction.class_index,
-            "confidence": probabilities[prediction.class_index],
-            "probabilities": probabilities,
-            "predictive_entropy": prediction.predictive_entropy,
-            "prediction_set": decision.prediction_set,
-            "abstain": decision.reason is not None,
-            "abstain_reason": decision.reason,
-            "novelty": None if decision.novelty is None else decision.novelty.score,
-            "image_hash": prepared.image_hash,
-            "warnings": [*prepared.warnings, *prediction.warnings, *decision.warnings],
-            "samples": prediction.samples,
-            **_spread(prediction),
+        decisions = self._decider.decide(predictions, pixels_BHW, self._parameters.demands, seed=self._parameters.seed)
+        index_B = predictions.probs_BC.argmax(axis=1)
+        calibrated_BC = decisions.probs_BC if self._parameters.calibrated else None
+        probs_BC = predictions.probs_BC if calibrated_BC is None else calibrated_BC
+        common = [*predictions.warnings, *decisions.warnings]
+        found = predictions.uncertainty
+        sets: Sequence[list[str] | None] = decisions.sets or [None] * len(prepared)
+        columns = {
+            "label": [predictions.classes[index] for index in index_B],
+            "class_index": index_B,
+            "confidence": np.take_along_axis(probs_BC, index_B[:, None], axis=1)[:, 0],
+            "probabilities": probs_BC,
+            "variance": None if found is None else found.variance.numpy(),
+            "standard_error": found.standard_error.numpy() if isinstance(found, Uncertainty) else None,
+            "predictive_entropy": predictions.entropy_B,
+            "expected_entropy": None if found is None else found.expected_entropy.numpy(),
+            "mutual_information": None if found is None else found.mutual_information.numpy(),
+            "prediction_set": list(sets),
+            "abstain": [reason is not None for reason in decisions.reasons],
+            "abstain_reason": decisions.reasons,
+            "novelty": decisions.novelty_B,
+            "image_hash": [one.image_hash for one in prepared],
+            "warnings": [[*one.warnings, *common] for one in prepared],
+            "samples": np.full(len(prepared), predictions.samples),
         }
+        return {name: column for name, column in columns.items() if column is not None}
 
 
-def _spread(prediction: Prediction) -> dict[str, Any]:
-    found = prediction.uncertainty
-    if found is None:
-        return {}
-    standard_error = found.standard_error.numpy()[0].tolist() if isinstance(found, Uncertainty) else None
-    return {
-        "variance": found.variance.numpy()[0].tolist(),
-        "standard_error": standard_error,
-        "expected_entropy": found.expected_entropy.item(),
-        "mutual_information": found.mutual_information.item(),
-    }
+def _column(name: str, parts: Sequence[Any]) -> pa.Array:
+    """Join lists or arrays, (B,) or (B, C)."""
+    if isinstance(parts[0], list):
+        return pa.array(list(itertools.chain.from_iterable(parts)), ROWS.field(name).type)
+    values = np.concatenate(parts)
+    if values.ndim == 1:
+        return pa.array(values, ROWS.field(name).type)
+    starts = np.arange(len(values) + 1, dtype=np.int32) * values.shape[1]
+    return pa.ListArray.from_arrays(starts, values.ravel())
