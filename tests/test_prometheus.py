@@ -93,6 +93,8 @@ def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
 
 def is_up(running: Prometheus) -> bool:
     try:
+        if httpx.get(f"{running.url}/-/ready").status_code != httpx.codes.OK:  # 503 while it reads its own log
+            return False
         return running.query('up{job="mcd"}') != [] and running.value('up{job="mcd"}') == 1
     except httpx.TransportError:
         return False
