@@ -50,16 +50,22 @@ def files(folder: Path, pixels_BHW: np.ndarray) -> None:
 
 def engine(paths: list[Path]) -> dict[str, float]:
     """Images a second of one process, by what it does."""
-    scorer = Scorer(load_artifact(), Parameters(samples=SAMPLES), encoded=True, max_pixels=10**6)
     masks = MonteCarloDropout(load_artifact().network)
-    images = pa.table(
-        [list(map(str, paths)), [path.read_bytes() for path in paths], [None] * len(paths)], schema=IMAGES
+    pixels_BHW = np.stack([np.asarray(Image.open(path)) for path in paths])
+    inputs_B = as_inputs(torch.from_numpy(pixels_BHW))
+    of_arrays, of_files = (
+        Scorer(load_artifact(), Parameters(samples=SAMPLES), encoded=encoded, max_pixels=10**6)
+        for encoded in (False, True)
     )
-    inputs_B = as_inputs(torch.stack([torch.from_numpy(np.asarray(Image.open(path))) for path in paths]))
+    arrays, files = (
+        pa.table([list(map(str, paths)), images, [None] * len(paths)], schema=IMAGES)
+        for images in ([pixels.tobytes() for pixels in pixels_BHW], [path.read_bytes() for path in paths])
+    )
     calls: dict[str, Callable[[], object]] = {
         "masks": lambda: masks.sample(inputs_B, samples=SAMPLES),
         "masks, summary": lambda: summarize(masks.sample(inputs_B, samples=SAMPLES)),
-        "rows of PNG files": lambda: scorer(images),
+        "rows of decoded images": lambda: of_arrays(arrays),
+        "rows of PNG files": lambda: of_files(files),
     }
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     end = time.monotonic() + SECONDS
@@ -71,23 +77,39 @@ def engine(paths: list[Path]) -> dict[str, float]:
     return {name: len(paths) / statistics.median(times) for name, times in seconds.items()}
 
 
-def job(source: Path, out: Path, *options: str) -> tuple[float, float, float]:
-    """Run it: seconds in all, images a second between the first part and the last, peak memory in MB."""
+def job(source: Path, out: Path, *options: str, each: Callable[[int], None]) -> float:
+    """Run it, and do something with its pid ten times a second: seconds in all."""
     command = [sys.executable, "-m", "service.bulk", str(source), str(out), *options]
-    start, peak, written = time.monotonic(), 0.0, []
+    start = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            peak = max(peak, memory(process.pid))
-            parts = list((out / "_unfinished" / "checkpoint").glob("*[0-9].parquet"))
-            if len(parts) > len(written):
-                written += [time.monotonic()] * (len(parts) - len(written))
+            each(process.pid)
             time.sleep(0.1)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: exit status {process.returncode}")
-    total = time.monotonic() - start
+    return time.monotonic() - start
+
+
+def speed(source: Path, out: Path) -> tuple[float, float]:
+    """Score images: seconds in all, and images a second between the first part and the last."""
+    written: list[float] = []
+
+    def see(_: int) -> None:
+        parts = list((out / "_unfinished" / "checkpoint").glob("*[0-9].parquet"))
+        written.extend([time.monotonic()] * (len(parts) - len(written)))
+
+    total = job(source, out, "--samples", str(SAMPLES), each=see)
     rows = [pq.read_metadata(path).num_rows for path in out.glob("*.parquet")]
-    steady = (sum(rows) - rows[0]) / (written[-1] - written[0]) if len(set(written)) > 1 else float("nan")
-    return total, steady, peak
+    return total, (sum(rows) - max(rows)) / (written[-1] - written[0])
+
+
+def peak_memory(source: Path, out: Path) -> float:
+    """Score images: the most that all processes had, in MB. Looking takes time: of no use beside `speed`."""
+    seen: list[float] = []
+    options = ("--samples", str(MEMORY_SAMPLES))
+    seconds = job(source, out, *options, each=lambda pid: seen.append(memory(pid)))
+    console.print(f"{source.name}: {seconds:.0f} s, {max(seen):.0f} MB")
+    return max(seen)
 
 
 def memory(pid: int) -> float:
@@ -116,14 +138,12 @@ def main() -> None:
                     for what, rate in rates.items():
                         found.setdefault(what, []).append(rate)
                 if turn == 0:
-                    total, steady, _ = job(folder / "in", folder / "out", "--samples", str(SAMPLES))
+                    total, steady = speed(folder / "in", folder / "out")
         peaks = {}
         for rows in (FEW, MANY):
             repeated = np.concatenate([pixels_BHW] * (rows // len(pixels_BHW) + 1))[:rows]
             np.save(folder / f"{rows}.npy", repeated)
-            options = ("--samples", str(MEMORY_SAMPLES))
-            seconds, _, peaks[rows] = job(folder / f"{rows}.npy", folder / f"out{rows}", *options)
-            console.print(f"{rows:,} images: {seconds:.0f} s, {peaks[rows]:.0f} MB")
+            peaks[rows] = peak_memory(folder / f"{rows}.npy", folder / f"out{rows}")
     per_core = steady / cores
     engines = {what: statistics.mean(rates) for what, rates in found.items()}
     rows_ = [["bulk scoring, from PNG files to rows in Parquet", f"{per_core:,.0f}", "1.00"]]

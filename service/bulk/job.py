@@ -16,7 +16,7 @@ from ray.data.checkpoint import CheckpointConfig
 from service.bulk.inputs import Source, one_line
 from service.bulk.output import CHECKPOINT, PARTS, Output
 from service.bulk.reading import FilteredAtTheSource, Images
-from service.bulk.scoring import Scorer
+from service.bulk.scoring import REPEATED, Scorer
 
 _CPUS_OF_A_WORKER = 0.5  # as Ray counts; the other half lets the workers of a lost machine go on elsewhere
 _NO_CPUS = 0  # so that reading and writing never wait for one that the workers have: on few CPUs, nothing would go on
@@ -119,7 +119,11 @@ def score(source: Source, output: Output, done: pa.Array, *, workers: int, **sco
             num_cpus=_CPUS_OF_A_WORKER,
         )
         rows.write_parquet(
-            output.at(PARTS), filesystem=output.filesystem, ray_remote_args={"num_cpus": _NO_CPUS}, concurrency=others
+            output.at(PARTS),
+            filesystem=output.filesystem,
+            ray_remote_args={"num_cpus": _NO_CPUS},
+            concurrency=others,
+            use_dictionary=REPEATED,  # for numbers that hardly repeat, a dictionary takes time and space
         )
     except Exception as error:
         raise JobError(f"{_what(error)}; --resume goes on from what is written") from error

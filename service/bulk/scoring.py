@@ -1,5 +1,6 @@
 """Images -> rows: what the service would answer, many at once."""
 
+import gc
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -46,10 +47,11 @@ ROWS = pa.schema(
         ("seed", pa.int64()),
     ]
 )
+REPEATED = ["label", "abstain_reason", "model", "method"]
 
 
 class Scorer:
-    """Scores tables of images, on one thread.
+    """Scores tables of images, on one thread, in a process that does nothing else.
 
     Args:
         artifact: the model.
@@ -67,6 +69,8 @@ class Scorer:
         self._same = {"model": self.model, "method": parameters.method, "seed": parameters.seed}
         if parameters.samples != "auto":
             self._same["samples"] = parameters.samples
+        gc.collect()
+        gc.freeze()  # what lives as long as the process is of no use to the collector, which takes a fifth of its time
 
     def __call__(self, images: pa.Table) -> pa.Table:
         """Turn a table of `inputs.IMAGES` into one of `ROWS`, in the same order."""
