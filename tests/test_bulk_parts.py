@@ -296,9 +296,11 @@ def test_an_output_is_whole_or_holds_nothing_that_a_reader_takes_for_it(output, 
     assert sorted(output.done().to_pylist()) == sorted(rows.column("id").to_pylist())
     output.check(101)
     output.finish(summarize_output(output))
-    assert output.is_finished
-    assert pq.read_table(output.path).sort_by("id").equals(rows.sort_by("id"))
-    assert not Path(output.at("_unfinished")).exists()
+    for _ in range(2):
+        assert output.is_finished
+        assert pq.read_table(output.path).sort_by("id").equals(rows.sort_by("id"))
+        assert not Path(output.at("_unfinished")).exists()
+        output.begin(JOB, resume=True)
 
 
 def test_what_a_killed_run_left_is_not_counted(output, rows):

@@ -57,7 +57,7 @@ class Output:
         return self._is_file(SUCCESS)
 
     def begin(self, job: Mapping[str, Any], *, resume: bool) -> None:
-        """Take possession of an empty folder, or of one in which the same job was begun.
+        """Take possession of an empty folder, or of one in which the same job was begun; leave a finished one as it is.
 
         Raises:
             OutputError: something else is there, or it can't be written to.
@@ -65,6 +65,8 @@ class Output:
         try:
             if self._is_file(JOB):
                 self._compare(job, resume=resume)
+                if self.is_finished:
+                    return
             elif self._names(""):
                 raise OutputError(f"{self.where}: is not empty: choose another folder")
             for name in (PARTS, CHECKPOINT):
