@@ -12,7 +12,7 @@ from model.dropout import BLOCK, Masks, check_masks
 Array = np.ndarray
 
 _ROW_SUM_TOLERANCE = 1e-3
-_NUMBERS_AT_ONCE = 2**18  # bounds the memory, and fits into a cache
+_NUMBERS_AT_ONCE = 2**15  # float64, which fits into a cache; larger arrays the system maps anew each time
 _SMALLEST = 1e-30  # added to probabilities before logarithms are taken
 _SMALLEST_DIFFERENCE = 1e-16  # from 1, that float64 tells
 # The normal distribution in 19 steps up to 4.5 standard deviations: what one mask in 300,000 exceeds is left out.
