@@ -1,8 +1,10 @@
 """Untrusted bytes or arrays -> one (28, 28) uint8 image, light on dark as in Fashion-MNIST."""
 
 import io
+import itertools
 import math
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
@@ -12,13 +14,22 @@ from typing import IO, Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from service.png import PlainPng
+
 FORMATS = ("PNG", "JPEG", "WEBP")
 SIDE = 28
 
 _MAX_NPY_HEADER = 1000  # bytes
 _MARGIN_TOLERANCE = 13  # 5 % of full scale, the margin rule of Fashion-MNIST's own preparation (arXiv:1708.07747, 2)
-_UNSURE_POLARITY = range(96, 160)
+_LIGHT = 127.5  # a brighter border is light
+_UNSURE = (96, 160)  # a border as bright as that, up to the second, may be either
 _BUSY_BORDER = 0.5  # share of border pixels off their median; 21 of the 70,000 garments have more
+
+_WARNINGS = (
+    "the border is neither dark nor light: say invert=yes or invert=no",
+    "the background is not plain: Fashion-MNIST shows one garment on an even background",
+    "the image is blank",
+)
 
 # What Pillow's parsers raise on broken files.
 _PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, struct.error)
@@ -57,6 +68,23 @@ class TooManyPixelsError(ImageError):
 
 
 @dataclass(frozen=True)
+class Grey:
+    """A decoded image, of any size, dark on light or light on dark.
+
+    Attributes:
+        pixels: (H, W) uint8.
+        source: format of the source: "PNG", "JPEG", "WEBP" or "array".
+        steps: what was done to it, in order.
+        warnings: what may make the prediction worse.
+    """
+
+    pixels: Pixels
+    source: str
+    steps: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Prepared:
     """The image as the network sees it, and how it came to be.
 
@@ -89,7 +117,7 @@ class Prepared:
 class EncodedImage:
     """An image file whose header has been read and found acceptable, not yet decoded."""
 
-    image: Image.Image
+    image: Image.Image | PlainPng
 
     @property
     def pixel_count(self) -> int:
@@ -105,38 +133,45 @@ def open_image(data: bytes, *, max_pixels: int) -> EncodedImage:
         TooManyPixelsError: more than `max_pixels` pixels announced.
         ImageError: a broken header.
     """
-    with _as_image_error:
-        try:
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError as error:
-            raise UnknownFormatError(f"the image must be a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from error
+    image = PlainPng.of(data) or _open(data)
     if image.width * image.height > max_pixels:
         raise TooManyPixelsError(f"the image has {image.width} x {image.height} pixels, more than {max_pixels}")
     return EncodedImage(image)
 
 
-def decode_image(encoded: EncodedImage, *, invert: Invert = Invert.AUTO) -> Prepared:
-    """Decode an opened image file and prepare it.
+def _open(data: bytes) -> Image.Image:
+    with _as_image_error:
+        try:
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+        except UnidentifiedImageError as error:
+            raise UnknownFormatError(f"the image must be a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from error
+
+
+def decode_image(encoded: EncodedImage) -> Grey:
+    """Decode an opened image file.
 
     Raises:
         ImageError: truncated or broken data.
     """
     image = encoded.image
-    size = image.size
+    if isinstance(image, PlainPng):
+        pixels = image.pixels()
+        if pixels is not None:
+            return Grey(pixels, "PNG")
+        image = _open(image.data)
     with _as_image_error:
         frames = getattr(image, "n_frames", 1)
         grey, steps = _to_grey(_upright(image))
-    warnings = [] if frames == 1 else [f"only the first of {frames} frames was used"]
-    return _prepare(grey, str(image.format), size, invert, steps, warnings)
+    warnings = () if frames == 1 else (f"only the first of {frames} frames was used",)
+    return Grey(grey, str(image.format), tuple(steps), warnings)
 
 
-def array_image(values: Any, *, unit_range: bool, invert: Invert = Invert.AUTO) -> Prepared:
-    """Prepare an image given as nested lists: 28 x 28, or 784 values row by row.
+def array_image(values: Any, *, unit_range: bool) -> Grey:
+    """Take an image given as nested lists: 28 x 28, or 784 values row by row.
 
     Args:
         values: integers 0..255, or numbers in [0, 1] (rounded to the nearest of 256 levels).
         unit_range: whether the values are of the second kind.
-        invert: as for files.
 
     Raises:
         ImageError: another shape, or values of another kind or range.
@@ -148,7 +183,7 @@ def array_image(values: Any, *, unit_range: bool, invert: Invert = Invert.AUTO) 
     if not unit_range and not all(float(value).is_integer() for value in flat):
         raise ImageError('the values of an image must be integers 0..255; for numbers in [0, 1] give "dtype": "float"')
     scaled = np.asarray(flat, dtype=np.float64) * (255 / top)
-    return prepare(np.rint(scaled).astype(np.uint8).reshape(SIDE, SIDE), source="array", invert=invert)
+    return Grey(np.rint(scaled).astype(np.uint8).reshape(SIDE, SIDE), "array")
 
 
 def read_npy_header(file: IO[bytes]) -> int:
@@ -171,40 +206,58 @@ def read_npy_header(file: IO[bytes]) -> int:
     return shape[0] if len(shape) == 3 else 1
 
 
-def prepare(grey: Pixels, *, source: str, invert: Invert = Invert.AUTO) -> Prepared:
-    """Bring a grey image of any size to light on dark and to 28 x 28.
+def prepare(grey: Grey, *, invert: Invert = Invert.AUTO) -> Prepared:
+    """Bring an image of any size to light on dark and to 28 x 28.
 
     Larger and smaller images are treated as Fashion-MNIST's own were: plain margins cut off, the longer side fitted,
     the shorter one padded, the garment in the centre. 28 x 28 images keep their pixels' places.
     """
-    height, width = grey.shape
-    return _prepare(grey, source, (width, height), invert, [], [])
+    (prepared,) = prepare_all([grey], invert=invert)
+    return prepared
 
 
-def _prepare(
-    grey: Pixels, source: str, size: tuple[int, int], invert: Invert, steps: list[str], warnings: list[str]
-) -> Prepared:
-    border = _border(grey)
-    brightness = int(border.sum()) / len(border)
-    if invert is Invert.AUTO and int(brightness) in _UNSURE_POLARITY:
-        warnings.append("the border is neither dark nor light: say invert=yes or invert=no")
-    if invert is Invert.YES or (invert is Invert.AUTO and brightness > 127.5):
-        grey, border = 255 - grey, 255 - border
-        steps.append("inverted")
-    background = int(np.partition(border, len(border) // 2)[len(border) // 2])
-    if np.count_nonzero(_stands_out(border, background)) > _BUSY_BORDER * len(border):
-        warnings.append("the background is not plain: Fashion-MNIST shows one garment on an even background")
-    if int(grey.max()) - int(grey.min()) <= _MARGIN_TOLERANCE:
-        warnings.append("the image is blank")
-    if grey.shape != (SIDE, SIDE):
-        trimmed = _without_margins(grey, background)
-        if trimmed.shape != grey.shape:
-            steps.append("trimmed")
-        if trimmed.shape[0] != trimmed.shape[1]:
-            steps.append("padded")
-        grey = _resize(_square(trimmed, background))
-        steps.append("resized")
-    return Prepared(grey, source, size, tuple(steps), tuple(warnings))
+def prepare_all(greys: Sequence[Grey], *, invert: Invert = Invert.AUTO) -> list[Prepared]:
+    """Prepare images of the same size, as each alone; see `prepare`."""
+    height, width = greys[0].pixels.shape
+    pixels_BHW = greys[0].pixels[None] if len(greys) == 1 else np.stack([grey.pixels for grey in greys])
+    sides = (pixels_BHW[:, 0], pixels_BHW[:, -1], pixels_BHW[:, :, 0], pixels_BHW[:, :, -1])
+    border_BK = np.concatenate(sides, axis=1)
+    count = border_BK.shape[1]
+    brightness = [total / count for total in np.add.reduce(border_BK, axis=1).tolist()]
+    turned = [invert is Invert.YES or (invert is Invert.AUTO and one > _LIGHT) for one in brightness]
+    if any(turned):
+        flips_B = np.array(turned) * np.uint8(255)
+        pixels_BHW = pixels_BHW ^ flips_B[:, None, None]  # x ^ 255 is 255 - x
+        border_BK ^= flips_B[:, None]
+    border_BK.sort(axis=1)
+    backgrounds_B1 = border_BK[:, count // 2, None]
+    others = np.add.reduce(_stands_out(border_BK, backgrounds_B1), axis=1, dtype=np.intp).tolist()
+    flat_BP = pixels_BHW.reshape(len(greys), height * width)
+    ranges = (np.maximum.reduce(flat_BP, axis=1) - np.minimum.reduce(flat_BP, axis=1)).tolist()
+    backgrounds = backgrounds_B1.ravel().tolist()
+    prepared = []
+    for index, grey in enumerate(greys):
+        pixels, steps = pixels_BHW[index], grey.steps
+        if turned[index]:
+            steps += ("inverted",)
+        if (height, width) != (SIDE, SIDE):
+            pixels, fitting = _fit(pixels, backgrounds[index])
+            steps += fitting
+        warned = (
+            invert is Invert.AUTO and _UNSURE[0] <= brightness[index] < _UNSURE[1],
+            others[index] > _BUSY_BORDER * count,
+            ranges[index] <= _MARGIN_TOLERANCE,
+        )
+        warnings = (*grey.warnings, *itertools.compress(_WARNINGS, warned))
+        prepared.append(Prepared(pixels, grey.source, (width, height), steps, warnings))
+    return prepared
+
+
+def _fit(grey: Pixels, background: int) -> tuple[Pixels, tuple[str, ...]]:
+    trimmed = _without_margins(grey, background)
+    steps = (trimmed.shape != grey.shape, trimmed.shape[0] != trimmed.shape[1], True)
+    fitting = _resize(_square(trimmed, background))
+    return fitting, tuple(itertools.compress(("trimmed", "padded", "resized"), steps))
 
 
 class _AsImageError:
@@ -257,12 +310,8 @@ def _flat(values: Any) -> list[Any]:
     return values
 
 
-def _border(grey: Pixels) -> Pixels:
-    return np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-
-
-def _stands_out(grey: Pixels, background: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return np.abs(grey.astype(np.int16) - background) > _MARGIN_TOLERANCE
+def _stands_out(grey: Pixels, background: Pixels | int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return np.abs(np.subtract(grey, background, dtype=np.int16)) > _MARGIN_TOLERANCE
 
 
 def _without_margins(grey: Pixels, background: int) -> Pixels:

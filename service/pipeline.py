@@ -1,7 +1,7 @@
 """The stages between images and answers: decode, predict, decide, count. No HTTP but its problems."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from service.exchange import Stages
 from service.images import (
     SIDE,
     EncodedImage,
+    Grey,
     ImageError,
     Pixels,
     Prepared,
@@ -25,6 +26,7 @@ from service.images import (
     decode_image,
     open_image,
     prepare,
+    prepare_all,
 )
 from service.metrics import Metrics
 from service.parameters import Parameters, RankBy, RankParameters, Sampling
@@ -215,13 +217,34 @@ def decode(opened: Opened, asked: Sampling) -> Prepared:
     Raises:
         Problem: 422 for broken image data, or an array of another shape or range.
     """
+    return prepare(_grey(opened, asked), invert=asked.invert)
+
+
+def decode_all(images: Iterable[Image], asked: Sampling, *, max_pixels: int) -> list[Prepared | Problem]:
+    """Open and decode many images, or tell what is wrong with them: as one by one, but faster."""
+    found: list[Prepared | Problem | None] = []
+    fitting: list[Grey] = []  # of the same size, and small: prepared together
+    for image in images:
+        try:
+            grey = _grey(open_any(image, max_pixels=max_pixels), asked)
+        except Problem as problem:
+            found.append(problem)
+        else:
+            is_fitting = grey.pixels.shape == (SIDE, SIDE)
+            found.append(None if is_fitting else prepare(grey, invert=asked.invert))
+            fitting += [grey] if is_fitting else []
+    prepared = iter(prepare_all(fitting, invert=asked.invert) if fitting else ())
+    return [next(prepared) if one is None else one for one in found]
+
+
+def _grey(opened: Opened, asked: Sampling) -> Grey:
     image = opened.image
     with _as_problem:
         if isinstance(image, EncodedImage):
-            return decode_image(image, invert=asked.invert)
+            return decode_image(image)
         if isinstance(image, list):
-            return array_image(image, unit_range=asked.dtype == "float", invert=asked.invert)
-        return prepare(image, source="array", invert=asked.invert)
+            return array_image(image, unit_range=asked.dtype == "float")
+        return Grey(image, "array")
 
 
 def predict(predictor: Predictor, pixels_BHW: Pixels, asked: Sampling) -> Predictions:

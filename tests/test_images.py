@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 
 from service.images import (
     FORMATS,
+    Grey,
     ImageError,
     Invert,
     Prepared,
@@ -33,7 +34,7 @@ def garment():
 
 
 def decode(data: bytes, invert: Invert = Invert.AUTO) -> Prepared:
-    return decode_image(open_image(data, max_pixels=MAX_PIXELS), invert=invert)
+    return prepare(decode_image(open_image(data, max_pixels=MAX_PIXELS)), invert=invert)
 
 
 def photo(pixels: np.ndarray, width: int = 300, height: int = 400) -> Image.Image:
@@ -69,39 +70,39 @@ def test_a_photograph_comes_out_as_the_data_set_would_have_made_it(garment, kind
 def test_the_aspect_is_kept():
     wide = np.zeros((50, 200), np.uint8)
     wide[10:30, 10:190] = 255
-    rows = np.flatnonzero((prepare(wide, source="PNG").pixels > 127).any(axis=1))
+    rows = np.flatnonzero((prepare(Grey(wide, "PNG")).pixels > 127).any(axis=1))
     assert len(rows) == pytest.approx(28 * 20 / 180, abs=1)
 
 
 def test_a_light_on_dark_image_is_not_inverted_and_a_dark_on_light_one_is(garment):
-    as_is, turned = prepare(garment, source="PNG"), prepare(255 - garment, source="PNG")
+    as_is, turned = prepare(Grey(garment, "PNG")), prepare(Grey(255 - garment, "PNG"))
     assert not as_is.inverted
     assert turned.inverted
     assert np.array_equal(as_is.pixels, turned.pixels)
 
 
 def test_polarity_can_be_said(garment):
-    assert np.array_equal(prepare(garment, source="PNG", invert=Invert.YES).pixels, 255 - garment)
-    assert np.array_equal(prepare(255 - garment, source="PNG", invert=Invert.NO).pixels, 255 - garment)
+    assert np.array_equal(prepare(Grey(garment, "PNG"), invert=Invert.YES).pixels, 255 - garment)
+    assert np.array_equal(prepare(Grey(255 - garment, "PNG"), invert=Invert.NO).pixels, 255 - garment)
 
 
 def test_every_real_image_keeps_its_polarity_and_its_negative_is_turned(fashion):
     for pixels in fashion.test.images_B.numpy():
-        assert not prepare(pixels, source="array").inverted
-        assert np.array_equal(prepare(255 - pixels, source="array").pixels, pixels)
+        assert not prepare(Grey(pixels, "array")).inverted
+        assert np.array_equal(prepare(Grey(255 - pixels, "array")).pixels, pixels)
 
 
 def test_a_border_between_dark_and_light_is_warned_of():
     grey = np.full((28, 28), 130, np.uint8)
     grey[8:20, 8:20] = 255
-    assert any("neither dark nor light" in warning for warning in prepare(grey, source="PNG").warnings)
-    assert not any("neither" in warning for warning in prepare(grey, source="PNG", invert=Invert.NO).warnings)
+    assert any("neither dark nor light" in warning for warning in prepare(Grey(grey, "PNG")).warnings)
+    assert not any("neither" in warning for warning in prepare(Grey(grey, "PNG"), invert=Invert.NO).warnings)
 
 
 def test_a_blank_image_and_a_busy_background_are_warned_of():
-    assert any("blank" in warning for warning in prepare(np.zeros((40, 40), np.uint8), source="PNG").warnings)
+    assert any("blank" in warning for warning in prepare(Grey(np.zeros((40, 40), np.uint8), "PNG")).warnings)
     noise = np.random.default_rng(3).integers(0, 256, (60, 60)).astype(np.uint8)
-    assert any("not plain" in warning for warning in prepare(noise, source="PNG").warnings)
+    assert any("not plain" in warning for warning in prepare(Grey(noise, "PNG")).warnings)
 
 
 def test_transparent_pixels_become_white_paper(garment):

@@ -19,7 +19,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pandas.util import hash_array
 from pyarrow import fs
 
-from service.images import SIDE, ImageError, Invert, array_image, read_npy_header
+from service.images import SIDE, ImageError, array_image, read_npy_header
 
 # What is read: an encoded file or the 784 bytes of an array, or why there is neither.
 IMAGES = pa.schema([("id", pa.string()), ("image", pa.binary()), ("error", pa.string())])
@@ -462,7 +462,7 @@ def _array_table(ids: pa.Array, column: pa.Array) -> pa.Table:
     errors: list[str | None] = []
     for values in column.to_pylist():
         try:
-            images.append(array_image(values, unit_range=unit_range, invert=Invert.NO).pixels.tobytes())
+            images.append(array_image(values, unit_range=unit_range).pixels.tobytes())
             errors.append(None)
         except ImageError as error:
             images.append(None)

@@ -92,8 +92,8 @@ def _gallery(source: Source, scorer: Scorer, least_sure: Sequence[Mapping[str, A
     pictures: dict[str, str] = {}
     for shard in source.shards:
         for table in shard.read(ids, wanted=True):
-            for name, image in zip(table.column("id").to_pylist(), table.column("image").to_pylist(), strict=True):
-                prepared = scorer.read(image)
+            names, found = table.column("id").to_pylist(), scorer.read(table.column("image").to_pylist())
+            for name, prepared in zip(names, found, strict=True):
                 if isinstance(prepared, Prepared):
                     pictures[name] = _img(_png(prepared.pixels), name)
     items = [

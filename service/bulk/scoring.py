@@ -14,7 +14,7 @@ from model import Artifact, Uncertainty
 from service.decision import Decider
 from service.images import SIDE, Prepared
 from service.parameters import Parameters
-from service.pipeline import decode, open_any, predict
+from service.pipeline import decode_all, predict
 from service.predictor import Predictor
 from service.problems import Problem
 
@@ -78,8 +78,9 @@ class Scorer:
         return pa.concat_tables([ROWS.empty_table(), *parts])
 
     def _rows(self, images: pa.Table) -> pa.Table:
-        encoded, told = (images.column(name).to_pylist() for name in ("image", "error"))
-        found = [error or self.read(image) for image, error in zip(encoded, told, strict=True)]
+        told = images.column("error").to_pylist()
+        decoded = iter(self.read(images.column("image").drop_null().to_pylist()))
+        found = [error or next(decoded) for error in told]
         errors = [one if isinstance(one, str) else None for one in found]
         prepared = [one for one in found if isinstance(one, Prepared)]
         columns = self._columns(prepared)
@@ -98,13 +99,11 @@ class Scorer:
         parts = [self._score(prepared[first : first + at_once]) for first in range(0, len(prepared), at_once)]
         return {name: _column(name, [part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
-    def read(self, image: bytes) -> Prepared | str:
-        """Bring an image to what the network takes, or tell what is wrong with it."""
-        try:
-            source = image if self._encoded else np.frombuffer(image, np.uint8).reshape(SIDE, SIDE)
-            return decode(open_any(source, max_pixels=self._max_pixels), self._parameters)
-        except Problem as problem:
-            return f"{problem.kind}: {problem.detail}"
+    def read(self, images: Sequence[bytes]) -> list[Prepared | str]:
+        """Bring images to what the network takes, or tell what is wrong with them."""
+        sources = images if self._encoded else [np.frombuffer(one, np.uint8).reshape(SIDE, SIDE) for one in images]
+        decoded = decode_all(sources, self._parameters, max_pixels=self._max_pixels)
+        return [f"{one.kind}: {one.detail}" if isinstance(one, Problem) else one for one in decoded]
 
     def _score(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
         """Predict and decide: what the service would answer, by columns."""
