@@ -125,7 +125,7 @@ class Novelty:
     def score(self, chain: Chain, images_B: Array) -> Array:
         """Score images in [0, 1] by the network that the distributions were fitted to.
 
-        An image's score doesn't depend on its neighbours, but differs from that of the image alone by rounding.
+        An image's score doesn't depend on its neighbours, but differs from that of `score_alone` by rounding.
 
         Args:
             chain: the network, from vectors of pixels on.
@@ -134,12 +134,14 @@ class Novelty:
         Returns:
             Scores (B,).
         """
-        if len(images_B) == 1:
-            return self._score(chain, images_B)
         # The order of sums depends on the number of images, and shows in float32; of float64 nothing is left after
         # rounding.
         scores_B: Array = self._score(chain, images_B.astype(np.float64)).astype(images_B.dtype)
         return scores_B
+
+    def score_alone(self, chain: Chain, image_1: Array) -> float:
+        """Score one image, (1, 1, H, W), in half of the time that it takes `score`."""
+        return float(self._score(chain, image_1)[0])
 
     def _score(self, chain: Chain, images_B: Array) -> Array:
         views = features(chain, images_B)

@@ -1,6 +1,7 @@
 """What to make of a prediction: calibrated probabilities, the classes that may be true, and whether to abstain."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -123,10 +124,12 @@ class Decider:
 
     Args:
         artifact: the model.
+        together: whether to score the novelty of all images at once, in a tenth of the time; scores then differ from
+            those of each alone by rounding.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
-        self._classes = artifact.classes
+    def __init__(self, artifact: Artifact, *, together: bool = False) -> None:
+        self._classes, self._together = artifact.classes, together
         self._calibrations = artifact.calibrations
         self._novelty = artifact.novelty
         self._chain = Chain(artifact.network)
@@ -177,7 +180,8 @@ class Decider:
     def _sets(
         self, calibration: Calibration, probs_BC: np.ndarray, pixels_BHW: Pixels, demands: Demands, seed: int
     ) -> list[list[str]] | None:
-        uniform_B = np.array([_uniform(pixels, seed) for pixels in pixels_BHW])
+        is_random = demands.set_method == "aps"
+        uniform_B = np.array([_uniform(pixels, seed) if is_random else 0.0 for pixels in pixels_BHW])
         in_set_BC = calibration.prediction_set(
             probs_BC, uniform_B, coverage=demands.coverage, method=demands.set_method
         )
@@ -195,11 +199,13 @@ class Decider:
             return None, None
         threshold = self._novelty.thresholds[demands.false_alarm_rate]
         images_B = pixels_BHW[:, None].astype(np.float32) / np.float32(255)
-        scores_B = self._novelty.score(self._chain, images_B).astype(np.float64)
-        if threshold is not None and len(scores_B) > 1:
-            for index in np.flatnonzero(np.abs(scores_B - threshold) < _ROUNDING):
-                # on the side of it on which the image is alone
-                scores_B[index] = self._novelty.score(self._chain, images_B[index : index + 1]).item()
+        scores_B = np.empty(len(images_B))
+        unsure_B = np.ones(len(images_B), bool)
+        if self._together:
+            scores_B[:] = self._novelty.score(self._chain, images_B)
+            unsure_B = np.abs(scores_B - (math.inf if threshold is None else threshold)) < _ROUNDING
+        for index in np.flatnonzero(unsure_B):  # on the side of the threshold on which the image is alone
+            scores_B[index] = self._novelty.score_alone(self._chain, images_B[index : index + 1])
         return scores_B, threshold
 
     def _missing(self, estimator: Estimator, samples: int) -> str:

@@ -264,8 +264,9 @@ def test_rows_do_not_depend_on_their_neighbours(fashion):
     pixels_BHW = fashion.test.images_B[:400].numpy()
     score = scorer(samples=20, is_encoded=False)
     whole = score(images(*((pixels.tobytes(), None) for pixels in pixels_BHW)))
-    some = score(images(*((pixels_BHW[b].tobytes(), None) for b in (399, 7, 30))))
-    assert some.drop_columns("id").equals(whole.take([399, 7, 30]).drop_columns("id"))
+    for chosen in ([399, 7, 30], [8]):
+        some = score(images(*((pixels_BHW[b].tobytes(), None) for b in chosen)))
+        assert some.drop_columns("id").equals(whole.take(chosen).drop_columns("id"))
 
 
 @pytest.fixture

@@ -55,9 +55,10 @@ def test_decisions_on_images_together_are_those_on_each_alone(fashion):
     scores_B = [one.novelty.score for one in alone(predictor, Decider(artifact), pixels_BHW, asked)]
     for threshold in (0.5, *scores_B[:20]):
         thresholds = dict.fromkeys(artifact.novelty.thresholds, threshold)
-        decider = Decider(replace(artifact, novelty=replace(artifact.novelty, thresholds=thresholds)))
+        other = replace(artifact, novelty=replace(artifact.novelty, thresholds=thresholds))
+        decider = Decider(other)
         predictions = predict(predictor, pixels_BHW, asked)
-        together = decider.decide(predictions, pixels_BHW, asked.demands, seed=0).each()
+        together = Decider(other, together=True).decide(predictions, pixels_BHW, asked.demands, seed=0).each()
         for one, other in zip(together, alone(predictor, decider, pixels_BHW, asked), strict=True):
             assert one.novelty.flagged == other.novelty.flagged
             assert one.novelty.score == pytest.approx(other.novelty.score, abs=1e-4)

@@ -20,6 +20,8 @@ from service.bulk.scoring import REPEATED, Scorer
 
 _CPUS_OF_A_WORKER = 0.5  # as Ray counts; the other half lets the workers of a lost machine go on elsewhere
 _NO_CPUS = 0  # so that reading and writing never wait for one that the workers have: on few CPUs, nothing would go on
+# For the workers' glibc: give no memory back that the next 256 images need again; pages anew cost a tenth of the time.
+_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 _BLOCK_BYTES = 2**25
 _KNOCK_SECONDS = 10
 _STORE_BYTES = 2**28  # of an embedded Ray's object store
@@ -117,6 +119,7 @@ def score(source: Source, output: Output, done: pa.Array, *, workers: int, **sco
             zero_copy_batch=True,
             compute=ActorPoolStrategy(size=workers),
             num_cpus=_CPUS_OF_A_WORKER,
+            runtime_env={"env_vars": _KEEP_MEMORY},
         )
         rows.write_parquet(
             output.at(PARTS),

@@ -63,7 +63,8 @@ class Scorer:
     def __init__(self, artifact: Artifact, parameters: Parameters, *, encoded: bool, max_pixels: int) -> None:
         torch.set_num_threads(1)
         threadpool_limits(1, user_api="blas")
-        self._predictor, self._decider = Predictor(artifact), Decider(artifact)
+        self._at_once = 1 if parameters.samples == "auto" else AT_ONCE
+        self._predictor, self._decider = Predictor(artifact), Decider(artifact, together=self._at_once > 1)
         self._parameters, self._encoded, self._max_pixels = parameters, encoded, max_pixels
         self.model = artifact.sha256
         self._same = {"model": self.model, "method": parameters.method, "seed": parameters.seed}
@@ -95,8 +96,8 @@ class Scorer:
         return pa.table([columns.get(field.name, pa.nulls(len(found), field.type)) for field in ROWS], schema=ROWS)
 
     def _columns(self, prepared: Sequence[Prepared]) -> dict[str, pa.Array]:
-        at_once = 1 if self._parameters.samples == "auto" else AT_ONCE
-        parts = [self._score(prepared[first : first + at_once]) for first in range(0, len(prepared), at_once)]
+        firsts = range(0, len(prepared), self._at_once)
+        parts = [self._score(prepared[first : first + self._at_once]) for first in firsts]
         return {name: _column(name, [part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
     def read(self, images: Sequence[bytes]) -> list[Prepared | str]:
