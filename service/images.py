@@ -5,11 +5,10 @@ import itertools
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
 from tokenize import TokenError
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -67,8 +66,7 @@ class TooManyPixelsError(ImageError):
     """An image whose header announces more pixels than are allowed."""
 
 
-@dataclass(frozen=True)
-class Grey:
+class Grey(NamedTuple):
     """A decoded image, of any size, dark on light or light on dark.
 
     Attributes:
@@ -84,8 +82,7 @@ class Grey:
     warnings: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """The image as the network sees it, and how it came to be.
 
     Attributes:
@@ -113,8 +110,7 @@ class Prepared:
         return blake2b(self.pixels.tobytes(), digest_size=8).hexdigest()
 
 
-@dataclass(frozen=True)
-class EncodedImage:
+class EncodedImage(NamedTuple):
     """An image file whose header has been read and found acceptable, not yet decoded."""
 
     image: Image.Image | PlainPng

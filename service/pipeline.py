@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -45,8 +45,7 @@ def _go_on() -> None:
     """Never end the work."""
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(NamedTuple):
     """An image that may be worth decoding: its header, its array, or its pixels are in hand."""
 
     image: EncodedImage | list[object] | Pixels

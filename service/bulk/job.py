@@ -19,7 +19,7 @@ from service.bulk.reading import FilteredAtTheSource, Images
 from service.bulk.scoring import REPEATED, Scorer
 
 _CPUS_OF_A_WORKER = 0.5  # as Ray counts; the other half lets the workers of a lost machine go on elsewhere
-_NO_CPUS = 0  # so that reading and writing never wait for one that the workers have: on few CPUs, nothing would go on
+_NO_CPUS = 0  # so that writing never waits for one that the workers have: on few CPUs, nothing would go on
 # For the workers' glibc: give no memory back that the next 256 images need again; pages anew cost a tenth of the time.
 _KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 _BLOCK_BYTES = 2**25
@@ -103,13 +103,11 @@ def score(source: Source, output: Output, done: pa.Array, *, workers: int, **sco
         checkpoint_manager_cls=FilteredAtTheSource,
     )
     workers = min(workers, len(source.shards))
-    others = -(-workers // 2)  # of the tasks that read, and of those that write
+    # The same for both, so that Ray Data makes one operator of them: what a worker scores it has read itself.
+    process: dict[str, Any] = {"num_cpus": _CPUS_OF_A_WORKER, "runtime_env": {"env_vars": _KEEP_MEMORY}}
     try:
         images = ray.data.read_datasource(
-            Images(source.shards, ray.put(done)),
-            override_num_blocks=len(source.shards),
-            num_cpus=_NO_CPUS,
-            concurrency=others,
+            Images(source.shards, ray.put(done)), override_num_blocks=len(source.shards), **process
         )
         rows = images.map_batches(
             Scorer,
@@ -118,14 +116,13 @@ def score(source: Source, output: Output, done: pa.Array, *, workers: int, **sco
             batch_format="pyarrow",
             zero_copy_batch=True,
             compute=ActorPoolStrategy(size=workers),
-            num_cpus=_CPUS_OF_A_WORKER,
-            runtime_env={"env_vars": _KEEP_MEMORY},
+            **process,
         )
         rows.write_parquet(
             output.at(PARTS),
             filesystem=output.filesystem,
             ray_remote_args={"num_cpus": _NO_CPUS},
-            concurrency=others,
+            concurrency=-(-workers // 2),
             use_dictionary=REPEATED,  # for numbers that hardly repeat, a dictionary takes time and space
         )
     except Exception as error:

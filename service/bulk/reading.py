@@ -1,11 +1,13 @@
-"""Inputs as Ray Data reads them; apart from the rest, so that a task that reads need not import what predicts."""
+"""Inputs as Ray Data reads them."""
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import ray
+from pyarrow import fs
 from ray.data import DataContext
 from ray.data.block import BlockMetadata
 from ray.data.checkpoint import CheckpointManager
@@ -45,7 +47,17 @@ class Images(Datasource):
 
 
 def _read(shard: Shard, done: "ray.ObjectRef[pa.Array]") -> Iterator[pa.Table]:
-    return shard.read(ray.get(done), wanted=False)
+    tables = shard.read(ray.get(done), wanted=False)
+    return tables if isinstance(shard.filesystem, fs.LocalFileSystem) else _ahead(tables)
+
+
+def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Read the next table in a thread while one is scored."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, tables, None)
+        while (table := following.result()) is not None:
+            following = pool.submit(next, tables, None)
+            yield table
 
 
 class FilteredAtTheSource(CheckpointManager):
