@@ -75,10 +75,6 @@ class Scorer:
 
     def __call__(self, images: pa.Table) -> pa.Table:
         """Turn a table of `inputs.IMAGES` into one of `ROWS`, in the same order."""
-        parts = [self._rows(images.slice(first, AT_ONCE)) for first in range(0, len(images), AT_ONCE)]
-        return pa.concat_tables([ROWS.empty_table(), *parts])
-
-    def _rows(self, images: pa.Table) -> pa.Table:
         told = images.column("error").to_pylist()
         decoded = iter(self.read(images.column("image").drop_null().to_pylist()))
         found = [error or next(decoded) for error in told]
