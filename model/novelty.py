@@ -1,7 +1,7 @@
 """Whether an image is like those of the training at all."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,14 +15,18 @@ from model.chain import Array, Chain
 FALSE_ALARM_RATES = (0.001, 0.01, 0.05)
 FEATURES = ("image", "first layer", "activations")
 _DARK = 0.02
+_LANES = 16  # numbers of float32 in the longest vector of a processor, which BLAS fills with one of each image
+
+Multiply = Callable[[Array, Array], Array]  # rows (B, F) with a matrix (F, G)
 
 
-def features(chain: Chain, images_B: Array) -> dict[str, Array]:
+def features(chain: Chain, images_B: Array, multiply: Multiply = np.matmul) -> dict[str, Array]:
     """Three views of images, each of shape (B, F).
 
     Args:
         chain: the network, from vectors of pixels on.
         images_B: in [0, 1], of shape (B, 1, H, W).
+        multiply: how.
 
     Returns:
         "image": mean, standard deviation, largest value, part that is dark, and logarithms of the mean differences
@@ -37,7 +41,7 @@ def features(chain: Chain, images_B: Array) -> dict[str, Array]:
             units_BU = np.maximum(units_BU, 0)
             active.append(np.sqrt(units_BU))
         weight_VU, bias_V = stage.linear.arrays()
-        units_BU = units_BU @ _like(weight_VU, units_BU).T
+        units_BU = multiply(units_BU, weight_VU.T)
         units_BU += bias_V
         linear.append(units_BU)
     return {
@@ -82,34 +86,39 @@ class ClassGaussians:
     typical: float
     far: float
 
-    def distance(self, features_BF: Array) -> Array:
+    def distance(self, features_BF: Array, multiply: Multiply = np.matmul) -> Array:
         """Squared Mahalanobis distance to the nearest class, (B,)."""
-        white_BF = _product(features_BF, self.whiten_FF)
-        means_KF = _like(self.means_KF, white_BF)
-        squares_BK = np.vecdot(means_KF, means_KF) - 2 * (white_BF @ means_KF.T)
+        white_BF = multiply(features_BF, self.whiten_FF)
+        squares_BK = np.vecdot(self.means_KF, self.means_KF) - 2 * multiply(white_BF, self.means_KF.T)
         nearest_B: Array = np.vecdot(white_BF, white_BF) + squares_BK.min(axis=1)
         return nearest_B
 
-    def score(self, features_BF: Array) -> Array:
+    def score(self, features_BF: Array, multiply: Multiply = np.matmul) -> Array:
         """Distance on a scale on which 0 is typical and 1 is far, (B,)."""
-        score_B: Array = (self.distance(features_BF) - self.typical) / (self.far - self.typical)
+        score_B: Array = (self.distance(features_BF, multiply) - self.typical) / (self.far - self.typical)
         return score_B
 
 
-def _product(features_BF: Array, matrix_FF: Array) -> Array:
-    """Multiply; for one image of which most features are 0, by the rows of the others only, which is faster."""
-    if len(features_BF) == 1:
-        active = features_BF[0].nonzero()[0]
-        if len(active) < len(matrix_FF) / 2:
-            features_BF = features_BF.take(active, axis=1, mode="clip")
-            matrix_FF = matrix_FF.take(active, axis=0, mode="clip")
-    product_BF: Array = features_BF @ _like(matrix_FF, features_BF)
-    return product_BF
+def _by_active(features_1F: Array, matrix_FG: Array) -> Array:
+    """Multiply one row, if most of its features are 0 by the others only, which is faster."""
+    active = features_1F[0].nonzero()[0]
+    if len(active) < len(matrix_FG) / 2:
+        features_1F = features_1F.take(active, axis=1, mode="clip")
+        matrix_FG = matrix_FG.take(active, axis=0, mode="clip")
+    product_1G: Array = features_1F @ matrix_FG
+    return product_1G
 
 
-def _like(matrix: Array, other: Array) -> Array:
-    """Give a matrix the type of another: NumPy multiplies those of two types without BLAS."""
-    return matrix.astype(other.dtype, copy=False)
+def _by_lanes(features_BF: Array, matrix_FG: Array) -> Array:
+    """Multiply B rows, a multiple of `_LANES`, each as it would be among any others.
+
+    The order in which BLAS sums depends on where a row lies in its blocks, and shows in float32. Of so many rows each
+    has a lane of the same vectors, so that the same is done to all.
+    """
+    rows, count = features_BF.shape
+    lanes_NFL = features_BF.reshape(rows // _LANES, _LANES, count).transpose(0, 2, 1)
+    product_NLG = (matrix_FG.T @ lanes_NFL).transpose(0, 2, 1)
+    return np.ascontiguousarray(product_NLG).reshape(rows, matrix_FG.shape[1])
 
 
 @dataclass(frozen=True)
@@ -137,19 +146,15 @@ class Novelty:
         Returns:
             Scores (B,).
         """
-        # The order of sums depends on the number of images, and shows in float32; of float64 nothing is left after
-        # rounding.
-        scores_B: Array = self._score(chain, images_B.astype(np.float64)).astype(images_B.dtype)
-        return scores_B
+        padded_B = np.pad(images_B, [(0, -len(images_B) % _LANES), (0, 0), (0, 0), (0, 0)])
+        views = features(chain, padded_B, _by_lanes)
+        scores: Array = np.max([self.gaussians[name].score(views[name], _by_lanes) for name in FEATURES], axis=0)
+        return scores[: len(images_B)]
 
     def score_alone(self, chain: Chain, image_1: Array) -> float:
         """Score one image, (1, 1, H, W), in half of the time that it takes `score`."""
-        return float(self._score(chain, image_1)[0])
-
-    def _score(self, chain: Chain, images_B: Array) -> Array:
-        views = features(chain, images_B)
-        scores: Array = np.max([self.gaussians[name].score(views[name]) for name in FEATURES], axis=0)
-        return scores
+        views = features(chain, image_1)
+        return max(float(self.gaussians[name].score(views[name], _by_active)[0]) for name in FEATURES)
 
     def tensors(self) -> dict[str, Tensor]:
         """The arrays by name, for a file."""

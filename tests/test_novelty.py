@@ -89,6 +89,19 @@ def test_a_score_does_not_depend_on_its_neighbours(network, novelty, images_B, c
     assert np.allclose(alone, whole_B[order_B[:20]], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 300])
+def test_a_real_score_does_not_depend_on_its_neighbours(fashion, count):
+    """Of the model that is served, whose products are those that BLAS cuts into blocks."""
+    artifact = load_artifact()
+    chain, rng = Chain(artifact.network), np.random.default_rng(1)
+    inputs_B = as_inputs(fashion.test.images_B[:1000]).numpy()
+    inputs_B[800:] = rng.random((200, 1, 28, 28), np.float32)
+    whole_B = artifact.novelty.score(chain, inputs_B)
+    for _ in range(5):
+        order_B = rng.permutation(1000)[:count]
+        assert np.array_equal(artifact.novelty.score(chain, inputs_B[order_B]), whole_B[order_B])
+
+
 @pytest.mark.parametrize("name", FEATURES)
 def test_any_view_may_be_the_farthest(network, novelty, images_B, name):
     """That whose scale is a thousandth decides of all images; one of the others would be far lower."""
