@@ -13,6 +13,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from service import png
 from service.png import PlainPng
 
 FORMATS = ("PNG", "JPEG", "WEBP")
@@ -120,6 +121,12 @@ class EncodedImage(NamedTuple):
         """Width times height, which decoding costs."""
         return self.image.width * self.image.height
 
+    @property
+    def plain(self) -> PlainPng | None:
+        """The file, if it is of the kind and size of which `decode_plain` decodes many at once."""
+        image = self.image
+        return image if isinstance(image, PlainPng) and (image.width, image.height) == (SIDE, SIDE) else None
+
 
 def open_image(data: bytes, *, max_pixels: int) -> EncodedImage:
     """Read the header of an image file.
@@ -151,15 +158,20 @@ def decode_image(encoded: EncodedImage) -> Grey:
     """
     image = encoded.image
     if isinstance(image, PlainPng):
-        pixels = image.pixels()
-        if pixels is not None:
-            return Grey(pixels, "PNG")
+        (grey,) = decode_plain([image])
+        if grey is not None:
+            return grey
         image = _open(image.data)
     with _as_image_error:
         frames = getattr(image, "n_frames", 1)
-        grey, steps = _to_grey(_upright(image))
+        pixels, steps = _to_grey(_upright(image))
     warnings = () if frames == 1 else (f"only the first of {frames} frames was used",)
-    return Grey(grey, str(image.format), tuple(steps), warnings)
+    return Grey(pixels, str(image.format), tuple(steps), warnings)
+
+
+def decode_plain(files: Sequence[PlainPng]) -> list[Grey | None]:
+    """Decode plain files of the same size together; None for one that `decode_image` must look at."""
+    return [None if pixels is None else Grey(pixels, "PNG") for pixels in png.decode(files)]
 
 
 def array_image(values: Any, *, unit_range: bool) -> Grey:
@@ -214,6 +226,8 @@ def prepare(grey: Grey, *, invert: Invert = Invert.AUTO) -> Prepared:
 
 def prepare_all(greys: Sequence[Grey], *, invert: Invert = Invert.AUTO) -> list[Prepared]:
     """Prepare images of the same size, as each alone; see `prepare`."""
+    if not greys:
+        return []
     height, width = greys[0].pixels.shape
     pixels_BHW = greys[0].pixels[None] if len(greys) == 1 else np.stack([grey.pixels for grey in greys])
     sides = (pixels_BHW[:, 0], pixels_BHW[:, -1], pixels_BHW[:, :, 0], pixels_BHW[:, :, -1])

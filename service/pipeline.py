@@ -24,12 +24,14 @@ from service.images import (
     UnknownFormatError,
     array_image,
     decode_image,
+    decode_plain,
     open_image,
     prepare,
     prepare_all,
 )
 from service.metrics import Metrics
 from service.parameters import Parameters, RankBy, RankParameters, Sampling
+from service.png import PlainPng
 from service.predictor import Prediction, Predictions, Predictor
 from service.problems import Problem
 from service.recent import MODES, UNKNOWN, Recent, key
@@ -221,19 +223,33 @@ def decode(opened: Opened, asked: Sampling) -> Prepared:
 
 def decode_all(images: Iterable[Image], asked: Sampling, *, max_pixels: int) -> list[Prepared | Problem]:
     """Open and decode many images, or tell what is wrong with them: as one by one, but faster."""
-    found: list[Prepared | Problem | None] = []
-    fitting: list[Grey] = []  # of the same size, and small: prepared together
-    for image in images:
-        try:
-            grey = _grey(open_any(image, max_pixels=max_pixels), asked)
-        except Problem as problem:
-            found.append(problem)
-        else:
-            is_fitting = grey.pixels.shape == (SIDE, SIDE)
-            found.append(None if is_fitting else prepare(grey, invert=asked.invert))
-            fitting += [grey] if is_fitting else []
-    prepared = iter(prepare_all(fitting, invert=asked.invert) if fitting else ())
-    return [next(prepared) if one is None else one for one in found]
+    opened = [_opened(image, asked, max_pixels) for image in images]
+    plain = iter(decode_plain([one for one in opened if isinstance(one, PlainPng)]))
+    decoded = [
+        (next(plain) or _decoded(Opened(EncodedImage(one)), asked)) if isinstance(one, PlainPng) else one
+        for one in opened
+    ]
+    prepared = iter(prepare_all([one for one in decoded if isinstance(one, Grey)], invert=asked.invert))
+    return [next(prepared) if isinstance(one, Grey) else one for one in decoded]
+
+
+def _opened(image: Image, asked: Sampling, max_pixels: int) -> PlainPng | Grey | Prepared | Problem:
+    """Open an image; decode it at once, unless it is of the kind that is decoded together."""
+    try:
+        opened = open_any(image, max_pixels=max_pixels)
+    except Problem as problem:
+        return problem
+    plain = opened.image.plain if isinstance(opened.image, EncodedImage) else None
+    return plain or _decoded(opened, asked)
+
+
+def _decoded(opened: Opened, asked: Sampling) -> Grey | Prepared | Problem:
+    """Decode an image; prepare it at once, unless it is of the size that is prepared together: it may be large."""
+    try:
+        grey = _grey(opened, asked)
+    except Problem as problem:
+        return problem
+    return grey if grey.pixels.shape == (SIDE, SIDE) else prepare(grey, invert=asked.invert)
 
 
 def _grey(opened: Opened, asked: Sampling) -> Grey:

@@ -10,7 +10,7 @@ from files import encoded, png
 from PIL import Image
 
 from service.images import EncodedImage, Grey, ImageError, _open, decode_image, open_image
-from service.png import PlainPng
+from service.png import PlainPng, decode
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (28, 28), dtype=np.uint8)
@@ -60,7 +60,7 @@ def test_what_pillow_writes_is_plain(size, options):
     pixels = RNG.integers(0, 256, size[::-1], dtype=np.uint8)
     plain = PlainPng.of(encoded(Image.fromarray(pixels), **options))
     assert (plain.width, plain.height) == size
-    assert np.array_equal(plain.pixels(), pixels)
+    assert np.array_equal(decode([plain])[0], pixels)
 
 
 @pytest.mark.parametrize("kind", range(6))
@@ -101,6 +101,7 @@ def damaged() -> Iterator[bytes]:
     compressed = zlib.compress(rows([kind % 5 for kind in range(28)]))
     yield from (file(compressed[:end]) for end in range(len(compressed)))
     yield file(compressed + b"more")
+    yield file(zlib.compress(rows([5] * 28)))
     yield file(zlib.compress(rows([0] * 28) + b"more"))
     yield file(compressed, height=27)
     yield file(compressed, height=29)
@@ -121,8 +122,18 @@ def test_a_damaged_file_is_what_the_general_reader_takes_it_for():
     assert min(kinds.values()) > 100, kinds
 
 
-def test_real_images_are_read_as_by_the_general_reader(fashion):
-    for pixels in fashion.test.images_B[:1000].numpy():
-        data = png(pixels)
-        assert np.array_equal(PlainPng.of(data).pixels(), pixels)
-        assert_alike(data)
+def test_files_decoded_together_are_those_decoded_alone(fashion):
+    """Whatever filter the rows beside a picture have, and whatever is wrong with its neighbours."""
+    images = [png(pixels) for pixels in fashion.test.images_B[:500].numpy()]
+    images += [file(zlib.compress(rows([kind] * 28))) for kind in range(5)]
+    plain = [one for data in (*images, *damaged(), *images) if (one := PlainPng.of(data)) and one[:2] == (28, 28)]
+    broken = 0
+    for one, pixels in zip(plain, decode(plain), strict=True):
+        (alone,) = decode([one])
+        broken += alone is None
+        assert np.array_equal(pixels, alone) if alone is not None else pixels is None
+    assert broken > 500
+    sound = [PlainPng.of(data) for data in images]
+    for data, pixels in zip(images, decode(sound), strict=True):
+        assert np.array_equal(pixels, by_the_general_reader(data).pixels)
+    assert decode([]) == []
