@@ -1,11 +1,13 @@
 """Bulk scoring against the engine that it feeds, and its memory: `python -m benchmarks.bulk`.
 
-All 70,000 images of Fashion-MNIST as PNG files under 100 masks, on all cores. The same run measures, in between and in
-as many processes at once as there are workers, what a core does alone: with decoded images, and with PNG files. Then
+All 70,000 images of Fashion-MNIST as PNG files under 100 masks, on all cores. The same run measures, before and after
+each turn and in as many processes at once as there are workers, what a core does alone: with decoded images, and with
+PNG files. A ratio is to the mean of both, so that a machine which gets slower or faster meanwhile changes little. Then
 the peak memory for 100,000 and 1,000,000 synthetic images. Writes docs/performance/bulk.md.
 """
 
 import contextlib
+import itertools
 import multiprocessing
 import os
 import statistics
@@ -15,7 +17,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib.metadata import version
+from multiprocessing.pool import Pool
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -28,13 +32,14 @@ from rich.console import Console
 from benchmarks.common import machine, table, write
 from model import MonteCarloDropout, load_artifact, summarize
 from service.bulk.inputs import IMAGES
+from service.bulk.job import KEEP_MEMORY
 from service.bulk.scoring import AT_ONCE, Scorer
 from service.parameters import Parameters
 from training.data import as_inputs, load_fashion_mnist
 
 SAMPLES = 100
 SECONDS = 5.0
-TURNS = 3
+TURNS = 5
 FEW, MANY = 100_000, 1_000_000
 MEMORY_SAMPLES = 10
 
@@ -76,6 +81,12 @@ def engine(paths: list[Path]) -> dict[str, float]:
             call()
             seconds[name].append(time.perf_counter() - start)
     return {name: len(paths) / statistics.median(times) for name, times in seconds.items()}
+
+
+def each_alone(pool: Pool, paths: list[Path], processes: int) -> dict[str, float]:
+    """Images a second of a process, by what it does, when so many work at once."""
+    found = pool.map(engine, [paths] * processes, chunksize=1)
+    return {what: statistics.mean(rates[what] for rates in found) for what in found[0]}
 
 
 def job(source: Path, out: Path, *options: str, each: Callable[[int], None]) -> float:
@@ -132,34 +143,35 @@ def main() -> None:
         folder = Path(name)
         files(folder / "in", pixels_BHW)
         paths = sorted((folder / "in").rglob("*.png"))[:AT_ONCE]
-        found: dict[str, list[float]] = {}
         totals, steady = [], []
-        with multiprocessing.get_context("spawn").Pool(cores) as pool:
-            for turn in range(TURNS + 1):
-                for rates in pool.map(engine, [paths] * cores, chunksize=1):
-                    for what, rate in rates.items():
-                        found.setdefault(what, []).append(rate)
-                if turn < TURNS:
-                    total, rate = speed(folder / "in", folder / f"out{turn}")
-                    console.print(f"{total:.0f} s, {rate:,.0f} images a second")
-                    totals.append(total)
-                    steady.append(rate)
+        with mock.patch.dict(os.environ, KEEP_MEMORY):  # as workers have it
+            pool = multiprocessing.get_context("spawn").Pool(cores)
+        with pool:
+            alone = [each_alone(pool, paths, cores)]
+            for turn in range(TURNS):
+                total, rate = speed(folder / "in", folder / f"out{turn}")
+                console.print(f"{total:.0f} s, {rate:,.0f} images a second")
+                totals.append(total)
+                steady.append(rate)
+                alone.append(each_alone(pool, paths, cores))
         peaks = {}
         for rows in (FEW, MANY):
             repeated = np.concatenate([pixels_BHW] * (rows // len(pixels_BHW) + 1))[:rows]
             np.save(folder / f"{rows}.npy", repeated)
             peaks[rows] = peak_memory(folder / f"{rows}.npy", folder / f"out{rows}")
-    per_core = statistics.median(steady) / cores
-    engines = {what: statistics.median(rates) for what, rates in found.items()}
-    rows_ = [["bulk scoring, from PNG files to rows in Parquet", f"{per_core:,.0f}", "1.00"]]
-    rows_ += [[f"alone: {what}", f"{rate:,.0f}", f"{per_core / rate:.2f}"] for what, rate in engines.items()]
+    rows_ = [["bulk scoring, from PNG files to rows in Parquet", f"{statistics.median(steady) / cores:,.0f}", "1.00"]]
+    for what in alone[0]:
+        rates = [(before[what] + after[what]) / 2 for before, after in itertools.pairwise(alone)]
+        ratios = [rate / cores / one for rate, one in zip(steady, rates, strict=True)]
+        part = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        rows_.append([f"alone: {what}", f"{statistics.median(rates):,.0f}", part])
     text = (
         f"# Bulk scoring\n\nMade by `python -m benchmarks.bulk`. {machine()} Ray {version('ray')}.\n\n"
         f"{len(pixels_BHW):,} images of Fashion-MNIST as PNG files, {SAMPLES} masks, {cores} workers on {cores} cores: "
         f"{statistics.median(totals):.0f} s in all, with the start of Ray and its workers; between the first part and "
         f"the last {statistics.median(steady):,.0f} images a second ({min(steady):,.0f} to {max(steady):,.0f} in "
-        f"{TURNS} runs). What a core does alone was measured in {cores} processes at once, before, between and after; "
-        "medians.\n\n"
+        f"{TURNS} runs). What a core does alone was measured in {cores} processes at once, before and after each run; "
+        "medians, and of the ratios the range too.\n\n"
         + table(["a core", "images/s", "bulk / it"], rows_)
         + f"\nPeak memory of all processes, Ray's included, for arrays under {MEMORY_SAMPLES} masks: "
         f"{peaks[FEW]:,.0f} MB for {FEW:,} images, {peaks[MANY]:,.0f} MB for {MANY:,}, "

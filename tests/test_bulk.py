@@ -178,6 +178,7 @@ def test_an_interrupted_run_says_how_to_go_on(source, tmp_path):
     out = tmp_path / "out"
     with running(source, out) as process:
         wait(process, lambda: workers(process) != [])
+        assert all("ReadImages->MapBatches(Scorer)" in " ".join(worker.cmdline()) for worker in workers(process))
         process.terminate()
         assert process.wait(60) == 130
     assert "--resume goes on" in out.with_suffix(".log").read_text()

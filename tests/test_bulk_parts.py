@@ -3,6 +3,7 @@
 import gzip
 import struct
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from pyarrow import fs
 
 from model import load_artifact
 from service.bulk import inputs
-from service.bulk.inputs import IMAGES, InputError, Source, find_twice, open_source
+from service.bulk.inputs import IMAGES, FileShard, InputError, Source, find_twice, open_source
 from service.bulk.output import CHECKPOINT, PARTS, Output, OutputError
+from service.bulk.reading import _ahead
 from service.bulk.report import page
 from service.bulk.scoring import ROWS, Scorer
 from service.bulk.summary import MEASURES, QUANTILES, summarize_output
@@ -35,6 +37,35 @@ def read(source: Source, ids: pa.Array = NONE, *, wanted: bool = False) -> list[
     tables = [table for shard in source.shards for table in shard.read(ids, wanted=wanted)]
     assert all(table.schema == IMAGES for table in tables)
     return pa.concat_tables(tables, promote_options="none").to_pylist() if tables else []
+
+
+def test_files_of_another_filesystem_are_read_as_local_ones(folder):
+    (folder / "large.png").write_bytes(bytes(10_001))
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.*"))] + ["gone.png"]
+    sizes = [100] * len(names)
+    local = FileShard(fs.LocalFileSystem(), str(folder), names, sizes, 10_000)
+    other = FileShard(fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem()), "", names, sizes, 10_000)
+    (one,), (another,) = (list(shard.read(NONE, wanted=False)) for shard in (local, other))
+    assert one.drop_columns("error").equals(another.drop_columns("error"))
+    kinds = [
+        [error and error.partition(":")[0] for error in table.column("error").to_pylist()] for table in (one, another)
+    ]
+    assert kinds[0] == kinds[1] == ["image-too-large", *[None] * 6, "unreadable-file"]
+
+
+def test_tables_that_are_read_ahead_are_all_there_in_their_order():
+    tables = [pa.table({"x": [number]}) for number in range(5)]
+    assert list(_ahead(iter(tables))) == tables
+    assert list(_ahead(iter(()))) == []
+
+    def broken() -> Iterator[pa.Table]:
+        yield tables[0]
+        raise InputError("it ends")
+
+    ahead = _ahead(broken())
+    assert next(ahead) == tables[0]
+    with pytest.raises(InputError, match="it ends"):
+        next(ahead)
 
 
 def idx(pixels_BHW: np.ndarray) -> bytes:

@@ -20,8 +20,8 @@ from service.bulk.scoring import REPEATED, Scorer
 
 _CPUS_OF_A_WORKER = 0.5  # as Ray counts; the other half lets the workers of a lost machine go on elsewhere
 _NO_CPUS = 0  # so that writing never waits for one that the workers have: on few CPUs, nothing would go on
-# For the workers' glibc: give no memory back that the next 256 images need again; pages anew cost a tenth of the time.
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
+# Of the workers, for glibc: to give no memory back that the next images need again, as new pages take time.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**28)}
 _BLOCK_BYTES = 2**25
 _KNOCK_SECONDS = 10
 _STORE_BYTES = 2**28  # of an embedded Ray's object store
@@ -104,7 +104,7 @@ def score(source: Source, output: Output, done: pa.Array, *, workers: int, **sco
     )
     workers = min(workers, len(source.shards))
     # The same for both, so that Ray Data makes one operator of them: what a worker scores it has read itself.
-    process: dict[str, Any] = {"num_cpus": _CPUS_OF_A_WORKER, "runtime_env": {"env_vars": _KEEP_MEMORY}}
+    process: dict[str, Any] = {"num_cpus": _CPUS_OF_A_WORKER, "runtime_env": {"env_vars": KEEP_MEMORY}}
     try:
         images = ray.data.read_datasource(
             Images(source.shards, ray.put(done)), override_num_blocks=len(source.shards), **process
