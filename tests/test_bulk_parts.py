@@ -165,6 +165,17 @@ def test_a_bad_list_is_a_row_with_its_error_and_spoils_no_other(tmp_path):
     assert rows[0]["image"] == rows[-1]["image"] == PIXELS_BHW[0].tobytes()
 
 
+def test_a_parquet_file_with_a_broken_page_is_named(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": COLUMNS["bytes"]}), path, use_dictionary=False, compression="none")
+    data = bytearray(path.read_bytes())
+    page = pq.read_metadata(path).row_group(0).column(0).data_page_offset
+    data[page : page + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"x\.parquet: can't be read from row 0 on"):
+        read(opened(path))
+
+
 def refusal(where: Path, **options) -> str:
     with pytest.raises(InputError) as caught:
         opened(where, **options)

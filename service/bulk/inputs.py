@@ -328,7 +328,17 @@ class ParquetShard:
     identifier: str | None
 
     def read(self, ids: pa.Array, *, wanted: bool) -> Iterator[pa.Table]:
-        """Read them in their order."""
+        """Read them in their order.
+
+        Raises:
+            InputError: the file is broken.
+        """
+        try:
+            yield from self._tables(ids, wanted=wanted)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{self.path}: can't be read from row {self.first} on ({one_line(error)})") from error
+
+    def _tables(self, ids: pa.Array, *, wanted: bool) -> Iterator[pa.Table]:
         first = self.first
         with self.filesystem.open_input_file(self.path) as file:
             columns = [self.image, *([self.identifier] if self.identifier else [])]
