@@ -95,6 +95,7 @@ def score(source: Source, output: Output, done: pa.Array, *, workers: int, **sco
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
+    context.memory_usage_poll_interval_s = None  # which nobody would see, and which stops a worker to count its pages
     context.checkpoint_config = CheckpointConfig(
         "id",
         output.at(CHECKPOINT),
