@@ -173,8 +173,9 @@ def main() -> None:
         f"# Bulk scoring\n\nMade by `python -m benchmarks.bulk`. {machine()} Ray {version('ray')}.\n\n"
         f"{len(pixels_BHW):,} images of Fashion-MNIST as PNG files, {SAMPLES} masks, {cores} workers on {cores} cores: "
         f"{statistics.median(totals):.0f} s in all, with the start of Ray and its workers; in the last three quarters "
-        f"{statistics.median(steady):,.0f} images a second ({min(steady):,.0f} to {max(steady):,.0f} in {TURNS} runs). What a core does alone was measured in {cores} processes at once, before and after each run; "
-        "medians, and of the ratios the range too.\n\n"
+        f"{statistics.median(steady):,.0f} images a second ({min(steady):,.0f} to {max(steady):,.0f} in {TURNS} runs). "
+        f"What a core does alone was measured in {cores} processes at once, before and after each run; medians, and of "
+        "the ratios the range too.\n\n"
         + table(["a core", "images/s", "bulk / it"], rows_)
         + f"\nPeak memory of all processes, Ray's included, for arrays under {MEMORY_SAMPLES} masks: "
         f"{peaks[FEW]:,.0f} MB for {FEW:,} images, {peaks[MANY]:,.0f} MB for {MANY:,}, "

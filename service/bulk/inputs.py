@@ -177,7 +177,8 @@ def _identity(root: str, files: Iterable[fs.FileInfo]) -> str:
 
 
 def _shard_size(count: int) -> int:
-    return max(SHARD, -(-count // _MOST_SHARDS))
+    shards = min(-(-count // SHARD), _MOST_SHARDS)
+    return -(-count // max(shards, 1))  # all alike, so that no worker waits at the end for another's
 
 
 @dataclass(frozen=True)
