@@ -79,6 +79,6 @@ def decode(files: Sequence[PlainPng]) -> list[_Pixels | None]:
     try:
         tall = Image.frombytes("L", (width, len(whole) * (height + 1)), stream, "zip", "L", 0)
     except ValueError:  # a filter that there is not
-        return [None] * len(files) if len(files) == 1 else [decode([file])[0] for file in files]
+        return [None] if len(files) == 1 else [decode([file])[0] for file in files]
     pixels = iter(np.frombuffer(tall.tobytes(), np.uint8).reshape(len(whole), height + 1, width)[:, 1:])
     return [None if part is None else next(pixels) for part in parts]
