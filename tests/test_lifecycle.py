@@ -161,7 +161,7 @@ def test_a_killed_worker_takes_nothing_with_it_but_its_requests(tmp_path):
         for _ in range(_KILLS):
             victim = server.worker_pids[0]
             with load(server.url) as got:
-                time.sleep(0.5)
+                assert within(60, lambda got=got: len(got) > 5)
                 os.kill(victim, signal.SIGKILL)
                 time.sleep(0.5)
             lost = [one for one in got if isinstance(one, httpx.HTTPError)]
@@ -175,14 +175,13 @@ def test_a_server_that_is_told_to_end_answers_what_it_has_accepted(tmp_path):
     with serve(tmp_path / "home", MCD_WORKERS="2") as server:
         workers = [psutil.Process(pid) for pid in server.worker_pids]
         with load(server.url) as got:
-            time.sleep(1)
+            assert within(60, lambda: len(got) > 20)
             os.kill(server.pid, signal.SIGTERM)
             psutil.wait_procs(workers, timeout=15)
             time.sleep(0.2)
         assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
         lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
     answered = [one for one in got if isinstance(one, httpx.Response)]
-    assert len(answered) > 20
     assert {one.status_code for one in answered} == {200}
     taken = [line["status"] for line in lines if line.get("route") == "/predict"]
     assert taken == [200] * len(answered)  # what a worker had begun to read
