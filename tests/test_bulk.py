@@ -16,6 +16,7 @@ from conftest import missing
 from files import png
 from server import ROOT
 
+from service.bulk.job import KEEP_MEMORY
 from training.data import FashionMNIST
 
 COUNT = 6 * 4096
@@ -129,7 +130,9 @@ def test_a_killed_run_goes_on_to_the_same_rows(source, whole, tmp_path):
         assert pq.read_table(out).num_rows == 0
     with running(source, out, "--resume") as process:
         wait(process, lambda: workers(process) != [])
-        workers(process)[0].kill()
+        victim = workers(process)[0]
+        assert victim.environ().items() >= KEEP_MEMORY.items()  # from its start, as glibc reads it then
+        victim.kill()
         assert process.wait(SECONDS) == 0
     assert rows(out).equals(whole)
     assert (out / "_SUCCESS").exists()

@@ -411,14 +411,32 @@ def test_the_summary_is_what_the_rows_say(output, rows):
     assert [one["id"] for one in found["least_sure"]] == expected
 
 
+def scored(source: Source, score: Scorer, output: Output) -> dict:
+    """Write all rows; return their summary."""
+    tables = [score(table) for shard in source.shards for table in shard.read(NONE, wanted=False)]
+    output.begin(JOB, resume=False)
+    commit(output, "a_000000", pa.concat_tables(tables))
+    return summarize_output(output)
+
+
 def test_the_report_shows_counts_and_the_least_sure_images(output, tmp_path, fashion):
     (tmp_path / "test.npy").write_bytes(npy(fashion.test.images_B[:50].numpy()))
     source, score = opened(tmp_path / "test.npy"), scorer(samples=10, is_encoded=False)
-    output.begin(JOB, resume=False)
-    commit(output, "a_000000", pa.concat_tables(score(table) for shard in source.shards
-                                                for table in shard.read(NONE, wanted=False)))  # fmt: skip
-    found = summarize_output(output)
+    found = scored(source, score, output)
     html = page(source, score, output, found).decode()
     assert html.count("data:image/png;base64,") == 1 + 24
     assert all(f">{one['id']}<br>" in html for one in found["least_sure"])
     assert "50 images" in html
+
+
+def test_the_report_names_an_image_that_has_gone_since(output, tmp_path, fashion):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, pixels in zip("ab", fashion.test.images_B[:2].numpy(), strict=True):
+        (folder / f"{name}.png").write_bytes(png(pixels))
+    source, score = opened(folder), scorer(samples=10)
+    found = scored(source, score, output)
+    (folder / "a.png").unlink()
+    html = page(source, score, output, found).decode()
+    assert html.count("data:image/png;base64,") == 1 + 1
+    assert "<li>a.png<br>" in html

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -91,7 +92,8 @@ def _gallery(source: Source, scorer: Scorer, least_sure: Sequence[Mapping[str, A
     ids = pa.array([one["id"] for one in least_sure], pa.string())
     pictures: dict[str, str] = {}
     for shard in source.shards:
-        for table in shard.read(ids, wanted=True):
+        for read in shard.read(ids, wanted=True):
+            table = read.filter(pc.is_valid(read.column("image")))  # without files that have gone since
             names, found = table.column("id").to_pylist(), scorer.read(table.column("image").to_pylist())
             for name, prepared in zip(names, found, strict=True):
                 if isinstance(prepared, Prepared):
