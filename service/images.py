@@ -14,7 +14,6 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from service import png
-from service.png import PlainPng
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 SIDE = 28
@@ -44,7 +43,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Pixels = png.Pixels
 
 
 class Invert(StrEnum):
@@ -114,7 +113,7 @@ class Prepared(NamedTuple):
 class EncodedImage(NamedTuple):
     """An image file whose header has been read and found acceptable, not yet decoded."""
 
-    image: Image.Image | PlainPng
+    image: Image.Image | png.PlainPng
 
     @property
     def pixel_count(self) -> int:
@@ -122,10 +121,10 @@ class EncodedImage(NamedTuple):
         return self.image.width * self.image.height
 
     @property
-    def plain(self) -> PlainPng | None:
+    def plain(self) -> png.PlainPng | None:
         """The file, if it is of the kind and size of which `decode_plain` decodes many at once."""
         image = self.image
-        return image if isinstance(image, PlainPng) and (image.width, image.height) == (SIDE, SIDE) else None
+        return image if isinstance(image, png.PlainPng) and (image.width, image.height) == (SIDE, SIDE) else None
 
 
 def open_image(data: bytes, *, max_pixels: int) -> EncodedImage:
@@ -136,7 +135,7 @@ def open_image(data: bytes, *, max_pixels: int) -> EncodedImage:
         TooManyPixelsError: more than `max_pixels` pixels announced.
         ImageError: a broken header.
     """
-    image = PlainPng.of(data) or _open(data)
+    image = png.PlainPng.of(data) or _open(data)
     if image.width * image.height > max_pixels:
         raise TooManyPixelsError(f"the image has {image.width} x {image.height} pixels, more than {max_pixels}")
     return EncodedImage(image)
@@ -157,7 +156,7 @@ def decode_image(encoded: EncodedImage) -> Grey:
         ImageError: truncated or broken data.
     """
     image = encoded.image
-    if isinstance(image, PlainPng):
+    if isinstance(image, png.PlainPng):
         (grey,) = decode_plain([image])
         if grey is not None:
             return grey
@@ -169,7 +168,7 @@ def decode_image(encoded: EncodedImage) -> Grey:
     return Grey(pixels, str(image.format), tuple(steps), warnings)
 
 
-def decode_plain(files: Sequence[PlainPng]) -> list[Grey | None]:
+def decode_plain(files: Sequence[png.PlainPng]) -> list[Grey | None]:
     """Decode plain files of the same size together; None for one that `decode_image` must look at."""
     return [None if pixels is None else Grey(pixels, "PNG") for pixels in png.decode(files)]
 

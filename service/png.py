@@ -19,7 +19,7 @@ _HEADER = struct.Struct(">16x II 5s II 4s")  # width, height, kind, checksum of 
 _CHECKSUM = struct.Struct(">I")
 _MOST_PIXELS = 2**16
 
-_Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class PlainPng(NamedTuple):
@@ -62,7 +62,7 @@ class PlainPng(NamedTuple):
         return rows if stream.eof and len(rows) == size else None
 
 
-def decode(files: Sequence[PlainPng]) -> list[_Pixels | None]:
+def decode(files: Sequence[PlainPng]) -> list[Pixels | None]:
     """Decode files of the same size, (H, W) each; None for one that is not quite right.
 
     Pillow undoes the filters of all at once, as of one tall picture: what it costs to begin and to end is paid once. A
