@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psutil
@@ -18,6 +19,8 @@ from server import ROOT
 
 from service.bulk.job import KEEP_MEMORY
 from training.data import FashionMNIST
+
+Found = TypeVar("Found")
 
 COUNT = 6 * 4096
 SECONDS = 240
@@ -59,12 +62,14 @@ def running(source: Path, out: Path, *options: str) -> Iterator["subprocess.Pope
             process.wait()
 
 
-def wait(process: "subprocess.Popen[str]", until: Callable[[], bool]) -> None:
+def wait(process: "subprocess.Popen[str]", until: Callable[[], Found]) -> Found:
+    """Until there is something: return it."""
     deadline = time.monotonic() + SECONDS
-    while not until():
+    while not (found := until()):
         assert process.poll() is None, "it ended before"
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    return found
 
 
 def workers(process: "subprocess.Popen[str]", at: str = "") -> list[psutil.Process]:
@@ -129,8 +134,7 @@ def test_a_killed_run_goes_on_to_the_same_rows(source, whole, tmp_path):
         assert not (out / "_SUCCESS").exists()
         assert pq.read_table(out).num_rows == 0
     with running(source, out, "--resume") as process:
-        wait(process, lambda: workers(process) != [])
-        victim = workers(process)[0]
+        victim, *_ = wait(process, lambda: workers(process, at="submit"))
         assert victim.environ().items() >= KEEP_MEMORY.items()  # from its start, as glibc reads it then
         victim.kill()
         assert process.wait(SECONDS) == 0
@@ -181,8 +185,8 @@ def test_a_cluster_that_is_not_there_is_told_of(source, tmp_path):
 def test_an_interrupted_run_says_how_to_go_on(source, tmp_path):
     out = tmp_path / "out"
     with running(source, out) as process:
-        wait(process, lambda: workers(process) != [])
-        assert all("ReadImages->MapBatches(Scorer)" in " ".join(worker.cmdline()) for worker in workers(process))
+        found = wait(process, lambda: workers(process))
+        assert all("ReadImages->MapBatches(Scorer)" in " ".join(worker.cmdline()) for worker in found)
         process.terminate()
         assert process.wait(60) == 130
     assert "--resume goes on" in out.with_suffix(".log").read_text()

@@ -128,6 +128,17 @@ def test_arrays_are_read_by_position(tmp_path, kind, monkeypatch):
     assert [row["id"] for row in read(source, ids)] == [str(b) for b in range(30) if b not in {4, 29}]
 
 
+@pytest.mark.parametrize("count", [1, 50, 51, 101, 499, 1234])
+def test_parts_are_alike_so_that_no_worker_waits_for_another(tmp_path, count, monkeypatch):
+    monkeypatch.setattr(inputs, "SHARD", 50)
+    monkeypatch.setattr(inputs, "_MOST_SHARDS", 10)
+    (tmp_path / "x.npy").write_bytes(npy(np.zeros((count, 28, 28), np.uint8)))
+    sizes = [shard.count for shard in opened(tmp_path / "x.npy").shards]
+    assert sum(sizes) == count
+    assert max(sizes) - min(sizes) < len(sizes) <= 10
+    assert max(sizes) <= max(50, -(-count // 10))
+
+
 COLUMNS = {
     "bytes": [png(pixels) for pixels in PIXELS_BHW],
     "bytes and path": [{"bytes": png(pixels), "path": "x"} for pixels in PIXELS_BHW],

@@ -11,7 +11,7 @@ import training.novelty
 from model import MLPConfig, build_mlp, load_artifact
 from model.artifact import ArtifactError, save_artifact
 from model.chain import Chain
-from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, features
+from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, _by_active, features
 from service.images import Grey, prepare
 from training.data import Images, as_inputs
 from training.novelty import fit_novelty, varied
@@ -122,7 +122,7 @@ def test_an_image_alone_scores_as_among_others(network, novelty, images_B):
         assert novelty.score_alone(chain, images_B[b : b + 1]) == pytest.approx(score, rel=1e-5, abs=1e-5)
     few = np.where(np.arange(14) % 3 == 0, np.arange(14.0), 0)
     one = novelty.gaussians["activations"]
-    assert one.distance(few[None]) == pytest.approx(one.distance(np.stack([few, few + 1]))[:1])
+    assert one.distance(few[None], _by_active) == pytest.approx(one.distance(np.stack([few, few + 1]))[:1])
 
 
 def test_no_images_have_no_scores(network, novelty, images_B):

@@ -9,8 +9,12 @@ import pytest
 from files import encoded, png
 from PIL import Image
 
-from service.images import EncodedImage, Grey, ImageError, _open, decode_image, open_image
+from service.images import EncodedImage, Grey, ImageError, Prepared, _open, decode_image, open_image
+from service.parameters import Parameters
+from service.pipeline import decode as prepared
+from service.pipeline import decode_all, open_any
 from service.png import PlainPng, decode
+from service.problems import Problem
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (28, 28), dtype=np.uint8)
@@ -137,3 +141,26 @@ def test_files_decoded_together_are_those_decoded_alone(fashion):
     for data, pixels in zip(images, decode(sound), strict=True):
         assert np.array_equal(pixels, by_the_general_reader(data).pixels)
     assert decode([]) == []
+
+
+def alone(data: bytes) -> Prepared | Problem:
+    try:
+        return prepared(open_any(data, max_pixels=1000), Parameters())
+    except Problem as problem:
+        return problem
+
+
+def test_files_of_any_kind_and_damage_are_prepared_together_as_each_alone(fashion):
+    """Also those that look plain, aren't quite, and are pictures to the general reader."""
+    images = [*(png(pixels) for pixels in fashion.test.images_B[:100].numpy()), *damaged(), *OTHERS.values()]
+    kinds = {Prepared: 0, Problem: 0}
+    for data, one in zip(images, decode_all(images, Parameters(), max_pixels=1000), strict=True):
+        other = alone(data)
+        kinds[type(one)] += 1
+        assert type(one) is type(other)
+        if isinstance(other, Problem):
+            assert (one.kind, one.detail) == (other.kind, other.detail)
+        else:
+            assert np.array_equal(one.pixels, other.pixels)
+            assert one._replace(pixels=None) == other._replace(pixels=None)
+    assert min(kinds.values()) > 100, kinds
