@@ -34,6 +34,7 @@ from model import MonteCarloDropout, load_artifact, summarize
 from service.bulk.inputs import IMAGES
 from service.bulk.job import KEEP_MEMORY
 from service.bulk.scoring import AT_ONCE, Scorer
+from service.images import ImageLimits
 from service.parameters import Parameters
 from training.data import as_inputs, load_fashion_mnist
 
@@ -60,7 +61,7 @@ def engine(paths: list[Path]) -> dict[str, float]:
     pixels_BHW = np.stack([np.asarray(Image.open(path)) for path in paths])
     inputs_B = as_inputs(torch.from_numpy(pixels_BHW))
     of_arrays, of_files = (
-        Scorer(load_artifact(), Parameters(samples=SAMPLES), encoded=encoded, max_pixels=10**6)
+        Scorer(load_artifact(), Parameters(samples=SAMPLES), encoded=encoded, limits=ImageLimits(10**6))
         for encoded in (False, True)
     )
     arrays, files = (

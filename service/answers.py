@@ -8,9 +8,9 @@ from pydantic import BaseModel, Field
 from model import Moments, Uncertainty
 from model.calibration import Estimator
 from service.decision import Decision, Reason
-from service.images import Prepared
 from service.parameters import Parameters, RankBy
 from service.predictor import Mode, Prediction
+from service.preparation import Prepared
 from service.problems import Problem
 
 
@@ -136,7 +136,12 @@ class BatchAnswer(BaseModel):
     @classmethod
     def of(cls, results: Iterable[Answer | Problem]) -> Self:
         """Put together what the stages found."""
-        return cls(results=[Refusal(error=one.document()) if isinstance(one, Problem) else one for one in results])
+        return cls(results=[_result(one) for one in results])
+
+    @staticmethod
+    def encode(results: Iterable[Answer | Problem]) -> bytes:
+        """Write them as JSON, answer by answer: other threads wait for one at most."""
+        return b'{"results":[' + b",".join(_result(one).model_dump_json().encode() for one in results) + b"]}"
 
 
 class FeedbackAnswer(BaseModel):
@@ -167,6 +172,10 @@ class RankAnswer(BaseModel):
     indices: list[int]
     scores: list[float]
     errors: list[Unranked]
+
+
+def _result(found: Answer | Problem) -> Answer | Refusal:
+    return Refusal(error=found.document()) if isinstance(found, Problem) else found
 
 
 def _sample_probabilities(prediction: Prediction) -> list[list[float]] | None:

@@ -22,6 +22,8 @@ FILES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream")
 # No type at all, and what curl --data-binary says of a file unless told otherwise.
 _UNTYPED = ("", "application/x-www-form-urlencoded")
 
+_MORE = 1000  # values and names of a JSON document that are no pixels
+
 # An encoded file, an array as JSON has it, pixels, or why it is none of these.
 Image = bytes | list[Any] | Pixels | Problem
 
@@ -143,11 +145,14 @@ def _text(value: bytes | None) -> str:
 
 
 def parse_json(body: bytes, limits: Settings) -> Any:
-    """Read JSON.
+    """Read JSON, in a time that the size of the largest request bounds.
 
     Raises:
-        Problem: 400 for what is none, or is nested deeper than is allowed.
+        Problem: 400 for what is none, or is nested deeper than is allowed; 413 for more than images can need.
     """
+    commas, names_and_lists = body.count(b","), sum(map(body.count, (b"[", b"{", b":")))
+    if commas > limits.max_images * SIDE**2 + _MORE or names_and_lists > limits.max_images * (SIDE + 4) + _MORE:
+        raise Problem("body-too-large", f"the JSON has more values than {limits.max_images} images need")
     try:
         document = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -175,6 +180,7 @@ def _read_json(body: bytes, names: tuple[str, ...], limits: Settings) -> Content
     given = fields.pop("images", [])
     if not isinstance(given, list):
         raise invalid(("images", f"must be a list, got {type(given).__name__}"))
+    check_count(len(given), limits)
     return Content(images_of(given), fields.items())
 
 
@@ -200,6 +206,12 @@ def images_of(values: list[Any]) -> list[Image]:
         except Problem as problem:
             images.append(problem)
     return images
+
+
+def check_count(images: int, limits: Settings) -> None:
+    """Refuse more images than a request may have, before any of them is looked at, with a 413."""
+    if images > limits.max_images:
+        raise Problem("too-many-images", f"a request may have at most {limits.max_images} images, got {images}")
 
 
 def _from_base64(text: str) -> bytes:

@@ -1,69 +1,53 @@
-"""Untrusted bytes or arrays -> one (28, 28) uint8 image, light on dark as in Fashion-MNIST."""
+"""Untrusted bytes or arrays -> grey pixels of any size."""
 
 import io
-import itertools
 import math
 import struct
-from collections.abc import Sequence
-from enum import StrEnum
-from hashlib import blake2b
+from collections.abc import Callable, Iterator, Sequence
 from tokenize import TokenError
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageFile
 
 from service import png
+from service.formats import FORMATS, Announced, ImageError, UnknownFormatError, read_structure
 
-FORMATS = ("PNG", "JPEG", "WEBP")
+__all__ = ["FORMATS", "SIDE", "ImageError", "UnknownFormatError"]
+
 SIDE = 28
 
-_MAX_NPY_HEADER = 1000  # bytes
-_MARGIN_TOLERANCE = 13  # 5 % of full scale, the margin rule of Fashion-MNIST's own preparation (arXiv:1708.07747, 2)
-_LIGHT = 127.5  # a brighter border is light
-_UNSURE = (96, 160)  # a border as bright as that, up to the second, may be either
-_BUSY_BORDER = 0.5  # share of border pixels off their median; 21 of the 70,000 garments have more
+Pixels = png.Pixels
 
-_WARNINGS = (
-    "the border is neither dark nor light: say invert=yes or invert=no",
-    "the background is not plain: Fashion-MNIST shows one garment on an even background",
-    "the image is blank",
-)
+_MAX_NPY_HEADER = 1000  # bytes
+_BAND_PIXELS = 2**20  # that are turned into grey at once: it bounds what memory that takes
+_WHITE = np.uint8(255)
+_WIDE_GREY = "I;16"  # Pillow's mode of grey with 16 bits
+_LOW_BYTES = "RGB;16L"  # Pillow's raw mode that takes the second byte of a sample
+
+_TURNS: dict[int, Callable[[Pixels], Pixels]] = {
+    1: lambda pixels: pixels,
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).T,
+    8: np.rot90,
+}
 
 # What Pillow's parsers raise on broken files.
 _PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, struct.error)
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-Pixels = png.Pixels
-
-
-class Invert(StrEnum):
-    """Whether to turn dark-on-light into light-on-dark: `auto` decides by the brightness of the border."""
-
-    AUTO = "auto"
-    YES = "yes"
-    NO = "no"
-
-
-class ImageError(ValueError):
-    """An image that can't be taken; the message says why."""
-
-
-class UnknownFormatError(ImageError):
-    """Bytes that are no PNG, JPEG or WebP image."""
+Image.MAX_IMAGE_PIXELS = None  # our limit decides, before Pillow sees a file
 
 
 class TooManyPixelsError(ImageError):
-    """An image whose header announces more pixels than are allowed."""
+    """An image that would cost more to decode than is allowed."""
+
+
+class DecoderError(ImageError):
+    """An image on which the decoder failed in a way that it shouldn't; the cause says how."""
 
 
 class Grey(NamedTuple):
@@ -82,42 +66,20 @@ class Grey(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-class Prepared(NamedTuple):
-    """The image as the network sees it, and how it came to be.
-
-    Attributes:
-        pixels: (28, 28) uint8, light on dark.
-        source: format of the source: "PNG", "JPEG", "WEBP" or "array".
-        size: width and height of the source.
-        steps: what was done to it, in order.
-        warnings: what may make the prediction worse.
-    """
-
-    pixels: Pixels
-    source: str
-    size: tuple[int, int]
-    steps: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def inverted(self) -> bool:
-        """Whether dark and light were swapped."""
-        return "inverted" in self.steps
-
-    @property
-    def image_hash(self) -> str:
-        """16 hexadecimal digits that stand for the pixels."""
-        return blake2b(self.pixels.tobytes(), digest_size=8).hexdigest()
-
-
 class EncodedImage(NamedTuple):
-    """An image file whose header has been read and found acceptable, not yet decoded."""
+    """An image file whose structure has been read and found acceptable, not yet decoded."""
 
-    image: Image.Image | png.PlainPng
+    image: Announced | png.PlainPng
+
+    @property
+    def cost(self) -> int:
+        """What decoding costs: width times height, more for pixels of more than three bytes and for some formats."""
+        image = self.image
+        return image.cost if isinstance(image, Announced) else self.pixel_count
 
     @property
     def pixel_count(self) -> int:
-        """Width times height, which decoding costs."""
+        """Width times height."""
         return self.image.width * self.image.height
 
     @property
@@ -127,32 +89,43 @@ class EncodedImage(NamedTuple):
         return image if isinstance(image, png.PlainPng) and (image.width, image.height) == (SIDE, SIDE) else None
 
 
-def open_image(data: bytes, *, max_pixels: int) -> EncodedImage:
-    """Read the header of an image file.
+class ImageLimits(NamedTuple):
+    """What an image file may announce; arguments of `open_image`."""
+
+    max_pixels: int
+    max_aspect_ratio: float = math.inf
+
+
+def open_image(data: bytes, *, max_pixels: int, max_aspect_ratio: float = math.inf) -> EncodedImage:
+    """Read the structure of an image file.
+
+    Args:
+        data: the file.
+        max_pixels: of three bytes, which decoding it may cost as much as.
+        max_aspect_ratio: largest ratio of its longer side to the shorter one.
 
     Raises:
         UnknownFormatError: not a PNG, JPEG or WebP file.
         TooManyPixelsError: more than `max_pixels` pixels announced.
-        ImageError: a broken header.
+        ImageError: a broken structure, or a longer side.
     """
-    image = png.PlainPng.of(data) or _open(data)
-    if image.width * image.height > max_pixels:
-        raise TooManyPixelsError(f"the image has {image.width} x {image.height} pixels, more than {max_pixels}")
-    return EncodedImage(image)
-
-
-def _open(data: bytes) -> Image.Image:
     with _as_image_error:
-        try:
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-        except UnidentifiedImageError as error:
-            raise UnknownFormatError(f"the image must be a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from error
+        image = png.PlainPng.of(data) or read_structure(data)
+    encoded, size = EncodedImage(image), f"{image.width} x {image.height} pixels"
+    if encoded.cost > max_pixels:
+        counted = "" if encoded.cost == encoded.pixel_count else f", which count as {encoded.cost}"
+        raise TooManyPixelsError(f"the image has {size}{counted}, more than {max_pixels}")
+    if max(image.width, image.height) > max_aspect_ratio * min(image.width, image.height):
+        raise ImageError(f"the image has {size}: a side may be {max_aspect_ratio:g} times as long as the other at most")
+    return encoded
 
 
 def decode_image(encoded: EncodedImage) -> Grey:
     """Decode an opened image file.
 
     Raises:
+        TooManyPixelsError: there is not enough memory.
+        DecoderError: the decoder failed in a way that it shouldn't.
         ImageError: truncated or broken data.
     """
     image = encoded.image
@@ -160,12 +133,11 @@ def decode_image(encoded: EncodedImage) -> Grey:
         (grey,) = decode_plain([image])
         if grey is not None:
             return grey
-        image = _open(image.data)
+        image = read_structure(image.data)
     with _as_image_error:
-        frames = getattr(image, "n_frames", 1)
-        pixels, steps = _to_grey(_upright(image))
-    warnings = () if frames == 1 else (f"only the first of {frames} frames was used",)
-    return Grey(pixels, str(image.format), tuple(steps), warnings)
+        pixels, steps = _grey(image)
+    frames = () if image.frames == 1 else (f"only the first of {image.frames} frames was used",)
+    return Grey(_upright(pixels, image.orientation), image.format, steps, frames + image.warnings)
 
 
 def decode_plain(files: Sequence[png.PlainPng]) -> list[Grey | None]:
@@ -213,99 +185,94 @@ def read_npy_header(file: IO[bytes]) -> int:
     return shape[0] if len(shape) == 3 else 1
 
 
-def prepare(grey: Grey, *, invert: Invert = Invert.AUTO) -> Prepared:
-    """Bring an image of any size to light on dark and to 28 x 28.
-
-    Larger and smaller images are treated as Fashion-MNIST's own were: plain margins cut off, the longer side fitted,
-    the shorter one padded, the garment in the centre. 28 x 28 images keep their pixels' places.
-    """
-    (prepared,) = prepare_all([grey], invert=invert)
-    return prepared
-
-
-def prepare_all(greys: Sequence[Grey], *, invert: Invert = Invert.AUTO) -> list[Prepared]:
-    """Prepare images of the same size, as each alone; see `prepare`."""
-    if not greys:
-        return []
-    height, width = greys[0].pixels.shape
-    pixels_BHW = greys[0].pixels[None] if len(greys) == 1 else np.stack([grey.pixels for grey in greys])
-    sides = (pixels_BHW[:, 0], pixels_BHW[:, -1], pixels_BHW[:, :, 0], pixels_BHW[:, :, -1])
-    border_BK = np.concatenate(sides, axis=1)
-    count = border_BK.shape[1]
-    brightness = [total / count for total in np.add.reduce(border_BK, axis=1).tolist()]
-    turned = [invert is Invert.YES or (invert is Invert.AUTO and one > _LIGHT) for one in brightness]
-    if any(turned):
-        flips_B = np.array(turned) * np.uint8(255)
-        pixels_BHW = pixels_BHW ^ flips_B[:, None, None]  # x ^ 255 is 255 - x
-        border_BK ^= flips_B[:, None]
-    border_BK.sort(axis=1)
-    backgrounds_B1 = border_BK[:, count // 2, None]
-    others = np.add.reduce(_stands_out(border_BK, backgrounds_B1), axis=1, dtype=np.intp).tolist()
-    flat_BP = pixels_BHW.reshape(len(greys), height * width)
-    ranges = (np.maximum.reduce(flat_BP, axis=1) - np.minimum.reduce(flat_BP, axis=1)).tolist()
-    backgrounds = backgrounds_B1.ravel().tolist()
-    prepared = []
-    for index, grey in enumerate(greys):
-        pixels, steps = pixels_BHW[index], grey.steps
-        if turned[index]:
-            steps += ("inverted",)
-        if (height, width) != (SIDE, SIDE):
-            pixels, fitting = _fit(pixels, backgrounds[index])
-            steps += fitting
-        warned = (
-            invert is Invert.AUTO and _UNSURE[0] <= brightness[index] < _UNSURE[1],
-            others[index] > _BUSY_BORDER * count,
-            ranges[index] <= _MARGIN_TOLERANCE,
-        )
-        warnings = (*grey.warnings, *itertools.compress(_WARNINGS, warned))
-        prepared.append(Prepared(pixels, grey.source, (width, height), steps, warnings))
-    return prepared
-
-
-def _fit(grey: Pixels, background: int) -> tuple[Pixels, tuple[str, ...]]:
-    trimmed = _without_margins(grey, background)
-    steps = (trimmed.shape != grey.shape, trimmed.shape[0] != trimmed.shape[1], True)
-    fitting = _resize(_square(trimmed, background))
-    return fitting, tuple(itertools.compress(("trimmed", "padded", "resized"), steps))
-
-
 class _AsImageError:
-    """Turns whatever Pillow raises on hostile bytes into an ImageError."""
+    """Turns whatever a decoder raises on hostile bytes into an ImageError."""
 
     def __enter__(self) -> None:
         """Do nothing."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, Image.DecompressionBombError):
-            raise TooManyPixelsError(f"the image has too many pixels: {error}") from error
+        if isinstance(error, MemoryError):
+            raise TooManyPixelsError("the image takes more memory than there is") from error
         if isinstance(error, _PILLOW_ERRORS) and not isinstance(error, ImageError):
             raise ImageError(f"the image is broken: {error}") from error
+        if isinstance(error, Exception) and not isinstance(error, ImageError):
+            raise DecoderError("the image is broken: the decoder failed on it") from error
 
 
 _as_image_error = _AsImageError()
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # ImageOps.exif_transpose would also write the other EXIF data anew, which fails for many a harmless photograph.
-    turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return image if turn is None else image.transpose(turn)
+def _grey(announced: Announced) -> tuple[Pixels, tuple[str, ...]]:
+    """Decode to grey, in bands of rows: beside the decoded image and its grey pixels, little is held at once."""
+    images = [_load(announced)]
+    if announced.transparent is not None and images[0].mode == "RGB" and announced.bits == 16:
+        images.append(_load(announced, rawmode=_LOW_BYTES))  # Pillow reads one byte of the two of a sample
+    pixels = np.empty((announced.height, announced.width), np.uint8)
+    is_composited = False
+    for rows in _bands(announced.height, announced.width):
+        bands = [image.crop((0, rows.start, announced.width, rows.stop)) for image in images]
+        pixels[rows], clear = _grey_band(bands, announced.transparent)
+        is_composited |= clear
+    is_wide = images[0].mode == _WIDE_GREY
+    has_transparency = announced.transparent is not None or images[0].has_transparency_data
+    steps = {
+        "reduced to 8 bits": is_wide,
+        "composited on white": is_composited,
+        "greyscale": has_transparency or not (is_wide or images[0].mode == "L"),
+    }
+    return pixels, tuple(name for name, is_done in steps.items() if is_done)
 
 
-def _to_grey(image: Image.Image) -> tuple[Pixels, list[str]]:
-    steps = []
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert("L") would clip
-        steps.append("reduced to 8 bits")
-        wide = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        image = Image.fromarray((wide >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        if image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-            steps.append("composited on white")
-        colour = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", colour.size, "white"), colour).convert("RGB")
-    if image.mode != "L":
-        image = image.convert("L")
-        steps.append("greyscale")
-    return np.asarray(image), steps
+def _load(announced: Announced, *, rawmode: str | None = None) -> Image.Image:
+    """Let Pillow decode a file; with a raw mode, in another reading of its bytes."""
+    image = Image.open(io.BytesIO(announced.data), formats=[announced.format])
+    if image.size != (announced.width, announced.height):
+        raise ImageError("the image is broken: it has another size than it announces")
+    if rawmode is not None and isinstance(image, ImageFile.ImageFile):
+        image.tile = [tile._replace(args=rawmode) for tile in image.tile]
+    image.load()
+    return image
+
+
+def _bands(height: int, width: int) -> Iterator[slice]:
+    step = max(_BAND_PIXELS // width, 1)
+    for top in range(0, height, step):
+        yield slice(top, min(top + step, height))
+
+
+def _grey_band(bands: Sequence[Image.Image], transparent: tuple[int, ...] | None) -> tuple[Pixels, bool]:
+    """Grey pixels on white paper, and whether paper shows through."""
+    band = bands[0]
+    if transparent is not None:
+        is_clear = _is_clear(bands, transparent)
+        return np.where(is_clear, _WHITE, _without_colour(band)), bool(is_clear.any())
+    if not band.has_transparency_data:
+        return _without_colour(band), False
+    colour = band.convert("RGBA")
+    is_opaque = colour.getchannel("A").getextrema() == (255, 255)
+    paper = Image.new("RGBA", colour.size, "white")
+    return _without_colour(Image.alpha_composite(paper, colour).convert("RGB")), not is_opaque
+
+
+def _is_clear(bands: Sequence[Image.Image], transparent: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Where all samples are those that stand for transparent; a second band has the low bytes of the samples."""
+    samples = np.asarray(bands[0].convert("L") if bands[0].mode == "1" else bands[0]).astype(np.uint16)
+    for low in bands[1:]:
+        samples = samples << 8 | np.asarray(low)
+    is_equal = samples == np.array(transparent, np.uint16)
+    return np.asarray(is_equal.all(axis=2) if is_equal.ndim == 3 else is_equal)
+
+
+def _without_colour(band: Image.Image) -> Pixels:
+    if band.mode == _WIDE_GREY:
+        return (np.asarray(band) >> 8).astype(np.uint8)
+    return np.asarray(band if band.mode == "L" else band.convert("L"))
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn pixels as EXIF's orientation says (Exif 2.3, tag 0x0112)."""
+    return np.ascontiguousarray(_TURNS[orientation](pixels))
 
 
 def _flat(values: Any) -> list[Any]:
@@ -317,24 +284,3 @@ def _flat(values: Any) -> list[Any]:
     if len(values) != SIDE * SIDE:
         raise wrong
     return values
-
-
-def _stands_out(grey: Pixels, background: Pixels | int) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    return np.abs(np.subtract(grey, background, dtype=np.int16)) > _MARGIN_TOLERANCE
-
-
-def _without_margins(grey: Pixels, background: int) -> Pixels:
-    stands_out = _stands_out(grey, background)
-    rows, columns = np.flatnonzero(stands_out.any(axis=1)), np.flatnonzero(stands_out.any(axis=0))
-    if not len(rows):
-        return grey
-    return grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-
-
-def _square(grey: Pixels, background: int) -> Pixels:
-    missing = [max(grey.shape) - side for side in grey.shape]
-    return np.pad(grey, [(gap // 2, math.ceil(gap / 2)) for gap in missing], constant_values=background)
-
-
-def _resize(grey: Pixels) -> Pixels:
-    return np.asarray(Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.LANCZOS))

@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 from model.calibration import COVERAGES, RISKS, SetMethod
 from model.novelty import FALSE_ALARM_RATES
 from service.decision import Demands
-from service.images import Invert
+from service.preparation import Invert
 from service.problems import invalid, short
 
 MAX_SAMPLES = 1000
@@ -130,6 +130,11 @@ class Sampling(BaseModel):
         return self.max_samples if self.samples == "auto" else self.samples
 
     @property
+    def most_work(self) -> int:
+        """The same, in masks that cost as much: with samples=auto some are drawn again as their number grows."""
+        return self.most_samples * (2 if self.samples == "auto" else 1)
+
+    @property
     def has_spread(self) -> bool:
         """Whether predictions tell of a spread over masks."""
         return self.method == "moments" or self.samples != 0
@@ -191,6 +196,11 @@ class Parameters(Sampling):
         False
     )
     return_pixels: Annotated[bool, Field(description="also the image as the network saw it"), _IS_BOOLEAN] = False
+
+    @property
+    def most_work(self) -> int:
+        """As for all sampling; probabilities of each mask cost as much again to write."""
+        return super().most_work + (self.most_samples if self.return_samples else 0)
 
     @property
     def demands(self) -> Demands:

@@ -12,32 +12,33 @@ from service.answers import Answer, RankAnswer, Unranked
 from service.bodies import Image
 from service.decision import Decider, Decision
 from service.drift import Reference
-from service.exchange import Stages
+from service.exchange import LOGGER, Stages
+from service.formats import ImageError, UnknownFormatError
 from service.images import (
     SIDE,
+    DecoderError,
     EncodedImage,
     Grey,
-    ImageError,
+    ImageLimits,
     Pixels,
-    Prepared,
     TooManyPixelsError,
-    UnknownFormatError,
     array_image,
     decode_image,
     decode_plain,
     open_image,
-    prepare,
-    prepare_all,
 )
 from service.metrics import Metrics
 from service.parameters import Parameters, RankBy, RankParameters, Sampling
 from service.png import PlainPng
 from service.predictor import Prediction, Predictions, Predictor
-from service.problems import Problem
+from service.preparation import Prepared, prepare, prepare_all
+from service.problems import Problem, failed
 from service.recent import MODES, UNKNOWN, Recent, key
 from service.settings import Settings
 
-_CHEAP_PIXELS = 2**18  # decoded within a few milliseconds
+# A file of so many bytes is read, and one of such a cost decoded, within a few milliseconds.
+_CHEAP_BYTES = 2**15
+_CHEAP_COST = 2**17
 
 # Called between images: raises what ends the work, if anything does.
 Checkpoint = Callable[[], None]
@@ -55,7 +56,35 @@ class Opened(NamedTuple):
     @property
     def is_heavy(self) -> bool:
         """Whether decoding takes so long that others must not wait for it."""
-        return isinstance(self.image, EncodedImage) and self.image.pixel_count > _CHEAP_PIXELS
+        return self.cost > _CHEAP_COST
+
+    @property
+    def cost(self) -> int:
+        """What decoding costs, in pixels; 0 for what is no file."""
+        return self.image.cost if isinstance(self.image, EncodedImage) else 0
+
+
+class _Allowance:
+    """The pixels that the images of one request may cost together.
+
+    Args:
+        pixels: how many.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self._pixels = self._left = pixels
+
+    def spend(self, opened: Opened) -> Opened:
+        """Count an image.
+
+        Raises:
+            Problem: 413 for one that is too much.
+        """
+        if opened.cost > self._left:
+            why = f"the images of a request may have {self._pixels} pixels together, and those before it have"
+            raise Problem("image-too-large", f"{why} {self._pixels - self._left}: send it in another request")
+        self._left -= opened.cost
+        return opened
 
 
 class Pipeline:
@@ -89,9 +118,10 @@ class Pipeline:
         """Refuse at once what need not be decoded to be refused.
 
         Raises:
-            Problem: 413 for too many pixels, 415 for an unknown format, 422 for a broken header.
+            Problem: 413 for too many pixels, 415 for an unknown format, 422 for a broken structure or a side that is
+                too long.
         """
-        return open_any(image, max_pixels=self._settings.max_pixels)
+        return open_any(image, self._settings.image_limits)
 
     def answer(self, opened: Opened, parameters: Parameters, stages: Stages) -> Answer:
         """Decode, predict and decide.
@@ -120,27 +150,28 @@ class Pipeline:
         self, images: Sequence[Image], parameters: Parameters, stages: Stages, checkpoint: Checkpoint = _go_on
     ) -> Iterator[Answer | Problem]:
         """Yield for each image what `answer` gives, or the problem with it: each as if it were alone."""
+        allowance = _Allowance(self._settings.max_pixels)
         for image in images:
             checkpoint()
             try:
-                yield self.answer(self.open(image), parameters, stages)
-            except Problem as problem:
-                yield problem
+                yield self.answer(allowance.spend(self.open(image)), parameters, stages)
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one image spoils no other
+                yield _problem(error, stages)
 
     def rank(
         self, images: Sequence[Image], parameters: RankParameters, stages: Stages, checkpoint: Checkpoint = _go_on
     ) -> RankAnswer:
         """Order images by how much their labels would tell; of equal ones the first comes first."""
-        scores, errors = {}, []
+        scores, errors, allowance = {}, [], _Allowance(self._settings.max_pixels)
         for index, image in enumerate(images):
             checkpoint()
             try:
-                _, predictions = self._predicted(self.open(image), parameters, stages)
+                _, predictions = self._predicted(allowance.spend(self.open(image)), parameters, stages)
                 (prediction,) = predictions.each()
                 self._metrics.prediction(self.model, prediction, None)
                 scores[index] = self._score(prediction, parameters)
-            except Problem as problem:
-                errors.append(Unranked(index=index, error=problem.document()))
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one image spoils no other
+                errors.append(Unranked(index=index, error=_problem(error, stages).document()))
         indices = sorted(scores, key=lambda index: -scores[index])[: parameters.limit]
         return RankAnswer(
             by=parameters.by,
@@ -181,7 +212,12 @@ class Pipeline:
 
     def _predicted(self, opened: Opened, parameters: Sampling, stages: Stages) -> tuple[Prepared, Predictions]:
         with stages.stage("decode"):
-            prepared = decode(opened, parameters)
+            try:
+                prepared = decode(opened, parameters)
+            except Problem as problem:
+                if isinstance(problem.__cause__, DecoderError):
+                    _log("decoder failed", problem.__cause__, stages)
+                raise
         with stages.stage("infer"):
             return prepared, predict(self._predictor, prepared.pixels[None], parameters)
 
@@ -202,14 +238,31 @@ _SCORES: dict[RankBy, Callable[[np.ndarray], float]] = {
 }
 
 
-def open_any(image: Image, *, max_pixels: int) -> Opened:
+def is_light(image: Image) -> bool:
+    """Whether an image is opened within a few milliseconds."""
+    return not isinstance(image, bytes) or len(image) <= _CHEAP_BYTES
+
+
+def open_any(image: Image, limits: ImageLimits) -> Opened:
     """Open an image in whichever form it came, see `Pipeline.open`."""
     if isinstance(image, Problem):
         raise image
     if isinstance(image, bytes):
         with _as_problem:
-            return Opened(open_image(image, max_pixels=max_pixels))
+            return Opened(open_image(image, **limits._asdict()))
     return Opened(image)
+
+
+def _problem(error: Exception, stages: Stages) -> Problem:
+    """The problem with one image of several; what is a fault of ours is logged."""
+    if not isinstance(error, Problem):
+        _log("failure", error, stages)
+        return failed(stages.request_id)
+    return error
+
+
+def _log(event: str, error: Exception, stages: Stages) -> None:
+    LOGGER.error(event, exc_info=error, extra={"told": {"request_id": stages.request_id}})
 
 
 def decode(opened: Opened, asked: Sampling) -> Prepared:
@@ -221,9 +274,9 @@ def decode(opened: Opened, asked: Sampling) -> Prepared:
     return prepare(_grey(opened, asked), invert=asked.invert)
 
 
-def decode_all(images: Iterable[Image], asked: Sampling, *, max_pixels: int) -> list[Prepared | Problem]:
+def decode_all(images: Iterable[Image], asked: Sampling, limits: ImageLimits) -> list[Prepared | Problem]:
     """Open and decode many images, or tell what is wrong with them: as one by one, but faster."""
-    opened = [_opened(image, asked, max_pixels) for image in images]
+    opened = [_opened(image, asked, limits) for image in images]
     plain = iter(decode_plain([one for one in opened if isinstance(one, PlainPng)]))
     decoded = [
         (next(plain) or _decoded(Opened(EncodedImage(one)), asked)) if isinstance(one, PlainPng) else one
@@ -233,10 +286,10 @@ def decode_all(images: Iterable[Image], asked: Sampling, *, max_pixels: int) -> 
     return [next(prepared) if isinstance(one, Grey) else one for one in decoded]
 
 
-def _opened(image: Image, asked: Sampling, max_pixels: int) -> PlainPng | Grey | Prepared | Problem:
+def _opened(image: Image, asked: Sampling, limits: ImageLimits) -> PlainPng | Grey | Prepared | Problem:
     """Open an image; decode it at once, unless it is of the kind that is decoded together."""
     try:
-        opened = open_any(image, max_pixels=max_pixels)
+        opened = open_any(image, limits)
     except Problem as problem:
         return problem
     plain = opened.image.plain if isinstance(opened.image, EncodedImage) else None

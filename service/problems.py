@@ -85,6 +85,11 @@ def invalid_document(error: ValidationError) -> Problem:
     return invalid(*((".".join(map(str, one["loc"])) or "body", one["msg"]) for one in error.errors()))
 
 
+def failed(request_id: str) -> Problem:
+    """Answer a fault of ours, of which the log tells more."""
+    return Problem("internal-error", f"the service failed; its log tells more of the request {request_id}")
+
+
 def short(value: object) -> str:
     """What was given, cut to what fits into a message."""
     text = value if isinstance(value, str) else repr(value)

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service import pages, v2
 from service.admission import Admission
 from service.answers import BatchAnswer
-from service.bodies import Content, Image, read_many, read_one
+from service.bodies import Content, Image, check_count, read_many, read_one
 from service.exchange import LOGGER, Exchange
 from service.feedback import Feedback
 from service.keys import Keys
@@ -22,8 +22,8 @@ from service.live import Live, ModelError
 from service.metrics import CONTENT_TYPE, FLUSH_SECONDS, Metrics
 from service.openapi import describe
 from service.parameters import Parameters, RankParameters, Sampling
-from service.pipeline import Checkpoint, Pipeline
-from service.problems import STATUSES, Problem
+from service.pipeline import Checkpoint, Opened, Pipeline, is_light
+from service.problems import STATUSES, Problem, failed
 from service.recent import Recent
 from service.settings import Settings
 from service.uploads import Uploads
@@ -48,7 +48,7 @@ _SECURITY_HEADERS = [
 ]
 # What BentoML's page needs; ours have a stricter one.
 _POLICY = b"default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
-_CHEAP_BYTES = 2**18  # read within a few milliseconds
+_CHEAP_BYTES = 2**14  # read within a few milliseconds, whatever they are
 _CLIENT_GONE = 499
 _CODES = {200, _CLIENT_GONE, *STATUSES.values()} - {405}
 _CODES_OF_PAGES = (200, 401, 414, 431, _CLIENT_GONE, 500)
@@ -231,8 +231,7 @@ class Edge:
             raise
         except Exception:  # noqa: BLE001 - a fault of ours is logged, and the client told
             LOGGER.exception("failure", extra={"told": {"request_id": exchange.request_id}})
-            detail = f"the service failed; its log tells more of the request {exchange.request_id}"
-            return self._problem(Problem("internal-error", detail), request, exchange)
+            return self._problem(failed(exchange.request_id), request, exchange)
 
     async def _refuse(self, request: Request, _: Exchange) -> Response:
         route = self._route(request.scope["path"])
@@ -251,10 +250,17 @@ class Edge:
         content, parameters = await self._read(request, exchange, read_one, Parameters)
         async with self._singles:
             pipeline = self._live.pipeline
-            with exchange.stage("decode"):
-                opened = pipeline.open(content.images[0])
-            if opened.is_heavy:
-                answer = await self._in_thread(request, lambda _: pipeline.answer(opened, parameters, exchange))
+            image = content.images[0]
+
+            def open_it() -> Opened:
+                with exchange.stage("decode"):
+                    return pipeline.open(image)
+
+            opened = open_it() if is_light(image) else None
+            if opened is None or opened.is_heavy:
+                answer = await self._in_thread(
+                    request, lambda _: pipeline.answer(opened or open_it(), parameters, exchange)
+                )
             else:
                 answer = pipeline.answer(opened, parameters, exchange)
             with exchange.stage("encode"):
@@ -265,9 +271,9 @@ class Edge:
         pipeline = self._live.pipeline
 
         def work(checkpoint: Checkpoint) -> bytes:
-            answer = BatchAnswer.of(pipeline.answers(images, parameters, exchange, checkpoint))
+            answers = list(pipeline.answers(images, parameters, exchange, checkpoint))
             with exchange.stage("encode"):
-                return answer.model_dump_json().encode()
+                return BatchAnswer.encode(answers)
 
         async with self._batches:
             return _json(await self._in_thread(request, work))
@@ -304,7 +310,7 @@ class Edge:
 
     async def _feedback(self, request: Request, exchange: Exchange) -> Response:
         body = await self._uploads.body(request)
-        asked = Feedback.read(body, self._settings)
+        asked = await anyio.to_thread.run_sync(Feedback.read, body, self._settings)
         answer = await anyio.to_thread.run_sync(asked.tell, self._recent, self._live.pipeline.classes)
         self._metrics.feedback(right=answer.right, wrong=answer.predictions - answer.right)
         exchange.notes["bytes"] = len(body)
@@ -350,12 +356,12 @@ class Edge:
 
     def _check_work(self, count: int, parameters: Sampling) -> None:
         limits = self._settings
-        if count > limits.max_images:
-            raise Problem("too-many-images", f"a request may have at most {limits.max_images} images, got {count}")
-        passes = count * max(parameters.most_samples, 1)
+        check_count(count, limits)
+        passes = count * max(parameters.most_work, 1)
         if passes > limits.max_forward_passes:
-            got = f"{count} x {parameters.most_samples}"
-            raise Problem("too-much-work", f"images x samples may be {limits.max_forward_passes} at most, got {got}")
+            got = f"{count} x {parameters.most_work}"
+            detail = f"images x samples may be {limits.max_forward_passes} at most, got {got}"
+            raise Problem("too-much-work", f"{detail} (samples=auto and return_samples count twice)")
 
     async def _read(
         self, request: Request, exchange: Exchange, read: Callable[..., Content], kind: type[Asked]

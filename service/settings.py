@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from service.images import ImageLimits
 from service.keys import Keys
 
 PREFIX = "MCD_"
@@ -30,7 +31,12 @@ class Settings(BaseModel):
     max_fields: Annotated[int, Field(ge=1, description="parts of a form that are no images")] = 20
     max_json_depth: Annotated[int, Field(ge=1, description="lists and objects within one another")] = 16
     max_query_bytes: Annotated[int, Field(ge=1, description="query of a request")] = 2**13
-    max_pixels: Annotated[int, Field(ge=1, description="largest width x height of an image file")] = 25_000_000
+    max_pixels: Annotated[
+        int, Field(ge=1, description="largest width x height of an image file, and of all files of a request together")
+    ] = 25_000_000
+    max_aspect_ratio: Annotated[float, Field(ge=1, description="longer side of an image file over its shorter one")] = (
+        1000.0
+    )
     max_images: Annotated[int, Field(ge=1, description="images of a request")] = 1000
     max_forward_passes: Annotated[int, Field(ge=1, description="images x samples of a request")] = 100_000
     max_seconds: Annotated[float, Field(gt=0, description="from a request's last byte to its answer")] = 30.0
@@ -54,6 +60,11 @@ class Settings(BaseModel):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="info: a line for each request")
     ] = "info"
+
+    @property
+    def image_limits(self) -> ImageLimits:
+        """What an image file may announce."""
+        return ImageLimits(self.max_pixels, self.max_aspect_ratio)
 
     def keys(self) -> Keys:
         """Those that open what is not open to all."""

@@ -3,6 +3,7 @@
 import asyncio
 import zlib
 
+import anyio
 from starlette.requests import Request
 from starlette.types import Scope
 
@@ -61,7 +62,9 @@ class Uploads:
                 body = await self._received(request, limit)
         except TimeoutError as error:
             raise Problem("upload-too-slow", f"the body took longer than {seconds:g} seconds") from error
-        return _inflated(body, limit) if encoding in _ENCODINGS else bytes(body)
+        if encoding in _ENCODINGS:
+            return await anyio.to_thread.run_sync(_inflated, body, limit)
+        return bytes(body)
 
     async def _received(self, request: Request, limit: int) -> bytearray:
         body = bytearray()

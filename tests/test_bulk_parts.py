@@ -22,6 +22,7 @@ from service.bulk.reading import _ahead
 from service.bulk.report import page
 from service.bulk.scoring import ROWS, Scorer
 from service.bulk.summary import MEASURES, QUANTILES, summarize_output
+from service.images import ImageLimits
 from service.parameters import Parameters
 
 NONE = pa.array([], pa.string())
@@ -249,7 +250,7 @@ ARTIFACT = load_artifact()
 
 
 def scorer(*, is_encoded: bool = True, **asked) -> Scorer:
-    return Scorer(ARTIFACT, Parameters.gather(asked.items()), encoded=is_encoded, max_pixels=10_000)
+    return Scorer(ARTIFACT, Parameters.gather(asked.items()), encoded=is_encoded, limits=ImageLimits(10_000))
 
 
 def images(*rows: tuple[bytes | None, str | None]) -> pa.Table:

@@ -11,15 +11,13 @@ from service.images import (
     FORMATS,
     Grey,
     ImageError,
-    Invert,
-    Prepared,
     TooManyPixelsError,
     UnknownFormatError,
     array_image,
     decode_image,
     open_image,
-    prepare,
 )
+from service.preparation import Invert, Prepared, prepare
 
 MAX_PIXELS = 1_000_000
 

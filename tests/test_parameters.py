@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from service.images import Invert
 from service.parameters import Parameters, RankParameters
+from service.preparation import Invert
 from service.problems import Problem
 
 

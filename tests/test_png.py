@@ -9,11 +9,13 @@ import pytest
 from files import encoded, png
 from PIL import Image
 
-from service.images import EncodedImage, Grey, ImageError, Prepared, _open, decode_image, open_image
+from service.formats import read_structure
+from service.images import EncodedImage, Grey, ImageError, ImageLimits, decode_image, open_image
 from service.parameters import Parameters
 from service.pipeline import decode as prepared
 from service.pipeline import decode_all, open_any
 from service.png import PlainPng, decode
+from service.preparation import Prepared
 from service.problems import Problem
 
 RNG = np.random.default_rng(0)
@@ -44,7 +46,7 @@ def found(data: bytes) -> Grey | str:
 
 def by_the_general_reader(data: bytes) -> Grey | str:
     try:
-        return decode_image(EncodedImage(_open(data)))
+        return decode_image(EncodedImage(read_structure(data)))
     except ImageError as error:
         return str(error)
 
@@ -145,7 +147,7 @@ def test_files_decoded_together_are_those_decoded_alone(fashion):
 
 def alone(data: bytes) -> Prepared | Problem:
     try:
-        return prepared(open_any(data, max_pixels=1000), Parameters())
+        return prepared(open_any(data, ImageLimits(1000)), Parameters())
     except Problem as problem:
         return problem
 
@@ -154,7 +156,7 @@ def test_files_of_any_kind_and_damage_are_prepared_together_as_each_alone(fashio
     """Also those that look plain, aren't quite, and are pictures to the general reader."""
     images = [*(png(pixels) for pixels in fashion.test.images_B[:100].numpy()), *damaged(), *OTHERS.values()]
     kinds = {Prepared: 0, Problem: 0}
-    for data, one in zip(images, decode_all(images, Parameters(), max_pixels=1000), strict=True):
+    for data, one in zip(images, decode_all(images, Parameters(), ImageLimits(1000)), strict=True):
         other = alone(data)
         kinds[type(one)] += 1
         assert type(one) is type(other)

@@ -70,7 +70,7 @@ def main(  # noqa: PLR0913 - one argument an option
             "artifact": artifact,
             "parameters": parameters,
             "encoded": images.encoded,
-            "max_pixels": settings.max_pixels,
+            "limits": settings.image_limits,
         }
         output = Output(out)
         output.begin(_job(artifact, parameters, source, images), resume=resume)

@@ -12,10 +12,11 @@ from threadpoolctl import threadpool_limits
 
 from model import Artifact, Uncertainty
 from service.decision import Decider
-from service.images import SIDE, Prepared
+from service.images import SIDE, ImageLimits
 from service.parameters import Parameters
 from service.pipeline import decode_all, predict
 from service.predictor import Predictor
+from service.preparation import Prepared
 from service.problems import Problem
 
 AT_ONCE = 256
@@ -57,15 +58,15 @@ class Scorer:
         artifact: the model.
         parameters: how to predict and decide.
         encoded: whether the images are files, or arrays of 784 bytes.
-        max_pixels: largest width x height of an image file.
+        limits: of image files.
     """
 
-    def __init__(self, artifact: Artifact, parameters: Parameters, *, encoded: bool, max_pixels: int) -> None:
+    def __init__(self, artifact: Artifact, parameters: Parameters, *, encoded: bool, limits: ImageLimits) -> None:
         torch.set_num_threads(1)
         threadpool_limits(1, user_api="blas")
         self._at_once = 1 if parameters.samples == "auto" else AT_ONCE
         self._predictor, self._decider = Predictor(artifact), Decider(artifact, together=self._at_once > 1)
-        self._parameters, self._encoded, self._max_pixels = parameters, encoded, max_pixels
+        self._parameters, self._encoded, self._limits = parameters, encoded, limits
         self.model = artifact.sha256
         self._same = {"model": self.model, "method": parameters.method, "seed": parameters.seed}
         if parameters.samples != "auto":
@@ -99,7 +100,12 @@ class Scorer:
     def read(self, images: Sequence[bytes]) -> list[Prepared | str]:
         """Bring images to what the network takes, or tell what is wrong with them."""
         sources = images if self._encoded else [np.frombuffer(one, np.uint8).reshape(SIDE, SIDE) for one in images]
-        decoded = decode_all(sources, self._parameters, max_pixels=self._max_pixels)
+        try:
+            decoded = decode_all(sources, self._parameters, self._limits)
+        except Exception as error:  # noqa: BLE001 - whatever one image brings about, the others are scored
+            if len(images) == 1:
+                return [f"internal-error: {type(error).__name__}: {error}"]
+            return [found for one in images for found in self.read([one])]
         return [f"{one.kind}: {one.detail}" if isinstance(one, Problem) else one for one in decoded]
 
     def _score(self, prepared: Sequence[Prepared]) -> dict[str, Any]:

@@ -1,0 +1,481 @@
+"""What an image file announces, and the part of it that its pixels need.
+
+Decoders read pixels; metadata never reaches them. It is damaged more often than pixels are, and reading it can cost
+more than they do. Sources: W3C PNG (third edition), ITU T.81 (JPEG), the WebP container and Exif 2.3 (TIFF 6.0).
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Self
+
+import numpy as np
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+
+_MOST_PARTS = 2**16  # chunks of a PNG or WebP file, segments of a JPEG file
+_MOST_SCANS = 100  # of a JPEG file; encoders make about 10
+_FREE_SCANS = 20  # that cost no more than decoding the pixels does
+_PIXEL_BYTES = 3  # of a pixel that counts once
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PNG_START = len(_PNG) + 25  # signature and IHDR chunk
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG colour type
+_SAMPLES_OF_TRANSPARENCY = {0: 1, 2: 3}
+_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+_PALETTE = 3
+_MOST_PROFILE = 2**17  # bytes of an EXIF profile that is a PNG's text
+
+_SOI, _EOI, _SOS, _APP0, _APP1, _APP2, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xE2, 0xEE
+_FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))  # markers SOF0 to SOF15
+_FIRST_MARKER = 0xC0
+# Frame headers, the tables that pixels are decoded with, scans, and what tells the colour space.
+_OF_PIXELS = {*_FRAMES, 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, _SOS, _APP14, _EOI}
+_NOT_A_MARKER = (0x00, 0xFF, 0x01, *range(0xD0, 0xD8))  # escapes, fill bytes, and what stands within a scan
+_IS_MARKER = np.ones(256, dtype=np.bool_)
+_IS_MARKER[list(_NOT_A_MARKER)] = False
+_EXIF, _XMP, _MULTI_PICTURE = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"MPF\0"
+
+_ORIENTATION, _PICTURES = 0x0112, 0xB001  # TIFF tags
+_TIFF_INTEGERS = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
+
+
+class ImageError(ValueError):
+    """An image that can't be taken; the message says why."""
+
+
+class UnknownFormatError(ImageError):
+    """Bytes that are no PNG, JPEG or WebP image."""
+
+
+class Announced(NamedTuple):
+    """A file of which only the structure has been read.
+
+    Attributes:
+        format: "PNG", "JPEG" or "WEBP".
+        width: in pixels.
+        height: in pixels.
+        cost: how many pixels of three bytes cost as much to decode.
+        data: the file without its metadata.
+        orientation: 1..8, as EXIF has it: how the pixels are to be turned.
+        frames: pictures in the file; the first one counts.
+        transparent: the grey level or the colour that a PNG without alpha has for transparent.
+        bits: of a sample, 8 or 16; fewer are decoded to 8.
+        warnings: what was passed over.
+    """
+
+    format: str
+    width: int
+    height: int
+    cost: int
+    data: bytes
+    orientation: int = 1
+    frames: int = 1
+    transparent: tuple[int, ...] | None = None
+    bits: int = 8
+    warnings: tuple[str, ...] = ()
+
+
+def read_structure(data: bytes) -> Announced:
+    """Read the structure of an image file, in time proportional to its size.
+
+    Raises:
+        UnknownFormatError: not a PNG, JPEG or WebP file.
+        ImageError: a broken structure.
+    """
+    for is_format, read in _READERS:
+        if is_format(data):
+            try:
+                return read(data)
+            except (struct.error, IndexError) as error:
+                raise ImageError("the image is broken: it ends within its header") from error
+    raise UnknownFormatError(f"the image must be a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file")
+
+
+class _Metadata:
+    """Collects what metadata say about the picture, and which of them can't be read."""
+
+    def __init__(self) -> None:
+        self._by_exif: int | None = None
+        self._by_xmp: int | None = None
+        self._damaged: dict[str, None] = {}
+
+    def exif(self, data: bytes) -> None:
+        """Take the orientation from EXIF."""
+        try:
+            found = _tiff_integer(data.removeprefix(_EXIF), _ORIENTATION)
+        except (struct.error, ValueError):
+            self.damaged("EXIF")
+            return
+        if self._by_exif is None and found in range(1, 9):
+            self._by_exif = found
+
+    def xmp(self, data: bytes) -> None:
+        """Take the orientation from XMP, which counts if EXIF has none."""
+        found = _XMP_ORIENTATION.search(data)
+        if found:
+            self._by_xmp = int(found[1])
+
+    def damaged(self, name: str) -> None:
+        """Note metadata that were passed over."""
+        self._damaged[name] = None
+
+    @property
+    def orientation(self) -> int:
+        """1..8."""
+        return self._by_exif or self._by_xmp or 1
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line, if anything was passed over."""
+        names = list(self._damaged)
+        listed = ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
+        return (f"damaged metadata were passed over: {listed}",) if names else ()
+
+
+def _tiff_integer(data: bytes, tag: int) -> int | None:
+    """First value of an integer tag in the first directory of a TIFF header; None if it isn't there.
+
+    Raises:
+        ValueError, struct.error: the header or the directory is damaged before the tag is found.
+    """
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(data[:4])
+    if order is None:
+        raise ValueError("no TIFF header")
+    (offset,) = struct.unpack_from(f"{order}I", data, 4)
+    (count,) = struct.unpack_from(f"{order}H", data, offset)
+    for index in range(count):
+        start = offset + 2 + 12 * index
+        found, kind, values = struct.unpack_from(f"{order}HHI", data, start)
+        if found == tag and kind in _TIFF_INTEGERS and values == 1:
+            return int(struct.unpack_from(order + _TIFF_INTEGERS[kind], data, start + 8)[0])
+    return None
+
+
+def _broken(kind: str, why: str) -> ImageError:
+    return ImageError(f"the {kind} image is broken: {why}")
+
+
+def _too_many_parts(kind: str, what: str) -> ImageError:
+    return _broken(kind, f"it has more than {_MOST_PARTS} {what}")
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(content, zlib.crc32(name)))
+
+
+class _PngHeader(NamedTuple):
+    width: int
+    height: int
+    depth: int
+    colour: int
+
+    @classmethod
+    def of(cls, data: bytes) -> Self:
+        """Read signature and IHDR chunk."""
+        if not data.startswith(_PNG):
+            raise _broken("PNG", "its signature is damaged, as by a transfer as text")
+        header = data[len(_PNG) : _PNG_START]
+        if header[:8] != b"\0\0\0\x0dIHDR" or zlib.crc32(header[4:-4]) != int.from_bytes(header[-4:], "big"):
+            raise _broken("PNG", "its header (the IHDR chunk) is missing, cut off, or has a wrong checksum")
+        width, height, depth, colour, compression, filters, interlace = struct.unpack_from(">IIBBBBB", header, 8)
+        if depth not in _DEPTHS.get(colour, ()):
+            raise _broken("PNG", f"there is no colour type {colour} with {depth} bits")
+        if not (0 < width < 2**31 and 0 < height < 2**31) or compression or filters or interlace > 1:
+            raise _broken("PNG", "its header has values that are not defined")
+        return cls(width, height, depth, colour)
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Yield name, content, and whether they are whole, of the chunks behind the header and up to IEND."""
+    view, position = memoryview(data), _PNG_START
+    for _ in range(_MOST_PARTS):
+        if len(data) - position < 8:
+            return
+        length, name = struct.unpack_from(">I4s", data, position)
+        if not name.isalpha():
+            raise _broken("PNG", f"there is no chunk at byte {position}")
+        end = position + 8 + length
+        checksum = data[end : end + 4]
+        is_whole = len(checksum) == 4 and zlib.crc32(view[position + 4 : end]) == int.from_bytes(checksum, "big")
+        yield name, data[position + 8 : end], is_whole
+        if name == b"IEND":
+            return
+        position = end + 4
+    raise _too_many_parts("PNG", "chunks")
+
+
+class _PngParts:
+    """Gathers what the chunks of a PNG file hold."""
+
+    def __init__(self) -> None:
+        self.metadata = _Metadata()
+        self.pixels: list[bytes] = []
+        self.palette = self.transparency = b""
+        self.animated = self.controls = 0
+        self._is_past_pixels = False
+
+    def add(self, name: bytes, content: bytes, *, is_whole: bool) -> None:
+        """Take a chunk; of several where one is allowed, the first."""
+        is_critical = not name[0] & 0x20
+        self._is_past_pixels |= bool(self.pixels) and name != b"IDAT"
+        if self._is_past_pixels and is_critical:
+            return  # pixels are in one sequence of chunks; what is left ends the file
+        if not is_whole:
+            if is_critical:
+                raise _broken("PNG", f"its {name.decode()} chunk is cut off or has a wrong checksum")
+            self.metadata.damaged(name.decode())
+        elif name in _PNG_METADATA:
+            _PNG_METADATA[name](content, self.metadata)
+        elif name == b"IDAT":
+            self.pixels.append(content)
+        elif not self._is_past_pixels:
+            self._add_before_pixels(name, content, is_critical=is_critical)
+
+    def _add_before_pixels(self, name: bytes, content: bytes, *, is_critical: bool) -> None:
+        match name:
+            case b"PLTE":
+                self.palette = self.palette or content
+            case b"tRNS":
+                self.transparency = self.transparency or content
+            case b"acTL" if len(content) == 8:
+                self.animated = int.from_bytes(content[:4], "big")
+            case b"fcTL":
+                self.controls += 1
+            case _ if is_critical and name != b"IEND":
+                raise _broken("PNG", f"its {name.decode()} chunk is needed to show it, and not known")
+
+    @property
+    def frames(self) -> int:
+        """How many there are; without a control of its own, the image is one more."""
+        return max(self.animated + (self.controls == 0), 1) if self.animated else 1
+
+
+def _read_png(data: bytes) -> Announced:
+    width, height, depth, colour = _PngHeader.of(data)
+    parts = _PngParts()
+    for name, content, is_whole in _png_chunks(data):
+        parts.add(name, content, is_whole=is_whole)
+    if not parts.pixels:
+        raise _broken("PNG", "it has no pixels (no IDAT chunk)")
+    kept, transparent = [data[:_PNG_START]], None
+    if colour == _PALETTE:
+        kept += _palette_chunks(parts.palette, parts.transparency, most=1 << depth)
+    elif parts.transparency and colour in _SAMPLES_OF_TRANSPARENCY:
+        transparent = _transparent(parts, _SAMPLES_OF_TRANSPARENCY[colour], depth)
+    kept += [_chunk(b"IDAT", b"".join(parts.pixels)), _chunk(b"IEND", b"")]
+    pixel_bytes = _CHANNELS[colour] * max(depth // 8, 1) * (2 if depth == 16 and transparent else 1)
+    cost = width * height * max(pixel_bytes, _PIXEL_BYTES) // _PIXEL_BYTES
+    return Announced(
+        "PNG",
+        width,
+        height,
+        cost,
+        b"".join(kept),
+        orientation=parts.metadata.orientation,
+        frames=parts.frames,
+        transparent=transparent,
+        bits=max(depth, 8),
+        warnings=parts.metadata.warnings,
+    )
+
+
+def _palette_chunks(palette: bytes, transparency: bytes, *, most: int) -> list[bytes]:
+    """Palette and its transparency; an entry that is missing is black, as in libpng."""
+    if not palette or len(palette) % 3 or len(palette) > 3 * 256:
+        raise _broken("PNG", "its palette (the PLTE chunk) is missing or has a wrong length")
+    chunks = [_chunk(b"PLTE", palette[: 3 * most].ljust(3 * most, b"\0"))]
+    if transparency:
+        chunks.append(_chunk(b"tRNS", transparency[: len(palette) // 3]))
+    return chunks
+
+
+def _transparent(parts: _PngParts, samples: int, depth: int) -> tuple[int, ...] | None:
+    """The grey level or colour that is transparent, of 8 bits or 16; bits above the depth don't count."""
+    if len(parts.transparency) != 2 * samples:
+        parts.metadata.damaged("tRNS")
+        return None
+    most = (1 << depth) - 1
+    scale = 1 if depth == 16 else 255 // most
+    return tuple((one & most) * scale for one in struct.unpack(f">{samples}H", parts.transparency))
+
+
+def _png_text(content: bytes, metadata: _Metadata) -> None:
+    """Find EXIF in text, where ImageMagick puts it, and XMP."""
+    keyword, _, rest = content.partition(b"\0")
+    if keyword == b"XML:com.adobe.xmp":
+        metadata.xmp(rest)
+    elif keyword == b"Raw profile type exif":
+        # A newline, the profile's name, its length, then hexadecimal digits.
+        try:
+            metadata.exif(bytes.fromhex("".join(rest.decode("ascii").split("\n")[3:])))
+        except ValueError:
+            metadata.damaged("EXIF")
+
+
+def _png_compressed_text(content: bytes, metadata: _Metadata) -> None:
+    keyword, _, rest = content.partition(b"\0")
+    if keyword == b"Raw profile type exif":
+        try:
+            text = zlib.decompressobj().decompress(rest[1:], _MOST_PROFILE)
+        except zlib.error:
+            metadata.damaged("EXIF")
+        else:
+            _png_text(keyword + b"\0" + text, metadata)
+
+
+_PNG_METADATA: dict[bytes, Callable[[bytes, _Metadata], None]] = {
+    b"eXIf": lambda content, metadata: metadata.exif(content),
+    b"tEXt": _png_text,
+    b"iTXt": _png_text,
+    b"zTXt": _png_compressed_text,
+}
+
+
+class _JpegParts:
+    """Gathers what the segments of a JPEG file hold."""
+
+    def __init__(self) -> None:
+        self.metadata = _Metadata()
+        self.exif: list[bytes] = []
+        self.width = self.height = self.components = self.scans = 0
+        self.frames = 1
+
+    def add(self, marker: int, content: bytes) -> bool:
+        """Take a segment, and tell whether pixels need it."""
+        if marker in _FRAMES:
+            if self.components:
+                raise _broken("JPEG", "it has two frame headers")
+            self.height, self.width, self.components = struct.unpack_from(">xHHB", content)
+        self.scans += marker == _SOS
+        if marker == _APP1 and content.startswith(_EXIF):
+            self.exif.append(content.removeprefix(_EXIF))
+        elif marker == _APP1 and content.startswith(_XMP):
+            self.metadata.xmp(content)
+        elif marker == _APP2 and content.startswith(_MULTI_PICTURE):
+            self.frames = _pictures(content)
+        return marker in _OF_PIXELS or (marker == _APP0 and content.startswith(b"JFIF"))
+
+
+def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield marker, content and all bytes of the segments, a scan's data included, up to the end of the image."""
+    octets = np.frombuffer(data, np.uint8)
+    # Where a marker may stand: at 0xFF before a byte that makes it one. Found at once, whatever the file is made of.
+    places = np.flatnonzero((octets[:-1] == 0xFF) & _IS_MARKER[octets[1:]])
+    position, scans = 2, 0
+    for _ in range(_MOST_PARTS):
+        index = int(np.searchsorted(places, position))
+        if index == len(places):
+            return
+        start = int(places[index])
+        marker = data[start + 1]
+        position = start + 2
+        if marker == _EOI:
+            yield marker, b"", data[start:position]
+            return
+        if marker == _SOI:
+            continue
+        if marker < _FIRST_MARKER:
+            raise _broken("JPEG", f"its marker {marker:02X} is not defined")
+        length = int.from_bytes(data[position : position + 2], "big")
+        content, position = data[position + 2 : position + length], position + length
+        if length < 2 or len(content) < length - 2:
+            if scans:
+                return
+            raise _broken("JPEG", "it ends within its header")
+        if marker == _SOS:
+            scans += 1
+            following = int(np.searchsorted(places, position))
+            position = int(places[following]) if following < len(places) else len(data)
+        yield marker, content, data[start:position]
+    raise _too_many_parts("JPEG", "segments")
+
+
+def _read_jpeg(data: bytes) -> Announced:
+    parts, kept = _JpegParts(), [data[:2]]
+    for marker, content, segment in _jpeg_segments(data):
+        if parts.add(marker, content):
+            kept.append(segment)
+    if not (parts.scans and parts.width and parts.height):
+        raise _broken("JPEG", "it has no frame header with a size, or no scan")
+    if parts.scans > _MOST_SCANS:
+        raise ImageError(f"the JPEG image has {parts.scans} scans; at most {_MOST_SCANS} are taken")
+    if parts.exif:
+        parts.metadata.exif(b"".join(parts.exif))
+    samples = parts.width * parts.height * max(parts.components, _PIXEL_BYTES)
+    return Announced(
+        "JPEG",
+        parts.width,
+        parts.height,
+        samples * max(parts.scans, _FREE_SCANS) // (_PIXEL_BYTES * _FREE_SCANS),
+        b"".join(kept),
+        orientation=parts.metadata.orientation,
+        frames=parts.frames,
+        warnings=parts.metadata.warnings,
+    )
+
+
+def _pictures(content: bytes) -> int:
+    """How many pictures a multi-picture file has (CIPA DC-007)."""
+    try:
+        return max(_tiff_integer(content.removeprefix(_MULTI_PICTURE), _PICTURES) or 1, 1)
+    except (struct.error, ValueError):
+        return 1
+
+
+def _read_webp(data: bytes) -> Announced:
+    metadata, frames, position = _Metadata(), 0, 12
+    width = height = 0
+    for _ in range(_MOST_PARTS):
+        if len(data) - position < 8:
+            break
+        name, length = struct.unpack_from("<4sI", data, position)
+        content = memoryview(data)[position + 8 : position + 8 + length]
+        if not width and name in _WEBP_SIZES:
+            width, height = _WEBP_SIZES[name](bytes(content[:10]))
+        frames += name == b"ANMF"
+        if name == b"EXIF":
+            metadata.exif(bytes(content))
+        elif name == b"XMP ":
+            metadata.xmp(bytes(content))
+        position += 8 + length + length % 2
+    else:
+        raise _too_many_parts("WebP", "chunks")
+    if not width:
+        raise _broken("WebP", "it has no pixels")
+    cost = 2 * width * height  # its decoder holds three pictures at once
+    return Announced(
+        "WEBP",
+        width,
+        height,
+        cost,
+        data,
+        orientation=metadata.orientation,
+        frames=max(frames, 1),
+        warnings=metadata.warnings,
+    )
+
+
+def _lossy_size(content: bytes) -> tuple[int, int]:
+    width, height = struct.unpack_from("<6xHH", content)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _lossless_size(content: bytes) -> tuple[int, int]:
+    (bits,) = struct.unpack_from("<xI", content)
+    return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+
+
+def _canvas_size(content: bytes) -> tuple[int, int]:
+    return int.from_bytes(content[4:7], "little") + 1, int.from_bytes(content[7:10], "little") + 1
+
+
+_WEBP_SIZES = {b"VP8 ": _lossy_size, b"VP8L": _lossless_size, b"VP8X": _canvas_size}
+
+_READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Announced]], ...] = (
+    (lambda data: data[1:4] == b"PNG", _read_png),
+    (lambda data: data[:3] == b"\xff\xd8\xff", _read_jpeg),
+    (lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP", _read_webp),
+)
