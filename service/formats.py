@@ -15,6 +15,7 @@ import numpy as np
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 _MOST_PARTS = 2**16  # chunks of a PNG or WebP file, segments of a JPEG file
+_MOST_INFLATED = 2**23  # bytes of a file's metadata, decompressed
 _MOST_SCANS = 100  # of a JPEG file; encoders make about 10
 _FREE_SCANS = 20  # that cost no more than decoding the pixels does
 _PIXEL_BYTES = 3  # of a pixel that counts once
@@ -25,7 +26,6 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG colour type
 _SAMPLES_OF_TRANSPARENCY = {0: 1, 2: 3}
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _PALETTE = 3
-_MOST_PROFILE = 2**17  # bytes of an EXIF profile that is a PNG's text
 
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP2, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xE2, 0xEE
 _FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))  # markers SOF0 to SOF15
@@ -101,6 +101,23 @@ class _Metadata:
         self._by_exif: int | None = None
         self._by_xmp: int | None = None
         self._damaged: dict[str, None] = {}
+        self._inflatable = _MOST_INFLATED
+
+    def inflate(self, data: bytes, name: str) -> bytes:
+        """Decompress; what can't be is damaged.
+
+        Raises:
+            ImageError: all together is too much for metadata: that is an attack, not damage.
+        """
+        try:
+            inflated = zlib.decompressobj().decompress(data, self._inflatable + 1)
+        except zlib.error:
+            self.damaged(name)
+            return b""
+        self._inflatable -= len(inflated)
+        if self._inflatable < 0:
+            raise ImageError(f"the image is broken: its metadata inflate to more than {_MOST_INFLATED} bytes")
+        return inflated
 
     def exif(self, data: bytes) -> None:
         """Take the orientation from EXIF."""
@@ -302,35 +319,46 @@ def _transparent(parts: _PngParts, samples: int, depth: int) -> tuple[int, ...] 
     return tuple((one & most) * scale for one in struct.unpack(f">{samples}H", parts.transparency))
 
 
+def _png_exif(content: bytes, metadata: _Metadata) -> None:
+    metadata.exif(content)
+
+
 def _png_text(content: bytes, metadata: _Metadata) -> None:
-    """Find EXIF in text, where ImageMagick puts it, and XMP."""
-    keyword, _, rest = content.partition(b"\0")
-    if keyword == b"XML:com.adobe.xmp":
-        metadata.xmp(rest)
-    elif keyword == b"Raw profile type exif":
+    """Find EXIF in text, where ImageMagick puts it."""
+    keyword, _, text = content.partition(b"\0")
+    if keyword == b"Raw profile type exif":
         # A newline, the profile's name, its length, then hexadecimal digits.
         try:
-            metadata.exif(bytes.fromhex("".join(rest.decode("ascii").split("\n")[3:])))
+            metadata.exif(bytes.fromhex("".join(text.decode("ascii").split("\n")[3:])))
         except ValueError:
             metadata.damaged("EXIF")
 
 
 def _png_compressed_text(content: bytes, metadata: _Metadata) -> None:
+    keyword, _, compressed = content.partition(b"\0")
+    _png_text(keyword + b"\0" + metadata.inflate(compressed[1:], "zTXt"), metadata)
+
+
+def _png_international_text(content: bytes, metadata: _Metadata) -> None:
+    """Find XMP, which is in such text."""
     keyword, _, rest = content.partition(b"\0")
-    if keyword == b"Raw profile type exif":
-        try:
-            text = zlib.decompressobj().decompress(rest[1:], _MOST_PROFILE)
-        except zlib.error:
-            metadata.damaged("EXIF")
-        else:
-            _png_text(keyword + b"\0" + text, metadata)
+    is_compressed, text = rest[:1] == b"\1", rest[2:].split(b"\0", 2)[-1]
+    if is_compressed:
+        text = metadata.inflate(text, "iTXt")
+    if keyword == b"XML:com.adobe.xmp":
+        metadata.xmp(text)
+
+
+def _png_profile(content: bytes, metadata: _Metadata) -> None:
+    metadata.inflate(content.partition(b"\0")[2][1:], "iCCP")
 
 
 _PNG_METADATA: dict[bytes, Callable[[bytes, _Metadata], None]] = {
-    b"eXIf": lambda content, metadata: metadata.exif(content),
+    b"eXIf": _png_exif,
     b"tEXt": _png_text,
-    b"iTXt": _png_text,
+    b"iTXt": _png_international_text,
     b"zTXt": _png_compressed_text,
+    b"iCCP": _png_profile,
 }
 
 

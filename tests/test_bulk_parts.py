@@ -250,7 +250,7 @@ ARTIFACT = load_artifact()
 
 
 def scorer(*, is_encoded: bool = True, **asked) -> Scorer:
-    return Scorer(ARTIFACT, Parameters.gather(asked.items()), encoded=is_encoded, limits=ImageLimits(10_000))
+    return Scorer(ARTIFACT, Parameters.gather(asked.items()), encoded=is_encoded, limits=ImageLimits(25_000))
 
 
 def images(*rows: tuple[bytes | None, str | None]) -> pa.Table:

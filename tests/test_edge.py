@@ -214,8 +214,9 @@ def test_a_fault_of_ours_is_told_without_its_trace_and_logged_with_it(tmp_path):
         for path in ("/predict", "/predict_batch"):
             name = path.strip("/")
             response = client.post(path, content=BOOT, params={"seed": 13}, headers={"X-Request-ID": name})
-            problem = response.json()
-            assert (response.status_code, problem["type"]) == (500, "urn:mcd:problem:internal-error")
+            problem = response.json() if path == "/predict" else response.json()["results"][0]["error"]
+            assert response.status_code == (500 if path == "/predict" else 200)
+            assert (problem["status"], problem["type"]) == (500, "urn:mcd:problem:internal-error")
             assert name in problem["detail"]
             assert "a fault on purpose" not in response.text
             told = {line["event"]: line for line in log_lines(faulty, name)}
