@@ -148,10 +148,12 @@ def parse_json(body: bytes, limits: Settings) -> Any:
     """Read JSON, in a time that the size of the largest request bounds.
 
     Raises:
-        Problem: 400 for what is none, or is nested deeper than is allowed; 413 for more than images can need.
+        Problem: 400 for what is none, or is nested deeper or oftener than images can need; 413 for more values.
     """
     commas, names_and_lists = body.count(b","), sum(map(body.count, (b"[", b"{", b":")))
-    if commas > limits.max_images * SIDE**2 + _MORE or names_and_lists > limits.max_images * (SIDE + 4) + _MORE:
+    if names_and_lists > limits.max_images * (SIDE + 4) + _MORE:
+        raise Problem("malformed-body", f"the JSON has more lists and names than {limits.max_images} images need")
+    if commas > limits.max_images * SIDE**2 + _MORE:
         raise Problem("body-too-large", f"the JSON has more values than {limits.max_images} images need")
     try:
         document = from_json(body, allow_inf_nan=False)

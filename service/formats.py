@@ -283,7 +283,7 @@ def _read_png(data: bytes) -> Announced:
     elif parts.transparency and colour in _SAMPLES_OF_TRANSPARENCY:
         transparent = _transparent(parts, _SAMPLES_OF_TRANSPARENCY[colour], depth)
     kept += [_chunk(b"IDAT", b"".join(parts.pixels)), _chunk(b"IEND", b"")]
-    pixel_bytes = _CHANNELS[colour] * max(depth // 8, 1) * (2 if depth == 16 and transparent else 1)
+    pixel_bytes = _CHANNELS[colour] * max(depth // 8, 1) * (2 if depth == 16 and colour == 2 and transparent else 1)
     cost = width * height * max(pixel_bytes, _PIXEL_BYTES) // _PIXEL_BYTES
     return Announced(
         "PNG",

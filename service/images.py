@@ -157,12 +157,18 @@ def array_image(values: Any, *, unit_range: bool) -> Grey:
     """
     flat = _flat(values)
     top = 1 if unit_range else 255
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= top for value in flat):
-        raise ImageError(f"the values of an image must be numbers in 0..{top}")
-    if not unit_range and not all(float(value).is_integer() for value in flat):
+    wrong = ImageError(f"the values of an image must be numbers in 0..{top}")
+    if not {int, float}.issuperset(map(type, flat)):
+        raise wrong
+    try:
+        numbers = np.array(flat, dtype=np.float64)
+    except OverflowError as error:
+        raise wrong from error
+    if not bool(((numbers >= 0) & (numbers <= top)).all()):
+        raise wrong
+    if not unit_range and bool((numbers != np.rint(numbers)).any()):
         raise ImageError('the values of an image must be integers 0..255; for numbers in [0, 1] give "dtype": "float"')
-    scaled = np.asarray(flat, dtype=np.float64) * (255 / top)
-    return Grey(np.rint(scaled).astype(np.uint8).reshape(SIDE, SIDE), "array")
+    return Grey(np.rint(numbers * (255 / top)).astype(np.uint8).reshape(SIDE, SIDE), "array")
 
 
 def read_npy_header(file: IO[bytes]) -> int:

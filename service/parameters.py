@@ -15,6 +15,7 @@ from service.problems import invalid, short
 MAX_SAMPLES = 1000
 MAX_SEED = 2**63 - 1
 
+_LEAST_WORK_OF_AUTO = 200  # masks
 _LARGEST = 1e300  # a float holds what is smaller
 _WHOLE = "-?[0-9]{1,20}"
 _DECIMAL = r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?"
@@ -131,8 +132,8 @@ class Sampling(BaseModel):
 
     @property
     def most_work(self) -> int:
-        """The same, in masks that cost as much: with samples=auto some are drawn again as their number grows."""
-        return self.most_samples * (2 if self.samples == "auto" else 1)
+        """The same, in masks that cost as much: samples=auto takes several rounds, however few masks they have."""
+        return max(self.most_samples, _LEAST_WORK_OF_AUTO) if self.samples == "auto" else self.most_samples
 
     @property
     def has_spread(self) -> bool:

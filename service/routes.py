@@ -361,7 +361,10 @@ class Edge:
         if passes > limits.max_forward_passes:
             got = f"{count} x {parameters.most_work}"
             detail = f"images x samples may be {limits.max_forward_passes} at most, got {got}"
-            raise Problem("too-much-work", f"{detail} (samples=auto and return_samples count twice)")
+            raise Problem(
+                "too-much-work",
+                f"{detail} (with return_samples, each counts twice; samples=auto counts as 200 at least)",
+            )
 
     async def _read(
         self, request: Request, exchange: Exchange, read: Callable[..., Content], kind: type[Asked]

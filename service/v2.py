@@ -4,8 +4,9 @@ The protocol: https://github.com/kserve/open-inference-protocol; binary tensors 
 extensions of it (https://github.com/triton-inference-server/server/tree/main/docs/protocol).
 """
 
+import itertools
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
 from service.answers import Answer, UncertaintyAnswer
-from service.bodies import Image, image_of, parse_json
+from service.bodies import Image, check_count, image_of, parse_json
 from service.images import SIDE
 from service.parameters import Parameters
 from service.problems import Problem, invalid, invalid_document, short
@@ -26,6 +27,7 @@ EXTENSIONS = ["binary_tensor_data", "classification"]
 
 _NUMBERS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
 _RAW: dict[str, np.dtype[Any]] = {"FP64": np.dtype("<f8"), "INT64": np.dtype("<i8"), "BOOL": np.dtype("?")}
+_LENGTH_BYTES = 4  # before each element of BYTES
 _PIXELS = SIDE * SIDE
 _SHAPES = ((SIDE, SIDE), (1, SIDE, SIDE), (_PIXELS,))  # of one image
 # What Triton's client sends beside our parameters; a deadline is the only one that means something here.
@@ -130,7 +132,10 @@ def read(body: bytes, header_length: str | None, limits: Settings) -> Inference:
     except ValidationError as error:
         raise invalid_document(error) from error
     (tensor,) = asked.inputs
-    images = _read_binary(tensor, body[length:]) if "binary_data_size" in tensor.parameters else _read_data(tensor)
+    if "binary_data_size" in tensor.parameters:
+        images = _read_binary(tensor, body[length:], limits)
+    else:
+        images = _read_data(tensor, limits)
     if not images:
         raise invalid(("inputs", "must have an image"))
     return Inference(
@@ -176,10 +181,11 @@ def _shape(tensor: RequestInput) -> int:
     raise invalid(("inputs", f"must have the shape {expected}, got {list(shape)}"))
 
 
-def _read_data(tensor: RequestInput) -> list[Image]:
+def _read_data(tensor: RequestInput, limits: Settings) -> list[Image]:
     count, values = _shape(tensor), list(_flat(tensor.data or [], depth=len(tensor.shape)))
     if tensor.datatype == "BYTES":
         _check_count(len(values), count, "elements")
+        check_count(count, limits)
         return [image_of(value) for value in values]
     _check_count(len(values), count * _PIXELS, "values")
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
@@ -199,12 +205,14 @@ def _flat(data: list[Any], depth: int) -> Sequence[Any]:
     return data
 
 
-def _read_binary(tensor: RequestInput, raw: bytes) -> list[Image]:
+def _read_binary(tensor: RequestInput, raw: bytes, limits: Settings) -> list[Image]:
     count, size = _shape(tensor), tensor.parameters["binary_data_size"]
     if tensor.data is not None or size != len(raw):
         raise invalid(("inputs", f"must have the binary_data_size of what follows, {len(raw)}, and no data"))
     if tensor.datatype == "BYTES":
-        images: list[Image] = list(_elements(raw))
+        if count * _LENGTH_BYTES <= len(raw):
+            check_count(count, limits)
+        images: list[Image] = list(itertools.islice(_elements(raw), count + 1))
         _check_count(len(images), count, "elements")
         return images
     dtype = _NUMBERS[tensor.datatype]
@@ -212,17 +220,16 @@ def _read_binary(tensor: RequestInput, raw: bytes) -> list[Image]:
     return _pixels(np.frombuffer(raw, dtype).astype(np.float64), tensor.datatype)
 
 
-def _elements(raw: bytes) -> list[bytes]:
-    found, start = [], 0
+def _elements(raw: bytes) -> Iterator[bytes]:
+    start = 0
     while start < len(raw):
-        if start + 4 > len(raw):
+        if start + _LENGTH_BYTES > len(raw):
             raise invalid(("inputs", "end within the length of an element"))
         (length,) = struct.unpack_from("<I", raw, start)
-        start += 4 + length
+        start += _LENGTH_BYTES + length
         if start > len(raw):
             raise invalid(("inputs", "end within an element"))
-        found.append(raw[start - length : start])
-    return found
+        yield raw[start - length : start]
 
 
 def _check_count(found: int, expected: int, what: str) -> None:
