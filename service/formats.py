@@ -30,8 +30,10 @@ _PALETTE = 3
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP2, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xE2, 0xEE
 _FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))  # markers SOF0 to SOF15
 _FIRST_MARKER = 0xC0
-# Frame headers, the tables that pixels are decoded with, scans, and what tells the colour space.
-_OF_PIXELS = {*_FRAMES, 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, _SOS, _APP14, _EOI}
+# Frame headers, the tables that pixels are decoded with, and scans.
+_OF_PIXELS = {*_FRAMES, 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, _SOS, _EOI}
+# What tells the colour space: how it starts, and its least length.
+_OF_COLOUR = {_APP0: (b"JFIF\0", 14), _APP14: (b"Adobe", 12)}
 _NOT_A_MARKER = (0x00, 0xFF, 0x01, *range(0xD0, 0xD8))  # escapes, fill bytes, and what stands within a scan
 _IS_MARKER = np.ones(256, dtype=np.bool_)
 _IS_MARKER[list(_NOT_A_MARKER)] = False
@@ -384,7 +386,9 @@ class _JpegParts:
             self.metadata.xmp(content)
         elif marker == _APP2 and content.startswith(_MULTI_PICTURE):
             self.frames = _pictures(content)
-        return marker in _OF_PIXELS or (marker == _APP0 and content.startswith(b"JFIF"))
+        tells_colour = _OF_COLOUR.get(marker)  # a damaged one tells nothing
+        is_whole = tells_colour is not None and content.startswith(tells_colour[0]) and len(content) >= tells_colour[1]
+        return marker in _OF_PIXELS or is_whole
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:

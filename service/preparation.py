@@ -138,7 +138,7 @@ def _fit_padded_rows(grey: Pixels, background: int) -> Pixels:
     height, width = grey.shape
     weights_JW, padding_J = _padded_weights(height, width)
     fitted = np.empty((height, SIDE), np.uint8)
-    step = max(_BAND_PIXELS // width, 1)
+    step = max(_BAND_PIXELS // max(width, SIDE), 1)
     for top in range(0, height, step):
         sums = grey[top : top + step].astype(np.float64) @ weights_JW.T + padding_J * background
         fitted[top : top + step] = np.clip(np.floor(sums / _UNIT + 0.5), 0, 255)

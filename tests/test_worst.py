@@ -1,0 +1,35 @@
+"""The worst known request of each kind: it keeps nobody waiting, and costs no more than the documented bounds."""
+
+from collections.abc import Iterator
+
+import psutil
+import pytest
+from server import Server, serve
+
+from benchmarks.worst import REQUESTS, Worst, measure, worker_of
+
+CPU_SECONDS = 1.0
+DELAY_SECONDS = 0.1
+MEMORY_BYTES = 400e6
+TRIES = 8  # on a machine that others use too, one of them is undisturbed
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory) -> Iterator[tuple[int, psutil.Process]]:
+    """A server with one worker: its port, and the worker."""
+    with serve(tmp_path_factory.mktemp("single") / "home") as running:
+        assert isinstance(running, Server)
+        yield int(running.url.rpartition(":")[2]), worker_of(running.pid)
+
+
+@pytest.mark.parametrize("worst", REQUESTS, ids=lambda worst: worst.name)
+def test_the_worst_request_of_a_kind_keeps_nobody_waiting(single: tuple[int, psutil.Process], worst: Worst) -> None:
+    port, worker = single
+    request = worst.make()
+    for _ in range(TRIES):
+        cost = measure(port, worker, request)
+        assert cost.status == worst.status
+        assert cost.memory < MEMORY_BYTES
+        if cost.delay < DELAY_SECONDS and cost.cpu < CPU_SECONDS:
+            return
+    raise AssertionError(cost)
