@@ -26,7 +26,7 @@ from benchmarks.servers import SERVICE, served
 
 BODY_BYTES = 10 * 2**20
 PIXELS = 25_000_000
-POLL_SECONDS = 0.01
+POLL_SECONDS = 0.02
 FORM, JSON, NPY, FILE = "multipart/form-data; boundary=b", "application/json", "application/x-npy", "image/png"
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by PNG colour type
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))

