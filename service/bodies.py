@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +13,20 @@ from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
+from service.formats import is_image_file
 from service.images import SIDE, Pixels, read_npy_header
 from service.parameters import Given
-from service.problems import Problem, invalid
+from service.problems import Problem, invalid, short
 from service.settings import Settings
 
 FORM, JSON, NPY = "multipart/form-data", "application/json", "application/x-npy"
 FILES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream")
+_BYTES = ("application/octet-stream", "binary/octet-stream")  # the second is S3's
 # No type at all, and what curl --data-binary says of a file unless told otherwise.
 _UNTYPED = ("", "application/x-www-form-urlencoded")
 
 _CONTAINERS = {list, dict}
+_BYTE_ORDER_MARK, _WIDE_BYTE_ORDER_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 _MORE = 1000  # values and names of a JSON document that are no pixels
 
 # An encoded file, an array as JSON has it, pixels, or why it is none of these.
@@ -82,12 +86,12 @@ def _read(content_type: str, body: bytes, names: tuple[str, ...], limits: Settin
     match kind.decode("latin-1"):
         case "multipart/form-data":
             return _read_form(options.get(b"boundary", b""), body, names, limits)
-        case "application/json":
+        case other if other in {"application/json", "text/json"} or other.endswith("+json"):
             return _read_json(body, names, limits)
         case "application/x-npy":
             return Content(list(_read_npy(body)))
-        case other if other in FILES or other in _UNTYPED:
-            return Content([body] if body else [])
+        case other if other.startswith("image/") or other in _BYTES or other in _UNTYPED:
+            return Content([body] if body else [])  # the bytes tell what they are
         case other:
             known = ", ".join((FORM, JSON, NPY, *FILES))
             raise Problem("unsupported-media-type", f"send one of {known}, not {other[:100]}")
@@ -95,6 +99,8 @@ def _read(content_type: str, body: bytes, names: tuple[str, ...], limits: Settin
 
 def _read_form(boundary: bytes, body: bytes, names: tuple[str, ...], limits: Settings) -> Content:
     form = _Form(names, limits)
+    if not body.startswith(b"--" + boundary):  # a preamble (RFC 2046, 5.1.1)
+        body = body[body.find(b"\r\n--" + boundary) + 2 :]
     try:
         config = {"MAX_MEMORY_FILE_SIZE": len(body) + 1}
         parser = FormParser(FORM, form.on_field, form.on_file, form.on_end, boundary=boundary, config=config)
@@ -117,28 +123,39 @@ class _Form:
         self.ended = False
 
     def on_file(self, file: File) -> None:
-        name = _text(file.field_name)
+        name = _name(file.field_name)
         if name not in self._names:
             self._add_field(name, _text(file.file_name))  # which makes it an unknown parameter
-        elif len(self.images) == self._limits.max_images:
-            raise FormParserError(f"it has more than {self._limits.max_images} files")
         else:
             file.file_object.seek(0)
-            self.images.append(file.file_object.read())
+            self._add_image(file.file_object.read())
 
     def on_field(self, field: Field) -> None:
-        name = _text(field.field_name)
-        if name in self._names:
+        name, value = _name(field.field_name), field.value or b""
+        if name not in self._names:
+            self._add_field(name, _text(value))
+        elif is_image_file(value):  # a file without the name of one
+            self._add_image(value)
+        else:
             raise invalid((name, "must be a file, as curl -F image=@boot.png sends it"))
-        self._add_field(name, _text(field.value))
 
     def on_end(self) -> None:
         self.ended = True
+
+    def _add_image(self, data: bytes) -> None:
+        if len(self.images) == self._limits.max_images:
+            raise FormParserError(f"it has more than {self._limits.max_images} files")
+        self.images.append(data)
 
     def _add_field(self, name: str, value: str) -> None:
         if len(self.fields) == self._limits.max_fields:
             raise FormParserError(f"it has more than {self._limits.max_fields} fields")
         self.fields.append((name, value))
+
+
+def _name(field_name: bytes | None) -> str:
+    """The name of a part; several of one name are "images[]" to some clients."""
+    return _text(field_name).removesuffix("[]")
 
 
 def _text(value: bytes | None) -> str:
@@ -156,12 +173,17 @@ def parse_json(body: bytes, limits: Settings) -> Any:
         raise Problem("malformed-body", f"the JSON has more lists and names than {limits.max_images} images need")
     if commas > limits.max_images * SIDE**2 + _MORE:
         raise Problem("body-too-large", f"the JSON has more values than {limits.max_images} images need")
+    body = body.removeprefix(_BYTE_ORDER_MARK)  # which receivers may pass over (RFC 8259, 8.1)
+    if body[:2] in _WIDE_BYTE_ORDER_MARKS or b"\0" in body[:4]:
+        raise Problem("malformed-body", "the body is not JSON in UTF-8: it looks like UTF-16 or UTF-32")
     try:
         document = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise Problem("malformed-body", f"the body is not JSON: {error}") from error
+    names = 0
     level: list[Any] = [[document]]
     for _ in range(limits.max_json_depth + 1):
+        names += sum(len(one) for one in level if type(one) is dict)
         level = [
             value
             for one in level
@@ -169,8 +191,20 @@ def parse_json(body: bytes, limits: Settings) -> Any:
             if type(value) in _CONTAINERS  # twice as fast as isinstance, for up to a million values
         ]
         if not level:
+            if names < body.count(b":"):  # each name has one; the others are in texts, or a name is there twice
+                json.loads(body, object_pairs_hook=_check_names)
             return document
     raise Problem("malformed-body", f"the JSON is nested deeper than {limits.max_json_depth}")
+
+
+def _check_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse an object that has a name twice, with different values."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found and found[name] != value:
+            raise invalid((short(name), f"given twice: {short(found[name])} and {short(value)}"))
+        found[name] = value
+    return found
 
 
 def _read_json(body: bytes, names: tuple[str, ...], limits: Settings) -> Content:

@@ -80,6 +80,11 @@ class Announced(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
+def is_image_file(data: bytes) -> bool:
+    """Whether the first bytes are those of a PNG, JPEG or WebP file."""
+    return any(is_format(data) for is_format, _ in _READERS)
+
+
 def read_structure(data: bytes) -> Announced:
     """Read the structure of an image file, in time proportional to its size.
 

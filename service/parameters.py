@@ -17,8 +17,9 @@ MAX_SEED = 2**63 - 1
 
 _LEAST_WORK_OF_AUTO = 200  # masks
 _LARGEST = 1e300  # a float holds what is smaller
-_WHOLE = "-?[0-9]{1,20}"
-_DECIMAL = r"-?[0-9]{1,20}(\.[0-9]{1,20})?([eE][+-]?[0-9]{1,3})?"
+_WHOLE = r"[+-]?[0-9]{1,20}(\.0{1,20})?"
+_DECIMAL = r"[+-]?([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][+-]?[0-9]{1,3})?"
+_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 Given = Iterable[tuple[str, Any]]
 RankBy = Literal["bald", "entropy", "margin", "least_confidence"]
@@ -26,8 +27,8 @@ RankBy = Literal["bald", "entropy", "margin", "least_confidence"]
 
 def _whole_number(value: Any) -> Any:
     """Let integers through, as JSON numbers or as plain decimal digits; nothing else that pydantic would convert."""
-    if isinstance(value, str) and re.fullmatch(_WHOLE, value):
-        return int(value)
+    if isinstance(value, str) and re.fullmatch(_WHOLE, value.strip(" ")):
+        return int(value.partition(".")[0])
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, int) and not isinstance(value, bool):
@@ -37,7 +38,7 @@ def _whole_number(value: Any) -> Any:
 
 def _number(value: Any) -> Any:
     """Let numbers through, as JSON or as plain decimal text."""
-    if isinstance(value, str) and re.fullmatch(_DECIMAL, value):
+    if isinstance(value, str) and re.fullmatch(_DECIMAL, value.strip(" ")):
         return float(value)
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST:
         return float(value)
@@ -46,8 +47,8 @@ def _number(value: Any) -> Any:
 
 def _boolean(value: Any) -> Any:
     """Let true and false through, as JSON or as text."""
-    if isinstance(value, str) and value.lower() in {"true", "false"}:
-        return value.lower() == "true"
+    if isinstance(value, str) and value.strip(" ").lower() in {*_TRUE, *_FALSE}:
+        return value.strip(" ").lower() in _TRUE
     if isinstance(value, bool):
         return value
     raise ValueError(f"must be true or false, got {short(value)}")
@@ -89,7 +90,7 @@ _Samples = Annotated[
         _samples, json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SAMPLES)] | Literal["auto"] | _WholeText
     ),
 ]
-_IS_BOOLEAN = BeforeValidator(_boolean, json_schema_input_type=bool | Literal["true", "false", "True", "False"])
+_IS_BOOLEAN = BeforeValidator(_boolean, json_schema_input_type=bool | Literal[("True", "False", *_TRUE, *_FALSE)])
 
 
 class Sampling(BaseModel):
@@ -150,7 +151,7 @@ class Sampling(BaseModel):
         """
         values: dict[str, Any] = {}
         for name, value in (pair for source in sources for pair in source):
-            if name in values and str(values[name]) != str(value):
+            if name in values and _plain(values[name]) != _plain(value):
                 raise invalid((name, f"given twice: {short(values[name])} and {short(value)}"))
             values[name] = value
         try:
@@ -242,6 +243,12 @@ class RankParameters(Sampling):
         yield from super().contradictions()
         if self.by == "bald" and not self.has_spread:
             yield "samples", "must be 2 or more, or auto, for by=bald with method=masks"
+
+
+def _plain(value: Any) -> Any:
+    """A value, or what its text says, so that spellings can be compared."""
+    text = str(value).strip(" ").lower()
+    return float(text) if re.fullmatch(_DECIMAL, text) else text
 
 
 def _name(location: tuple[int | str, ...]) -> str:

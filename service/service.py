@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import bentoml
 import torch
+from bentoml._internal.container import BentoMLContainer  # type: ignore[attr-defined] # what its configuration says
 from bentoml.exceptions import BentoMLException
 from circus.sighandler import SysHandler  # BentoML's supervisor
 from pydantic import Field
@@ -19,6 +20,7 @@ from model import Artifact, load_artifact
 from service.answers import BatchAnswer
 from service.bodies import image_of, images_of
 from service.connections import guard_connections
+from service.cors import read_origins, with_cors
 from service.exchange import Stages, write_log
 from service.live import Live, ModelError
 from service.metrics import Metrics, Observed
@@ -51,7 +53,7 @@ class EdgeService(bentoml.Service[Any]):  # type: ignore[misc] # BentoML exports
         """Build a worker's application, the model loaded and warm."""
         write_log(SETTINGS.log_level)
         guard_connections(SETTINGS, _metrics())
-        app = Edge(
+        edge = Edge(
             super().to_asgi(is_main),
             live=_live(),
             metrics=_metrics(),
@@ -59,11 +61,20 @@ class EdgeService(bentoml.Service[Any]):  # type: ignore[misc] # BentoML exports
             settings=SETTINGS,
             tracing=_tracing(),
         )
+        app = with_cors(edge, _cors_options())
         # What start-up left behind lives as long as the worker: keep it out of the collector's full passes, which
         # stop all requests for a tenth of a second and more.
         gc.collect()
         gc.freeze()
         return app
+
+
+def _cors_options() -> dict[str, Any]:
+    """Ours; without any, those of BentoML's own setting, which has no effect on routes before its application."""
+    if SETTINGS.cors_origins:
+        return {"allow_origins": read_origins(SETTINGS.cors_origins)}
+    is_enabled = BentoMLContainer.http.cors.enabled.get()
+    return dict(BentoMLContainer.access_control_options.get()) if is_enabled else {}
 
 
 _IMAGE = "PNG, JPEG or WebP file in base64, or a 28 x 28 array"

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from service.cors import read_origins
 from service.images import ImageLimits
 from service.keys import Keys
 
@@ -45,6 +46,9 @@ class Settings(BaseModel):
     max_batches_in_flight: Annotated[int, Field(ge=1, description="batches and rankings of a worker, likewise")] = 5
     api_keys: Annotated[str, Field(description="keys with commas between; none: open to all", repr=False)] = ""
     api_keys_file: Annotated[str, Field(description="file with a key a line")] = ""
+    cors_origins: Annotated[
+        str, Field(description="origins whose pages may ask, with commas between, or *; empty: none")
+    ] = ""
     metrics_need_key: Annotated[bool, Field(description="whether /metrics needs a key too")] = False
     admin_keys: Annotated[str, Field(description="keys for /admin/reload; none: it isn't there", repr=False)] = ""
     admin_keys_file: Annotated[str, Field(description="file with such a key a line")] = ""
@@ -60,6 +64,12 @@ class Settings(BaseModel):
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Field(description="info: a line for each request")
     ] = "info"
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, listed: str) -> str:
+        read_origins(listed)
+        return listed
 
     @property
     def image_limits(self) -> ImageLimits:

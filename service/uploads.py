@@ -12,6 +12,9 @@ from service.problems import Problem
 from service.settings import Settings
 
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS  # told apart by their headers
+_RAW_DEFLATE = -zlib.MAX_WBITS
+_GZIP = b"\x1f\x8b"
+_MOST_MEMBERS = 1000  # of a gzip body
 _ENCODINGS = ("gzip", "x-gzip", "deflate")
 
 
@@ -63,7 +66,7 @@ class Uploads:
         except TimeoutError as error:
             raise Problem("upload-too-slow", f"the body took longer than {seconds:g} seconds") from error
         if encoding in _ENCODINGS:
-            return await anyio.to_thread.run_sync(_inflated, body, limit)
+            return await anyio.to_thread.run_sync(_inflated, body, limit, encoding)
         return bytes(body)
 
     async def _received(self, request: Request, limit: int) -> bytearray:
@@ -81,17 +84,33 @@ class Uploads:
         return body
 
 
-def _inflated(body: bytearray, limit: int) -> bytes:
-    inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
-    try:
-        inflated = inflater.decompress(body, limit + 1)
-    except zlib.error as error:
-        raise Problem("malformed-body", f"the body can't be decompressed: {error}") from error
-    if len(inflated) > limit:
-        raise _too_large(limit)
-    if not inflater.eof or inflater.unused_data:
+def _inflated(body: bytearray, limit: int, encoding: str) -> bytes:
+    """Decompress gzip of any number of members (RFC 1952, 2.2), or deflate with zlib's header or without."""
+    inflated, rest = b"", bytes(body)
+    wbits = _RAW_DEFLATE if encoding == "deflate" and not _has_zlib_header(rest) else _GZIP_OR_ZLIB
+    members = 0
+    while rest and members < _MOST_MEMBERS:
+        inflater = zlib.decompressobj(wbits)
+        try:
+            inflated += inflater.decompress(rest, limit + 1 - len(inflated))
+        except zlib.error as error:
+            raise Problem("malformed-body", f"the body can't be decompressed: {error}") from error
+        if len(inflated) > limit:
+            raise _too_large(limit)
+        if not inflater.eof:
+            break
+        members += 1
+        rest = inflater.unused_data if inflater.unused_data.strip(b"\0") else b""  # zeros may fill a gzip file up
+        if rest and not rest.startswith(_GZIP):
+            break
+    if rest or not members:
         raise Problem("malformed-body", "the body can't be decompressed: it has another end than its compression")
     return inflated
+
+
+def _has_zlib_header(body: bytes) -> bool:
+    """Whether the first two bytes are such a header (RFC 1950, 2.2): many clients leave it out."""
+    return len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
 
 
 def _too_large(limit: int) -> Problem:

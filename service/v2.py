@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 
 from service.answers import Answer, UncertaintyAnswer
@@ -32,7 +32,13 @@ _PIXELS = SIDE * SIDE
 _SHAPES = ((SIDE, SIDE), (1, SIDE, SIDE), (_PIXELS,))  # of one image
 # What Triton's client sends beside our parameters; a deadline is the only one that means something here.
 _TOLERATED = {"binary_data_output", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end"}
+_TOLERATED |= {"content_type", "headers"}  # MLServer's, of what the datatypes say already
 _SAMPLES = "sample_probabilities"
+
+
+def _or_missing(kind: Any) -> BeforeValidator:
+    """Take null for a missing object: many serializers write it for what isn't there."""
+    return BeforeValidator(lambda value: {} if value is None else value, json_schema_input_type=kind | None)
 
 
 class RequestInput(BaseModel):
@@ -43,7 +49,7 @@ class RequestInput(BaseModel):
     name: Literal["image"]
     shape: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(max_length=8)]
     datatype: Literal["UINT8", "FP32", "FP64", "BYTES"]
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Annotated[dict[str, Any], _or_missing(dict[str, Any])] = Field(default_factory=dict)
     data: list[Any] | None = None
 
 
@@ -52,7 +58,7 @@ class OutputParameters(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    binary_data: bool = False
+    binary_data: bool | None = None
     classification: Annotated[int, Field(ge=0)] = 0
 
 
@@ -62,7 +68,7 @@ class RequestOutput(BaseModel):
     model_config = ConfigDict(strict=True)
 
     name: str
-    parameters: OutputParameters = Field(default_factory=OutputParameters)
+    parameters: Annotated[OutputParameters, _or_missing(OutputParameters)] = Field(default_factory=OutputParameters)
 
 
 class InferenceRequest(BaseModel):
@@ -71,7 +77,7 @@ class InferenceRequest(BaseModel):
     model_config = ConfigDict(strict=True)
 
     id: str | None = None
-    parameters: dict[str, Any] = Field(default_factory=dict)
+    parameters: Annotated[dict[str, Any], _or_missing(dict[str, Any])] = Field(default_factory=dict)
     inputs: Annotated[list[RequestInput], Field(min_length=1, max_length=1)]
     outputs: list[RequestOutput] | None = None
 
@@ -142,7 +148,7 @@ def read(body: bytes, header_length: str | None, limits: Settings) -> Inference:
         asked.id,
         images,
         _parameters(asked),
-        asked.outputs,
+        asked.outputs or None,
         is_binary=asked.parameters.get("binary_data_output") is True,
         seconds=_deadline(asked.parameters.get("timeout")),
     )
@@ -364,7 +370,8 @@ def _tensor(
     shape = list(np.shape(values))
     tensor: dict[str, Any] = {"name": output.name, "shape": shape, "datatype": datatype}
     flat = np.asarray(values, dtype=object).ravel().tolist() if datatype == "BYTES" else np.ravel(values)
-    if not (is_binary or output.parameters.binary_data):
+    wanted = output.parameters.binary_data
+    if not (is_binary if wanted is None else wanted):
         return tensor | {"data": flat if isinstance(flat, list) else flat.tolist()}, b""
     data = b"".join(map(_element, flat)) if isinstance(flat, list) else flat.astype(_RAW[datatype]).tobytes()
     return tensor | {"parameters": {"binary_data_size": len(data)}}, data

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from files import npy
+from files import npy, png
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -213,3 +213,64 @@ def test_whatever_comes_is_read_or_a_clients_mistake(content_type, body, cut, in
         except Problem as problem:
             status = problem.status
         assert status in {200, 400, 415, 422}
+
+
+PICTURE = png(PIXELS_BHW[0])
+
+
+def test_a_part_is_a_file_by_its_bytes_where_no_filename_says_so():
+    for more in (b"\r\nContent-Type: image/png", b"; filename*=UTF-8''x.png", b'; filename=""', b""):
+        assert one(FORM_TYPE, form(("image", more, PICTURE))).images == [PICTURE]
+    assert many(FORM_TYPE, form(*(("images[]", b'; filename="x"', PICTURE) for _ in range(3)))).images == [PICTURE] * 3
+    typed = ("samples", b"\r\nContent-Type: text/plain; charset=utf-8", b"10")
+    assert list(one(FORM_TYPE, form(file("image", PICTURE), typed)).fields) == [("samples", "10")]
+    assert refused(many, FORM_TYPE, form(*(("images", b"", PICTURE) for _ in range(6)))).kind == "malformed-body"
+
+
+def test_a_preamble_and_an_epilogue_are_passed_over():
+    body = form(file("image", b"x"))
+    for whole in (b"\r\n" + body, b"This is a form.\r\n" + body, body + b"the end", b"a--a-b-c\r\n" + body):
+        assert one(FORM_TYPE, whole).images == [b"x"]
+
+
+def test_bytes_tell_what_an_image_of_any_type_is():
+    for kind in ("image/jpg", "image/pjpeg", "image/x-png", "binary/octet-stream", "image/*", "IMAGE/PNG"):
+        assert one(kind, PICTURE).images == [PICTURE]
+    for kind in ("text/json", "application/problem+json", "application/vnd.api+json; charset=utf-8"):
+        assert one(kind, b'{"image": [1]}').images == [[1]]
+
+
+def test_json_may_begin_with_a_byte_order_mark_and_must_be_utf_8():
+    text = '{"image": [1]}'
+    assert one(JSON, text.encode("utf-8-sig")).images == [[1]]
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"):
+        assert "UTF-8" in refused(one, JSON, text.encode(encoding)).detail
+
+
+@pytest.mark.parametrize(
+    ("body", "is_ambiguous"),
+    [
+        (b'{"image": [1], "seed": 1, "seed": 2}', True),
+        (b'{"image": [1], "image": [2]}', True),
+        (b'{"image": [1], "a": {"b": 1, "b": 2}}', True),
+        (b'{"image": [1], "se\\u0065d": 1, "seed": 2}', True),
+        (b'{"image": [1], "seed": 1, "seed": 1}', False),
+        (b'{"image": [1], "seed": "a:b:c", "b": ":"}', False),
+        (b'{"image": [1], "a": {"seed": 1}, "b": {"seed": 2}}', False),
+    ],
+)
+def test_a_name_that_is_there_twice_must_mean_one_thing(body, is_ambiguous):
+    if is_ambiguous:
+        assert "given twice" in refused(one, JSON, body).detail
+    else:
+        assert one(JSON, body).images == [[1]]
+
+
+def test_json_of_more_than_images_need_is_refused_before_it_is_read():
+    limits = Settings(max_images=2)
+    for body in (b"[" + b"0," * 4000 + b"0]", b"[" + b"[]," * 2000 + b"0]", b"{" + b'"a":0,' * 2000 + b'"a":0}'):
+        with pytest.raises(Problem, match="than 2 images need"):
+            read_many(JSON, body, limits)
+    assert len(read_many(JSON, json.dumps(PIXELS_BHW[:2].tolist()).encode(), limits).images) == 2
+    with pytest.raises(Problem, match="at most 2 images, got 3"):
+        read_many(JSON, json.dumps(PIXELS_BHW.tolist()).encode(), limits)

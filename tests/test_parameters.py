@@ -66,7 +66,7 @@ def test_samples_in_range_are_taken(samples):
         ("samples", "-5", "samples must be 0, 2..1000 or auto, got -5"),
         ("samples", "1e2", "samples must be a whole number, got 1e2"),
         ("samples", "", "samples must be a whole number, got "),
-        ("samples", " 10", "samples must be a whole number, got  10"),
+        ("samples", "1 0", "samples must be a whole number, got 1 0"),
         ("samples", "1_0", "samples must be a whole number, got 1_0"),
         ("samples", "\uff11\uff10", "samples must be a whole number, got \uff11\uff10"),  # full-width digits
         ("samples", 10.5, "samples must be a whole number, got 10.5"),
@@ -163,3 +163,26 @@ def test_what_a_pool_cannot_be_ranked_by_is_refused(given, detail):
 def test_what_a_ranking_has_no_use_for_is_unknown():
     with pytest.raises(Problem, match=r"coverage is unknown; known are image, method, .*, by, limit"):
         RankParameters.gather([("coverage", "0.9")])
+
+
+@pytest.mark.parametrize("text", ["30", " 30 ", "+30", "30.0", "030", 30, 30.0])
+def test_a_whole_number_may_be_spelled_in_other_ways(text):
+    assert Parameters.gather([("samples", text)]).samples == 30
+
+
+@pytest.mark.parametrize("text", ["0.5", ".5", " +0.50 ", "5e-1", "5.e-1"])
+def test_a_number_may_be_spelled_in_other_ways(text):
+    assert Parameters.gather([("samples", "auto"), ("tolerance", text)]).tolerance == 0.5
+
+
+@pytest.mark.parametrize(("texts", "value"), [(["true", "True", "1", "yes", "ON"], True), (["no", "0", "off"], False)])
+def test_a_boolean_may_be_spelled_in_other_ways(texts, value):
+    for text in texts:
+        assert Parameters.gather([("return_pixels", text)]).return_pixels is value
+
+
+def test_spellings_of_one_value_agree():
+    given = [("samples", "10"), ("samples", 10.0), ("samples", " +10"), ("calibrated", "True"), ("calibrated", True)]
+    assert Parameters.gather(given).samples == 10
+    with pytest.raises(Problem, match="given twice"):
+        Parameters.gather([("samples", "10"), ("samples", "11")])

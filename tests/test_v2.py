@@ -299,3 +299,29 @@ def test_limits_hold_here_too(client):
     late = request_of(tensor_of(np.zeros((50, 28, 28), int), "UINT8"), parameters={"samples": 1000, "timeout": 1})
     response = client.post(INFER, content=late)
     assert (response.status_code, response.json()["type"]) == (504, "urn:mcd:problem:deadline-exceeded")
+
+
+@pytest.mark.parametrize(("whole", "one", "is_raw"), [(True, False, False), (False, True, True), (True, None, True)])
+def test_an_output_says_for_itself_whether_it_is_binary(client, whole, one, is_raw):
+    asked = {
+        "inputs": [{"name": "image", "shape": [1, 28, 28], "datatype": "UINT8", "data": [0] * 784}],
+        "parameters": {"binary_data_output": whole},
+        "outputs": [{"name": "confidence", "parameters": {} if one is None else {"binary_data": one}}],
+    }
+    response = client.post("/v2/models/mcd/infer", json=asked)
+    assert ("inference-header-content-length" in response.headers) == is_raw
+
+
+def test_what_serializers_and_codecs_add_is_passed_over(client):
+    tensor = {"name": "image", "shape": [1, 28, 28], "datatype": "UINT8", "data": [0] * 784}
+    expected = client.post("/v2/models/mcd/infer", json={"inputs": [tensor]}).json()
+    codec = {"content_type": "np"}
+    for asked in (
+        {"inputs": [tensor], "parameters": None, "id": None, "outputs": None},
+        {"inputs": [tensor | {"parameters": None}], "outputs": []},
+        {"inputs": [tensor | {"parameters": codec}], "parameters": codec | {"headers": {"a": "b"}}},
+    ):
+        assert client.post("/v2/models/mcd/infer", json=asked).json() == expected
+    named = [{"name": "label", "parameters": None}, {"name": "confidence", "parameters": codec}]
+    found = client.post("/v2/models/mcd/infer", json={"inputs": [tensor], "outputs": named}).json()
+    assert [output["name"] for output in found["outputs"]] == ["label", "confidence"]
