@@ -16,15 +16,16 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from service import __version__
+from service.dead_workers import merged
 from service.decision import Decision, Reason
 from service.drift import STATISTICS, Reference, feedback
 from service.predictor import Mode, Prediction
 from service.problems import STATUSES
-from service.recent import Recent, is_alive
+from service.recent import Recent
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_1_0_0
 FLUSH_SECONDS = 0.25
@@ -228,11 +229,7 @@ class Metrics:
         """Write all metrics in Prometheus' text format: of every worker under BentoML, else of this process."""
         self.flush()
         registry = CollectorRegistry()
-        if self._folder is None:
-            registry.register(self._registry)
-        else:
-            _forget_the_dead(self._folder)
-            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        registry.register(self._registry if self._folder is None else _AllWorkers(self._folder))
         for collector in self._derived:
             registry.register(collector)
         return generate_latest(registry)
@@ -307,8 +304,13 @@ def _family(name: str, told: str, labels: Sequence[str] | None = None, value: fl
     return GaugeMetricFamily(f"mcd_{name}", told, labels=labels, value=value)
 
 
-def _forget_the_dead(folder: Path) -> None:
-    """Let gauges of workers that were killed count no more; their counters stay."""
-    for pid in {int(path.stem.rpartition("_")[2]) for path in folder.glob("gauge_live*_*.db")}:
-        if not is_alive(pid):
-            mark_process_dead(pid)  # type: ignore[no-untyped-call]
+class _AllWorkers(Collector):
+    """Metrics of all workers, what dead ones have counted included; their gauges count no more."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterable[Metric]:
+        with merged(self._folder) as files:
+            found: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
+        return found

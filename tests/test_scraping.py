@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 from conftest import missing
 from files import npy_request
@@ -291,6 +292,10 @@ def test_counters_never_fall_and_gauges_are_true_when_a_worker_is_killed(tmp_pat
         for _ in range(10):
             httpx.post(f"{server.url}/predict", content=BOOT)
             seen.append(scraped(server.url))
+        files = [path.name for path in (tmp_path / "home").rglob("*.db")]
+        pids = {int(name.removesuffix(".db").rpartition("_")[2]) for name in files}
+        assert 0 in pids  # what the dead have counted
+        assert all(pid == 0 or psutil.pid_exists(pid) for pid in pids)
     counters = [name for name in seen[0] if name[0].endswith(("_total", "_bucket", "_count", "_sum"))]
     for before, after in itertools.pairwise(seen):
         for name in counters:
