@@ -100,6 +100,7 @@ bench: $(BENCH)/installed
 	$(BENCH)/bin/python -m benchmarks.throughput
 	$(BENCH)/bin/python -m benchmarks.overload
 	$(BENCH)/bin/python -m benchmarks.scaling
+	$(BENCH)/bin/python -m benchmarks.worst
 	$(BENCH)/bin/python -m benchmarks.bulk
 
 $(BENCH)/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
