@@ -62,6 +62,10 @@ class Affine:
         """Look at the parameters as they are now."""
         weight, bias = self._parameters["weight"], self._parameters["bias"]
         key = (weight.data_ptr(), weight.shape, weight.stride(), None if bias is None else bias.data_ptr())
+        if weight.dtype is torch.bfloat16:  # which NumPy hasn't
+            self._key = None
+            weight_VU = weight.float().numpy(force=True)
+            return weight_VU, np.zeros_like(weight_VU[:, 0]) if bias is None else bias.float().numpy(force=True)
         if key != self._key or not weight.is_cpu:  # the same address is the same memory, as the arrays still hold it
             self._weight_VU: Array = weight.numpy(force=True)
             self._bias_V = np.zeros_like(self._weight_VU[:, 0]) if bias is None else bias.numpy(force=True)

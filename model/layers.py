@@ -1,6 +1,6 @@
 """The layers that a sequential network is made of."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeGuard
 
 import numpy as np
@@ -40,6 +40,31 @@ def layers_of(network: nn.Sequential, user: str) -> list[tuple[str, nn.Module]]:
     return list(_flatten(network, ""))
 
 
+class Structure:
+    """Which layers a network consists of, to notice when they are not the same any more.
+
+    Args:
+        network: a sequence that `layers_of` takes.
+    """
+
+    def __init__(self, network: nn.Sequential) -> None:
+        self._kept = [(modules, tuple(modules.values())) for modules in _sequences(network)]
+        own = [(module._parameters, name) for module in network.modules() for name in module._parameters]  # noqa: SLF001
+        self._first = next(((parameters, name) for parameters, name in own if parameters[name] is not None), None)
+
+    @property
+    def parameter(self) -> Tensor | None:
+        """The first parameter that the network has now; None without any."""
+        if self._first is None:
+            return None
+        parameters, name = self._first
+        return parameters[name]
+
+    def is_current(self) -> bool:
+        """Whether no layer has been replaced, added or removed since."""
+        return all(tuple(modules.values()) == layers for modules, layers in self._kept)
+
+
 def split_at_first_dropout(layers: list[nn.Module]) -> tuple[list[nn.Module], list[nn.Module]]:
     """Split into the layers before the first active dropout, and the others, that dropout first.
 
@@ -55,6 +80,14 @@ def split_at_first_dropout(layers: list[nn.Module]) -> tuple[list[nn.Module], li
 def _is_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether calling the module does no more than calling its children one after the other."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and not has_hooks(module)
+
+
+def _sequences(network: nn.Sequential) -> Iterator[Mapping[str, nn.Module | None]]:
+    """The children of the network and of the sequences in it, as torch keeps them."""
+    yield network._modules  # noqa: SLF001 - read at each call
+    for layer in network:
+        if _is_sequence(layer):
+            yield from _sequences(layer)
 
 
 def _flatten(network: nn.Sequential, path: str) -> Iterator[tuple[str, nn.Module]]:

@@ -12,7 +12,7 @@ from scipy.special import ndtr
 from torch import Tensor, nn
 
 from model.chain import Array, Chain, Stage, check_units, is_link, one_thread, run
-from model.layers import as_images, layers_of, split_at_first_dropout
+from model.layers import Structure, as_images, layers_of, split_at_first_dropout
 
 _POINTS = 128
 _MOST_CLASSES = 100  # a cube of them is held
@@ -79,7 +79,18 @@ class MomentPropagation:
     """
 
     def __init__(self, network: nn.Sequential) -> None:
+        self._network = network
+        self._read()
+
+    def __reduce__(self) -> tuple[type, tuple[nn.Sequential]]:
+        """Pickle or copy the network alone: the rest is made anew."""
+        return type(self), (self._network,)
+
+    def _read(self) -> None:
+        """Take the layers as they are now."""
+        network = self._network
         layers = layers_of(network, "MomentPropagation")
+        self._structure = Structure(network)
         for name, layer in layers:
             if not is_link(layer):
                 raise TypeError(
@@ -88,7 +99,6 @@ class MomentPropagation:
                 )
         self._layers = [layer for _, layer in layers]
         split_at_first_dropout(self._layers)
-        self._parameter = next(network.parameters(), None)
         self._chain = Chain(self._layers)
         self._classes = _classes(self._layers[-1])
         self._basis = _basis(self._classes)
@@ -103,9 +113,13 @@ class MomentPropagation:
             TypeError: the images are not floating-point, or a layer is no longer what it was.
             ValueError: images that aren't finite, or don't fit the layers.
         """
+        if not self._structure.is_current():
+            self._read()
         if not self._chain.is_intact():
             raise TypeError("a layer has got hooks, or become another kind, since this MomentPropagation was made")
-        images_B = as_images(images_B, self._parameter)
+        images_B = as_images(images_B, self._structure.parameter)
+        if images_B.dtype is torch.bfloat16:  # which NumPy hasn't
+            images_B = images_B.float()
         units_BU = images_B.numpy(force=True).reshape(len(images_B), math.prod(images_B.shape[1:]))
         classes = self._classes
         mean_BC = np.empty((len(units_BU), classes))

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from model.chain import Chain, is_link, one_thread
 from model.dropout import BLOCK, Draw, Masks, check_masks, check_seed, keep_masks, mask_chunks, survivor_scale
-from model.layers import as_images, has_hooks, is_active, is_dropout, layers_of, split_at_first_dropout
+from model.layers import Structure, as_images, has_hooks, is_active, is_dropout, layers_of, split_at_first_dropout
 from model.uncertainty import Uncertainty, summarize
 
 _FIRST_SAMPLES = 2 * BLOCK
@@ -32,6 +34,7 @@ _MODE_SENSITIVE = (
     nn.Transformer,
     nn.TransformerEncoderLayer,
     nn.TransformerDecoderLayer,
+    _SpectralNorm,
 )
 
 
@@ -54,7 +57,18 @@ class MonteCarloDropout:
     """
 
     def __init__(self, network: nn.Sequential) -> None:
+        self._network = network
+        self._read()
+
+    def __reduce__(self) -> tuple[type, tuple[nn.Sequential]]:
+        """Pickle or copy the network alone: the rest is made anew."""
+        return type(self), (self._network,)
+
+    def _read(self) -> None:
+        """Take the layers as they are now."""
+        network = self._network
         layers = layers_of(network, "MonteCarloDropout")
+        self._structure = Structure(network)
         for name, layer in layers:
             _refuse_unreachable_dropout(name, layer)
         self._layers = [layer for _, layer in layers]
@@ -67,7 +81,6 @@ class MonteCarloDropout:
         # Faster; but what a module keeps of its input for later could not be used with gradients.
         self._without_gradients = torch.inference_mode if known else torch.no_grad
         self._may_write = not known or any(_may_write(module) for layer in self._layers for module in layer.modules())
-        self._parameter = next(network.parameters(), None)
         start = _start_of_chain(self._layers)
         self._before_chain, links = self._layers[:start], self._layers[start:]
         self._flattens = isinstance(links[0], nn.Flatten) if links else False
@@ -89,7 +102,7 @@ class MonteCarloDropout:
         """
         images_B = self._prepare(images_B)
         with torch.no_grad():
-            return _join([_run(self._layers, image).softmax(dim=-1) for image in self._one_by_one(images_B)], dim=0)
+            return _join([_softmax(_run(self._layers, image)) for image in self._one_by_one(images_B)], dim=0)
 
     def sample(
         self, images_B: Tensor | np.ndarray, *, samples: int = 100, seed: int = 0, masks: Masks = "stratified"
@@ -132,7 +145,7 @@ class MonteCarloDropout:
                 torch.stack([self._run_masked(after, features, (chunk, seed, masks)) for features in features_B], dim=1)
                 for chunk in mask_chunks(samples, features_B[0].numel())
             ]
-        return _join(logits, dim=0).softmax(dim=-1)
+        return _softmax(_join(logits, dim=0))
 
     def sample_until(
         self,
@@ -212,13 +225,15 @@ class MonteCarloDropout:
         return features
 
     def _prepare(self, images_B: Tensor | np.ndarray) -> Tensor:
+        if not self._structure.is_current():
+            self._read()
         for name, module in self._may_vary:
             if module.training or _needs_batch(module):
                 raise ValueError(
                     f"layer {name}: {type(module).__name__} depends on chance or on the batch; "
                     "call network.eval() first (a batch norm also needs running statistics)"
                 )
-        return as_images(images_B, self._parameter)
+        return as_images(images_B, self._structure.parameter)
 
 
 def _refuse_unreachable_dropout(name: str, layer: nn.Module) -> None:
@@ -238,7 +253,8 @@ def _may_vary(module: nn.Module) -> bool:
     """Whether the mode decides what a module computes: known of torch.nn's own, feared of all others."""
     if is_dropout(module):
         return False
-    return isinstance(module, _MODE_SENSITIVE) or not _is_of_torch(module)
+    estimates = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())  # noqa: SLF001
+    return estimates or isinstance(module, _MODE_SENSITIVE) or not _is_of_torch(module)
 
 
 def _is_of_torch(module: nn.Module) -> bool:
@@ -260,6 +276,11 @@ def _run(layers: Iterable[nn.Module], image: Tensor) -> Tensor:
         if not is_dropout(layer):
             image = layer(image) if has_hooks(layer) else layer.forward(image)
     return image
+
+
+def _softmax(logits: Tensor) -> Tensor:
+    """Probabilities; of bfloat16, whose rows would not sum to 1, in float32."""
+    return logits.softmax(dim=-1, dtype=torch.float32 if logits.dtype is torch.bfloat16 else None)
 
 
 def _join(parts: list[Tensor], dim: int) -> Tensor:
