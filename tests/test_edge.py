@@ -122,7 +122,11 @@ def test_a_request_is_one_line_of_the_log_without_contents(server, client):
 
 def test_a_compressed_body_is_taken(client):
     expected = client.post("/predict", content=BOOT).content
-    for encoding, body in (("gzip", gzip.compress(BOOT)), ("deflate", zlib.compress(BOOT)), ("identity", BOOT)):
+    members = gzip.compress(BOOT[:100]) + gzip.compress(b"") + gzip.compress(BOOT[100:])
+    raw = zlib.compress(BOOT)[2:-4]  # without zlib's header and checksum
+    bodies = [("gzip", gzip.compress(BOOT)), ("gzip", members), ("gzip", members + bytes(100)), ("GZIP", members)]
+    bodies += [("deflate", zlib.compress(BOOT)), ("deflate", raw), ("identity", BOOT)]
+    for encoding, body in bodies:
         response = client.post("/predict", content=body, headers={"Content-Encoding": encoding})
         assert (response.status_code, response.content) == (200, expected)
 
