@@ -115,10 +115,10 @@ class _GuardedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             self._offers_upgrade = True
             return
+        self.expect_100_continue &= version == "1.1"
+        super().on_headers_complete()  # which may refuse the target
         self._stop_waiting()
         self._unfinished, self._in_body = 0, True
-        self.expect_100_continue &= version == "1.1"
-        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._unfinished = 0
