@@ -179,7 +179,7 @@ def _tiff_integer(data: bytes, tag: int) -> int | None:
 
 
 def _broken(kind: str, why: str) -> ImageError:
-    return ImageError(f"the {kind} image is broken: {why}")
+    return ImageError(f"the image is broken: {why} ({kind})")
 
 
 def _too_many_parts(kind: str, what: str) -> ImageError:
