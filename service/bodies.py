@@ -26,6 +26,7 @@ _BYTES = ("application/octet-stream", "binary/octet-stream")  # the second is S3
 _UNTYPED = ("", "application/x-www-form-urlencoded")
 
 _CONTAINERS = {list, dict}
+_STANDARD_ALPHABET = str.maketrans("-_", "+/")
 _BYTE_ORDER_MARK, _WIDE_BYTE_ORDER_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 _MORE = 1000  # values and names of a JSON document that are no pixels
 
@@ -256,9 +257,14 @@ def check_count(images: int, limits: Settings) -> None:
 
 
 def _from_base64(text: str) -> bytes:
-    encoded = text.partition("base64,")[2] if text.startswith("data:") else text
+    """Decode base64 of either alphabet, with its padding or without (RFC 4648, 3.2 and 5), also in a data URL."""
+    if text[:5].lower() == "data:":
+        head, _, text = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            raise invalid(("image", "is a data URL that is not base64"))
+    encoded = "".join(text.split()).translate(_STANDARD_ALPHABET)
     try:
-        return base64.b64decode("".join(encoded.split()), validate=True)
+        return base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise invalid(("image", f"is not base64: {error}")) from error
 

@@ -227,6 +227,16 @@ def test_a_part_is_a_file_by_its_bytes_where_no_filename_says_so():
     assert refused(many, FORM_TYPE, form(*(("images", b"", PICTURE) for _ in range(6)))).kind == "malformed-body"
 
 
+def test_base64_has_two_alphabets_and_may_lack_its_padding():
+    data = bytes(range(256)) + b"?>"
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        text = encode(data).decode()
+        for sent in (text, text.rstrip("="), f"data:image/png;charset=utf-8;base64,{text}", f"DATA:;BASE64,{text}"):
+            assert one(JSON, json.dumps({"image": sent}).encode()).images == [data]
+    assert "not base64" in refused(one, JSON, b'{"image": "data:image/png,abcd"}').detail
+    assert "not base64" in refused(one, JSON, b'{"image": "abcde"}').detail
+
+
 def test_a_preamble_and_an_epilogue_are_passed_over():
     body = form(file("image", b"x"))
     for whole in (b"\r\n" + body, b"This is a form.\r\n" + body, body + b"the end", b"a--a-b-c\r\n" + body):
