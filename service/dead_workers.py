@@ -24,6 +24,15 @@ _NOBODY = 0  # the process id that the merged files have
 _CORRUPT = (struct.error, ValueError, RuntimeError, IndexError)
 
 
+def finish_merge(folder: Path) -> None:
+    """Finish a merge, one that runs or one that was killed, before this process opens files of its own.
+
+    It may have the process id of a dead worker, whose files the merge removes.
+    """
+    with _locked(folder):
+        pass
+
+
 @contextmanager
 def merged(folder: Path) -> Iterator[list[str]]:
     """Merge the files of workers that have died, and yield the files that are to be read.
@@ -34,9 +43,7 @@ def merged(folder: Path) -> Iterator[list[str]]:
     Args:
         folder: that all workers of the server share.
     """
-    with (folder / _LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # which the kernel takes back if we are killed
-        _carry_out(folder)
+    with _locked(folder):
         dead = sorted(path for path in folder.glob("*.db") if _is_dead(path))
         if dead:
             for kind in KINDS:
@@ -44,6 +51,15 @@ def merged(folder: Path) -> Iterator[list[str]]:
             write_atomically(folder / _PLAN, json.dumps([path.name for path in dead]).encode())
             _carry_out(folder)
         yield [str(path) for path in sorted(folder.glob("*.db")) if _is_readable(path)]
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let no other process merge, and finish what one of them has left."""
+    with (folder / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # which the kernel takes back if we are killed
+        _carry_out(folder)
+        yield
 
 
 def _is_dead(path: Path) -> bool:

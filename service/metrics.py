@@ -20,7 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from service import __version__
-from service.dead_workers import merged
+from service.dead_workers import finish_merge, merged
 from service.decision import Decision, Reason
 from service.drift import STATISTICS, Reference, feedback
 from service.predictor import Mode, Prediction
@@ -92,6 +92,8 @@ class Metrics:
         self._in_work = 0
         shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         self._folder = Path(shared) if shared else None
+        if self._folder is not None:
+            finish_merge(self._folder)
 
         self._requests = self._counter("http_requests", "HTTP requests by what they got.", "route", "method", "code")
         self._codes: dict[tuple[str, str, int], Counter] = {}

@@ -2,14 +2,17 @@
 
 import itertools
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector
+from server import ROOT
 
-from service.dead_workers import merged
+from service.dead_workers import finish_merge, merged
 
 NOBODY = 5_000_000  # process ids from here on are larger than Linux gives
 KINDS = ("counter", "histogram", "gauge_livesum", "gauge_livemin", "gauge_livemax")
@@ -108,3 +111,43 @@ def test_other_files_are_left_alone(tmp_path):
     MmapedDict(str(others[2])).close()
     totals(tmp_path)
     assert all(other.exists() for other in others)
+
+
+# A worker whose process id a killed merge has planned to remove: it counts 7, another process has counted 5 and died.
+REUSED = """
+import json, os
+from pathlib import Path
+import test_dead_workers as shared
+folder, pid = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]), os.getpid()
+shared.write(folder, pid, value=5.0)
+(folder / f"counter_{pid}.db").replace(folder / "counter.prepared")  # what the merge has summed up
+shared.write(folder, pid, value=5.0)
+(folder / "merge.json").write_text(json.dumps([f"{kind}_{pid}.db" for kind in shared.KINDS]))
+from service.metrics import Metrics
+metrics = Metrics()
+metrics.route("/x", "POST", (200,), timed=False)
+for _ in range(7):
+    metrics.begin()
+    metrics.request("/x", "POST", 200, 0.1)
+for _ in range(2):
+    text = metrics.expose().decode()
+print([line for line in text.splitlines() if line.startswith(("counter_total", "mcd_http_requests_total"))])
+"""
+
+
+def test_a_worker_that_gets_the_id_of_a_dead_one_loses_no_counts(tmp_path):
+    """The merge was killed between its plan and the removals."""
+    environ = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    done = subprocess.run([sys.executable, "-c", REUSED], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 'counter_total{one="0"} 5.0' in done.stdout
+    assert 'mcd_http_requests_total{code="200",method="POST",route="/x"} 7.0' in done.stdout
+
+
+def test_who_starts_waits_for_a_merge_that_runs(tmp_path):
+    with ThreadPoolExecutor(1) as pool:
+        with merged(tmp_path):
+            waiting = pool.submit(finish_merge, tmp_path)
+            with pytest.raises(TimeoutError):
+                waiting.result(0.2)
+        waiting.result(30)
