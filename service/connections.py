@@ -130,6 +130,10 @@ class _GuardedProtocol(HttpToolsProtocol):
         self._stop_waiting()
         self._unfinished, self._in_body = 0, False
         super().on_message_complete()
+        if not self.parser.should_keep_alive():  # a trailer may say so too, and the parser skips all that follows
+            self.cycle.keep_alive = False
+            if self.cycle.response_complete:
+                self.transport.close()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle

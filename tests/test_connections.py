@@ -146,7 +146,7 @@ async def talk(*segments: bytes) -> Talk:
     found = Talk()
 
     async def app(scope, receive, send):
-        body, more = b"", True
+        body, more = b"", scope["path"] != "/early"  # which is answered before its body is read
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
@@ -235,6 +235,29 @@ def test_what_others_may_read_otherwise_is_refused_and_nothing_behind_it_is_read
 def test_a_trailer_is_no_header():
     found = asyncio.run(talk(GOOD["trailers"]))
     assert found.headers == [{b"host", b"transfer-encoding"}]
+
+
+def test_a_trailer_that_closes_ends_the_connection_behind_its_answer():
+    data = CHUNKED + b"5\r\nhello\r\n0\r\nConnection: close\r\n\r\n" + NEXT
+
+    async def all_cuts() -> None:
+        for segments in cuts(data):
+            found = await talk(*segments)
+            assert found.requests == [("POST", "/one", b"hello")], segments
+            assert found.statuses == [200], segments
+            assert found.ended, segments
+            assert b"connection: close" in found.wire.written
+
+    asyncio.run(all_cuts())
+
+
+def test_such_a_trailer_behind_an_early_answer_ends_the_connection_too():
+    head = b"POST /early HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked" + END
+    last = b"0\r\nConnection: close\r\n\r\n"
+    found = asyncio.run(talk(head, b"5\r\nhello\r\n", last, NEXT))
+    assert (found.statuses, found.ended) == ([200], True)
+    found = asyncio.run(talk(head, b"5\r\nhello\r\n", b"0\r\n\r\n", NEXT))
+    assert (found.statuses, found.ended) == ([200, 200], False)
 
 
 def test_what_was_offered_is_not_passed_on():
