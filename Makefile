@@ -44,15 +44,15 @@ test: $(INSTALLED)
 
 # Five thousand requests and more made from the service's own description, ten minutes.
 fuzz: $(INSTALLED)
-	MCD_FUZZ_EXAMPLES=1000 MCD_FUZZ_LEAST=5000 $(BIN)/python -m pytest tests/test_edge.py -k description
+	MCD_FUZZ_EXAMPLES=1000 MCD_FUZZ_LEAST=5000 $(BIN)/python -m pytest tests/integration/test_edge.py -k description
 
 # A real Prometheus over three minutes of mixed traffic.
 observe: $(INSTALLED)
-	MCD_OBSERVE_SECONDS=180 $(BIN)/python -m pytest tests/test_prometheus.py
+	MCD_OBSERVE_SECONDS=180 $(BIN)/python -m pytest tests/e2e/test_prometheus.py
 
 # Memory under half an hour of mixed load.
 soak: $(INSTALLED)
-	$(BIN)/python -m pytest tests/test_soak.py -m soak
+	$(BIN)/python -m pytest tests/e2e/test_soak.py -m soak
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -15,20 +15,20 @@ from starlette.routing import Route
 from threadpoolctl import threadpool_limits
 
 from model import load_artifact
-from service.decision import Decider, Demands
-from service.predictor import Predictor
+from service.inference.decision import DecisionOptions, DecisionPolicy
+from service.inference.predictor import Predictor
 
 SAMPLES = 100
-DEMANDS = Demands(coverage=0.9, set_method="lac", max_risk=0.05, false_alarm_rate=0.01)
+DEMANDS = DecisionOptions(coverage=0.9, set_method="lac", max_risk=0.05, false_alarm_rate=0.01)
 
 
 @functools.cache
-def stages() -> tuple[Predictor, Decider]:
+def stages() -> tuple[Predictor, DecisionPolicy]:
     """The embedded model, on one thread."""
     torch.set_num_threads(1)
     threadpool_limits(1, user_api="blas")
     artifact = load_artifact()
-    return Predictor(artifact), Decider(artifact)
+    return Predictor(artifact), DecisionPolicy(artifact)
 
 
 def answer(image: Image.Image) -> dict[str, Any]:

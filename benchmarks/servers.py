@@ -80,7 +80,7 @@ def _wait(port: int, ready: str, process: "subprocess.Popen[bytes]", log: Path) 
     raise RuntimeError(f"the service did not get ready:\n{log.read_text()}")
 
 
-async def exchange(connection: Connection, request: bytes) -> int:
+async def context(connection: Connection, request: bytes) -> int:
     """Send a request, read the answer, tell its status."""
     reader, writer = connection
     writer.write(request)

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.common import machine, table, write
-from benchmarks.servers import BENTOML, SERVICE, exchange, served
+from benchmarks.servers import BENTOML, SERVICE, context, served
 from training.data import load_fashion_mnist
 
 CONNECTIONS = 8
@@ -61,7 +61,7 @@ async def load(port: int, sent: Iterator[bytes], *, seconds: float, connections:
         connection = await asyncio.open_connection("127.0.0.1", port)
         while time.perf_counter() < end:
             start = time.perf_counter()
-            status = await exchange(connection, next(sent))
+            status = await context(connection, next(sent))
             took.append(time.perf_counter() - start)
             if status != 200:
                 raise RuntimeError(f"answered with {status}")

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from service.metrics import Metrics
-from service.recent import Recent
+from service.monitoring.metrics import Metrics
+from service.monitoring.prediction_log import PredictionLog
 from service.service import UncertaintyService
 
 
@@ -13,6 +13,6 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 for counting in (Metrics.begin, Metrics.request, Metrics.stages, Metrics.prediction, Metrics.rejected):
     setattr(Metrics, counting.__name__, _nothing)
-Recent.add = _nothing  # type: ignore[method-assign]
+PredictionLog.add = _nothing  # type: ignore[method-assign]
 
 __all__ = ["UncertaintyService"]

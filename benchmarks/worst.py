@@ -347,7 +347,7 @@ def measure(port: int, worker: psutil.Process, request: Request) -> Cost:
     sender.start()
     while sender.is_alive():
         start = time.perf_counter()
-        _exchange(port, "GET", "/livez")
+        _context(port, "GET", "/livez")
         delays.append(time.perf_counter() - start)
         peak = max(peak, worker.memory_info().rss)
         time.sleep(POLL_SECONDS)
@@ -356,10 +356,10 @@ def measure(port: int, worker: psutil.Process, request: Request) -> Cost:
 
 def _post(port: int, request: Request) -> int:
     headers = {"Content-Type": request.kind, **dict(request.headers)}
-    return _exchange(port, "POST", request.path, request.body, headers)
+    return _context(port, "POST", request.path, request.body, headers)
 
 
-def _exchange(
+def _context(
     port: int, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
 ) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
@@ -375,7 +375,7 @@ def main() -> None:
     rows = []
     with served(SERVICE) as server:
         worker = worker_of(server.pid)
-        _exchange(server.port, "POST", "/predict", small_png(), {"Content-Type": FILE})
+        _context(server.port, "POST", "/predict", small_png(), {"Content-Type": FILE})
         for worst in REQUESTS:
             request = worst.make()
             costs = [measure(server.port, worker, request) for _ in range(3)]

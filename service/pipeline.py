@@ -8,13 +8,10 @@ import numpy as np
 import torch
 
 from model import Artifact, entropy
-from service.answers import Answer, RankAnswer, Unranked
-from service.bodies import Image
-from service.decision import Decider, Decision
-from service.drift import Reference
-from service.exchange import LOGGER, Stages
-from service.formats import ImageError, UnknownFormatError
-from service.images import (
+from service.http.request_body import Image
+from service.inference.decision import Decision, DecisionPolicy
+from service.inference.formats import ImageError, UnknownFormatError
+from service.inference.images import (
     SIDE,
     DecoderError,
     EncodedImage,
@@ -27,13 +24,17 @@ from service.images import (
     decode_plain,
     open_image,
 )
-from service.metrics import Metrics
-from service.parameters import Parameters, RankBy, RankParameters, Sampling
-from service.png import PlainPng
-from service.predictor import Prediction, Predictions, Predictor
-from service.preparation import Prepared, prepare, prepare_all
-from service.problems import Problem, failed
-from service.recent import MODES, UNKNOWN, Recent, key
+from service.inference.png import PlainPng
+from service.inference.predictor import Prediction, Predictions, Predictor
+from service.inference.preparation import Prepared, prepare, prepare_all
+from service.monitoring.drift import Reference
+from service.monitoring.logs import LOGGER
+from service.monitoring.metrics import Metrics
+from service.monitoring.prediction_log import MODES, UNKNOWN, PredictionLog, key
+from service.monitoring.timings import Timings
+from service.schemas.answers import Answer, RankAnswer, Unranked
+from service.schemas.parameters import Parameters, RankBy, RankParameters, Sampling
+from service.schemas.problems import Problem, failed
 from service.settings import Settings
 
 # A file of so many bytes is read, and one of such a cost decoded, within a few milliseconds.
@@ -102,13 +103,13 @@ class Pipeline:
             known image what its layers say.
     """
 
-    def __init__(self, artifact: Artifact, metrics: Metrics, recent: Recent, settings: Settings) -> None:
+    def __init__(self, artifact: Artifact, metrics: Metrics, recent: PredictionLog, settings: Settings) -> None:
         self.model, self.classes = artifact.sha256, artifact.classes
         self.card = {name: value for name, value in artifact.card.items() if name != "calibrations"}  # which are tables
         self.recipe = str(artifact.card.get("recipe", {}).get("name", ""))
         self.reference = Reference(artifact)
         self._predictor = Predictor(artifact)
-        self._decider = Decider(artifact)
+        self._policy = DecisionPolicy(artifact)
         self._metrics, self._recent = metrics, recent
         self._settings = settings
         self._predictor.warm_up()
@@ -123,7 +124,7 @@ class Pipeline:
         """
         return open_any(image, self._settings.image_limits)
 
-    def answer(self, opened: Opened, parameters: Parameters, stages: Stages) -> Answer:
+    def answer(self, opened: Opened, parameters: Parameters, stages: Timings) -> Answer:
         """Decode, predict and decide.
 
         Raises:
@@ -147,7 +148,7 @@ class Pipeline:
         return answer
 
     def answers(
-        self, images: Sequence[Image], parameters: Parameters, stages: Stages, checkpoint: Checkpoint = _go_on
+        self, images: Sequence[Image], parameters: Parameters, stages: Timings, checkpoint: Checkpoint = _go_on
     ) -> Iterator[Answer | Problem]:
         """Yield for each image what `answer` gives, or the problem with it: each as if it were alone."""
         allowance = _Allowance(self._settings.max_pixels)
@@ -159,7 +160,7 @@ class Pipeline:
                 yield _problem(error, stages)
 
     def rank(
-        self, images: Sequence[Image], parameters: RankParameters, stages: Stages, checkpoint: Checkpoint = _go_on
+        self, images: Sequence[Image], parameters: RankParameters, stages: Timings, checkpoint: Checkpoint = _go_on
     ) -> RankAnswer:
         """Order images by how much their labels would tell; of equal ones the first comes first."""
         scores, errors, allowance = {}, [], _Allowance(self._settings.max_pixels)
@@ -197,20 +198,20 @@ class Pipeline:
     def example(self) -> tuple[list[list[int]], Answer]:
         """Predict a drawing, (28, 28), without counting it."""
         drawing = _trousers()
-        _, _, answer = self._answered(Opened(drawing), Parameters(samples=100), Stages())
+        _, _, answer = self._answered(Opened(drawing), Parameters(samples=100), Timings())
         return drawing.tolist(), answer
 
-    def _answered(self, opened: Opened, parameters: Parameters, stages: Stages) -> tuple[Prediction, Decision, Answer]:
+    def _answered(self, opened: Opened, parameters: Parameters, stages: Timings) -> tuple[Prediction, Decision, Answer]:
         prepared, predictions = self._predicted(opened, parameters, stages)
         with stages.stage("infer"):
-            decisions = self._decider.decide(
-                predictions, prepared.pixels[None], parameters.demands, seed=parameters.seed
+            decisions = self._policy.decide(
+                predictions, prepared.pixels[None], parameters.decision_options, seed=parameters.seed
             )
         with stages.stage("encode"):
             (prediction,), (decision,) = predictions.each(), decisions.each()
             return prediction, decision, Answer.of(prediction, decision, prepared, parameters)
 
-    def _predicted(self, opened: Opened, parameters: Sampling, stages: Stages) -> tuple[Prepared, Predictions]:
+    def _predicted(self, opened: Opened, parameters: Sampling, stages: Timings) -> tuple[Prepared, Predictions]:
         with stages.stage("decode"):
             try:
                 prepared = decode(opened, parameters)
@@ -225,7 +226,7 @@ class Pipeline:
         if prediction.uncertainty is not None and parameters.by == "bald":
             return prediction.uncertainty.mutual_information.item()
         probs_C = np.array(prediction.probabilities)
-        calibration = self._decider.calibration(prediction) if parameters.calibrated else None
+        calibration = self._policy.calibration(prediction) if parameters.calibrated else None
         if calibration is not None:
             (probs_C,) = calibration.probabilities(probs_C[None])
         return _SCORES[parameters.by](probs_C)
@@ -253,7 +254,7 @@ def open_any(image: Image, limits: ImageLimits) -> Opened:
     return Opened(image)
 
 
-def _problem(error: Exception, stages: Stages) -> Problem:
+def _problem(error: Exception, stages: Timings) -> Problem:
     """The problem with one image of several; what is a fault of ours is logged."""
     if not isinstance(error, Problem):
         _log("failure", error, stages)
@@ -261,8 +262,8 @@ def _problem(error: Exception, stages: Stages) -> Problem:
     return error
 
 
-def _log(event: str, error: Exception, stages: Stages) -> None:
-    LOGGER.error(event, exc_info=error, extra={"told": {"request_id": stages.request_id}})
+def _log(event: str, error: Exception, stages: Timings) -> None:
+    LOGGER.error(event, exc_info=error, extra={"fields": {"request_id": stages.request_id}})
 
 
 def decode(opened: Opened, asked: Sampling) -> Prepared:

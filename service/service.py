@@ -17,21 +17,22 @@ from starlette.types import ASGIApp
 from threadpoolctl import threadpool_limits
 
 from model import Artifact, load_artifact
-from service.answers import BatchAnswer
-from service.bodies import image_of, images_of
-from service.connections import guard_connections
-from service.cors import read_origins, with_cors
-from service.exchange import Stages, write_log
-from service.live import Live, ModelError
-from service.metrics import Metrics, Observed
-from service.parameters import Parameters, RankParameters
+from service.http.application import Edge
+from service.http.connections import guard_connections
+from service.http.cors import read_origins, with_cors
+from service.http.request_body import image_of, images_of
+from service.monitoring.logs import write_log
+from service.monitoring.metrics import Metrics, PredictionCollector
+from service.monitoring.prediction_log import PredictionLog
+from service.monitoring.timings import Timings
 from service.pipeline import Pipeline
-from service.recent import Recent
-from service.routes import Edge
+from service.reload import ModelError, ReloadableModel
+from service.schemas.answers import BatchAnswer
+from service.schemas.parameters import Parameters, RankParameters
 from service.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
-    from service.tracing import Tracing
+    from service.http.tracing import Tracing
 
 _STORE_PREFIX = "bentoml:"
 
@@ -126,20 +127,20 @@ class UncertaintyService:
         """Predict the class of one image; /predict also takes forms, image bodies and .npy."""
         pipeline = _live().pipeline
         return pipeline.answer(
-            pipeline.open(image_of(image)), Parameters.gather(parameters.items()), Stages()
+            pipeline.open(image_of(image)), Parameters.gather(parameters.items()), Timings()
         ).model_dump()
 
     @bentoml.api(input_spec=ManyImages)  # type: ignore[untyped-decorator]
     def predict_batch(self, images: list[Any], **parameters: Any) -> dict[str, Any]:
         """Predict the classes of many images, each as if it were alone."""
-        answers = _live().pipeline.answers(images_of(images), Parameters.gather(parameters.items()), Stages())
+        answers = _live().pipeline.answers(images_of(images), Parameters.gather(parameters.items()), Timings())
         return BatchAnswer.of(answers).model_dump()
 
     @bentoml.api(input_spec=Pool)  # type: ignore[untyped-decorator]
     def rank(self, images: list[Any], **parameters: Any) -> dict[str, Any]:
         """Order images by how much their labels would tell."""
         return (
-            _live().pipeline.rank(images_of(images), RankParameters.gather(parameters.items()), Stages()).model_dump()
+            _live().pipeline.rank(images_of(images), RankParameters.gather(parameters.items()), Timings()).model_dump()
         )
 
 
@@ -149,9 +150,9 @@ def _metrics() -> Metrics:
 
 
 @functools.cache
-def _recent() -> Recent:
+def _recent() -> PredictionLog:
     try:
-        return Recent(
+        return PredictionLog(
             Path(SETTINGS.recent_folder) if SETTINGS.recent_folder else _shared(), SETTINGS.recent_predictions
         )
     except OSError as error:
@@ -169,22 +170,22 @@ def _tracing() -> "Tracing | None":
     if not SETTINGS.otlp_endpoint:
         return None
     try:
-        from service.tracing import Tracing  # noqa: PLC0415 - an extra
+        from service.http.tracing import Tracing  # noqa: PLC0415 - an extra
     except ImportError as error:
         raise SystemExit(f"mcd: MCD_OTLP_ENDPOINT: pip install 'mcd[tracing]' is needed ({error})") from error
     return Tracing(SETTINGS.otlp_endpoint, ratio=SETTINGS.traced_ratio)
 
 
 @functools.cache
-def _live() -> Live:
+def _live() -> ReloadableModel:
     # One core a worker: more workers are the way to more cores. Bits depend on the number of threads, too.
     torch.set_num_threads(1)
     threadpool_limits(1, user_api="blas")
     try:
-        live = Live(_load, _shared(), _metrics())
+        live = ReloadableModel(_load, _shared(), _metrics())
     except ModelError as error:
         raise SystemExit(f"mcd: {error}") from error
-    _metrics().derive(Observed(_recent(), lambda: live.pipeline.reference, images=SETTINGS.drift_images))
+    _metrics().derive(PredictionCollector(_recent(), lambda: live.pipeline.reference, images=SETTINGS.drift_images))
     return live
 
 

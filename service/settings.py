@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from service.cors import read_origins
-from service.images import ImageLimits
-from service.keys import Keys
+from service.http.cors import read_origins
+from service.http.keys import Keys
+from service.inference.images import ImageLimits
 
 PREFIX = "MCD_"
 

@@ -19,8 +19,8 @@ from service.bulk.progress import shown
 from service.bulk.report import page
 from service.bulk.scoring import Scorer
 from service.bulk.summary import sections, summarize_output
-from service.parameters import Parameters
-from service.problems import Problem
+from service.schemas.parameters import Parameters
+from service.schemas.problems import Problem
 from service.settings import Settings, SettingsError
 
 app = typer.Typer(add_completion=False)

@@ -20,7 +20,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pandas.util import hash_array
 from pyarrow import fs
 
-from service.images import SIDE, ImageError, array_image, read_npy_header
+from service.inference.images import SIDE, ImageError, array_image, read_npy_header
 
 # What is read: an encoded file or the 784 bytes of an array, or why there is neither.
 IMAGES = pa.schema([("id", pa.string()), ("image", pa.binary()), ("error", pa.string())])

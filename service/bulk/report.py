@@ -17,8 +17,8 @@ from service.bulk.inputs import Source
 from service.bulk.output import Output
 from service.bulk.scoring import Scorer
 from service.bulk.summary import sections
-from service.images import Pixels
-from service.preparation import Prepared
+from service.inference.images import Pixels
+from service.inference.preparation import Prepared
 
 _BINS = 60
 _MEASURES = {

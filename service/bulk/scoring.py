@@ -11,13 +11,13 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from model import Artifact, Uncertainty
-from service.decision import Decider
-from service.images import SIDE, ImageLimits
-from service.parameters import Parameters
+from service.inference.decision import DecisionPolicy
+from service.inference.images import SIDE, ImageLimits
+from service.inference.predictor import Predictor
+from service.inference.preparation import Prepared
 from service.pipeline import decode_all, predict
-from service.predictor import Predictor
-from service.preparation import Prepared
-from service.problems import Problem
+from service.schemas.parameters import Parameters
+from service.schemas.problems import Problem
 
 AT_ONCE = 256
 
@@ -65,7 +65,7 @@ class Scorer:
         torch.set_num_threads(1)
         threadpool_limits(1, user_api="blas")
         self._at_once = 1 if parameters.samples == "auto" else AT_ONCE
-        self._predictor, self._decider = Predictor(artifact), Decider(artifact, together=self._at_once > 1)
+        self._predictor, self._policy = Predictor(artifact), DecisionPolicy(artifact, together=self._at_once > 1)
         self._parameters, self._encoded, self._limits = parameters, encoded, limits
         self.model = artifact.sha256
         self._same = {"model": self.model, "method": parameters.method, "seed": parameters.seed}
@@ -112,7 +112,9 @@ class Scorer:
         """Predict and decide: what the service would answer, by columns."""
         pixels_BHW = np.stack([one.pixels for one in prepared])
         predictions = predict(self._predictor, pixels_BHW, self._parameters)
-        decisions = self._decider.decide(predictions, pixels_BHW, self._parameters.demands, seed=self._parameters.seed)
+        decisions = self._policy.decide(
+            predictions, pixels_BHW, self._parameters.decision_options, seed=self._parameters.seed
+        )
         index_B = predictions.probs_BC.argmax(axis=1)
         calibrated_BC = decisions.probs_BC if self._parameters.calibrated else None
         probs_BC = predictions.probs_BC if calibrated_BC is None else calibrated_BC

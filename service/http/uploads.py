@@ -1,0 +1,117 @@
+"""Bodies on their way in: how large, how slow, how compressed, and how much of them at once."""
+
+import asyncio
+import zlib
+
+import anyio
+from starlette.requests import Request
+from starlette.types import Scope
+
+from service.http.admission import overloaded
+from service.schemas.problems import Problem
+from service.settings import Settings
+
+_GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS  # told apart by their headers
+_RAW_DEFLATE = -zlib.MAX_WBITS
+_GZIP = b"\x1f\x8b"
+_MOST_MEMBERS = 1000  # of a gzip body
+_ENCODINGS = ("gzip", "x-gzip", "deflate")
+
+
+class Uploads:
+    """Reads bodies within the limits of a worker.
+
+    Args:
+        settings: the limits.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._buffered = 0
+
+    def check_headers(self, scope: Scope) -> None:
+        """Refuse what no honest client sends.
+
+        Raises:
+            Problem: 414 for a long query, 431 for many or large headers.
+        """
+        limits = self._settings
+        if len(scope["query_string"]) > limits.max_query_bytes:
+            raise Problem("uri-too-long", f"the query must have at most {limits.max_query_bytes} bytes")
+        headers = scope["headers"]
+        if len(headers) > limits.max_headers or sum(map(len, (part for pair in headers for part in pair))) > 2**14:
+            detail = f"a request may have {limits.max_headers} headers of {2**14} bytes together"
+            raise Problem("headers-too-large", detail)
+
+    async def body(self, request: Request) -> bytes:
+        """Read a body.
+
+        Raises:
+            ClientDisconnect: it didn't come to its end.
+            Problem: 400 for broken compression, 408 for one that comes too slowly, 413 for too many bytes, also after
+                decompression, 415 for an unknown compression, 503 for too much at once.
+        """
+        limit, seconds = self._settings.max_body_bytes, self._settings.max_upload_seconds
+        declared = request.headers.get("content-length", "")
+        if declared.isdecimal() and int(declared) > limit:
+            raise _too_large(limit)
+        encoding = request.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in {*_ENCODINGS, "identity", ""}:
+            known = ", ".join(_ENCODINGS)
+            headers = {"Accept-Encoding": known}
+            raise Problem("unsupported-encoding", f"the body may be compressed by {known}", headers=headers)
+        try:
+            async with asyncio.timeout(seconds):
+                body = await self._received(request, limit)
+        except TimeoutError as error:
+            raise Problem("upload-too-slow", f"the body took longer than {seconds:g} seconds") from error
+        if encoding in _ENCODINGS:
+            return await anyio.to_thread.run_sync(_inflated, body, limit, encoding)
+        return bytes(body)
+
+    async def _received(self, request: Request, limit: int) -> bytearray:
+        body = bytearray()
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                self._buffered += len(chunk)
+                if len(body) > limit:
+                    raise _too_large(limit)
+                if self._buffered > self._settings.max_buffered_bytes:
+                    raise overloaded("too much is being uploaded")
+        finally:
+            self._buffered -= len(body)
+        return body
+
+
+def _inflated(body: bytearray, limit: int, encoding: str) -> bytes:
+    """Decompress gzip of any number of members (RFC 1952, 2.2), or deflate with zlib's header or without."""
+    inflated, rest = b"", bytes(body)
+    wbits = _RAW_DEFLATE if encoding == "deflate" and not _has_zlib_header(rest) else _GZIP_OR_ZLIB
+    members = 0
+    while rest and members < _MOST_MEMBERS:
+        inflater = zlib.decompressobj(wbits)
+        try:
+            inflated += inflater.decompress(rest, limit + 1 - len(inflated))
+        except zlib.error as error:
+            raise Problem("malformed-body", f"the body can't be decompressed: {error}") from error
+        if len(inflated) > limit:
+            raise _too_large(limit)
+        if not inflater.eof:
+            break
+        members += 1
+        rest = inflater.unused_data if inflater.unused_data.strip(b"\0") else b""  # zeros may fill a gzip file up
+        if rest and not rest.startswith(_GZIP):
+            break
+    if rest or not members:
+        raise Problem("malformed-body", "the body can't be decompressed: it has another end than its compression")
+    return inflated
+
+
+def _has_zlib_header(body: bytes) -> bool:
+    """Whether the first two bytes are such a header (RFC 1950, 2.2): many clients leave it out."""
+    return len(body) > 1 and body[0] & 0x0F == 8 and int.from_bytes(body[:2], "big") % 31 == 0
+
+
+def _too_large(limit: int) -> Problem:
+    return Problem("body-too-large", f"the body must have at most {limit} bytes")

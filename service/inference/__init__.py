@@ -1,0 +1,1 @@
+"""Pixels -> decisions. No HTTP."""

@@ -1,0 +1,183 @@
+"""Grey pixels of any size -> one (28, 28) image, light on dark as in Fashion-MNIST."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from service.inference.images import SIDE, Grey, Pixels
+
+_MARGIN_TOLERANCE = 13  # 5 % of full scale, the margin rule of Fashion-MNIST's own preparation (arXiv:1708.07747, 2)
+_LIGHT = 127.5  # a brighter border is light
+_UNSURE = (96, 160)  # a border as bright as that, up to the second, may be either
+_BUSY_BORDER = 0.5  # share of border pixels off their median; 21 of the 70,000 garments have more
+
+_BAND_PIXELS = 2**20  # that are computed with at once
+_UNIT = 2**22  # a weight of 1 in Pillow's resampling
+
+_WARNINGS = (
+    "the border is neither dark nor light: say invert=yes or invert=no",
+    "the background is not plain: Fashion-MNIST shows one garment on an even background",
+    "the image is blank",
+)
+
+
+class Invert(StrEnum):
+    """Whether to turn dark-on-light into light-on-dark: `auto` decides by the brightness of the border."""
+
+    AUTO = "auto"
+    YES = "yes"
+    NO = "no"
+
+
+class Prepared(NamedTuple):
+    """The image as the network sees it, and how it came to be.
+
+    Attributes:
+        pixels: (28, 28) uint8, light on dark.
+        source: format of the source: "PNG", "JPEG", "WEBP" or "array".
+        size: width and height of the source.
+        steps: what was done to it, in order.
+        warnings: what may make the prediction worse.
+    """
+
+    pixels: Pixels
+    source: str
+    size: tuple[int, int]
+    steps: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def inverted(self) -> bool:
+        """Whether dark and light were swapped."""
+        return "inverted" in self.steps
+
+    @property
+    def image_hash(self) -> str:
+        """16 hexadecimal digits that stand for the pixels."""
+        return blake2b(self.pixels.tobytes(), digest_size=8).hexdigest()
+
+
+def prepare(grey: Grey, *, invert: Invert = Invert.AUTO) -> Prepared:
+    """Bring an image of any size to light on dark and to 28 x 28.
+
+    Larger and smaller images are treated as Fashion-MNIST's own were: plain margins cut off, the longer side fitted,
+    the shorter one padded, the garment in the centre. 28 x 28 images keep their pixels' places.
+    """
+    (prepared,) = prepare_all([grey], invert=invert)
+    return prepared
+
+
+def prepare_all(greys: Sequence[Grey], *, invert: Invert = Invert.AUTO) -> list[Prepared]:
+    """Prepare images of the same size, as each alone; see `prepare`."""
+    if not greys:
+        return []
+    height, width = greys[0].pixels.shape
+    pixels_BHW = greys[0].pixels[None] if len(greys) == 1 else np.stack([grey.pixels for grey in greys])
+    sides = (pixels_BHW[:, 0], pixels_BHW[:, -1], pixels_BHW[:, :, 0], pixels_BHW[:, :, -1])
+    border_BK = np.concatenate(sides, axis=1)
+    count = border_BK.shape[1]
+    brightness = [total / count for total in np.add.reduce(border_BK, axis=1).tolist()]
+    turned = [invert is Invert.YES or (invert is Invert.AUTO and one > _LIGHT) for one in brightness]
+    if any(turned):
+        flips_B = np.array(turned) * np.uint8(255)
+        pixels_BHW = pixels_BHW ^ flips_B[:, None, None]  # x ^ 255 is 255 - x
+        border_BK ^= flips_B[:, None]
+    border_BK.sort(axis=1)
+    backgrounds_B1 = border_BK[:, count // 2, None]
+    others = np.add.reduce(_stands_out(border_BK, backgrounds_B1), axis=1, dtype=np.intp).tolist()
+    flat_BP = pixels_BHW.reshape(len(greys), height * width)
+    ranges = (np.maximum.reduce(flat_BP, axis=1) - np.minimum.reduce(flat_BP, axis=1)).tolist()
+    backgrounds = backgrounds_B1.ravel().tolist()
+    prepared = []
+    for index, grey in enumerate(greys):
+        pixels, steps = pixels_BHW[index], grey.steps
+        if turned[index]:
+            steps += ("inverted",)
+        if (height, width) != (SIDE, SIDE):
+            pixels, fitting = _fit(pixels, backgrounds[index])
+            steps += fitting
+        warned = (
+            invert is Invert.AUTO and _UNSURE[0] <= brightness[index] < _UNSURE[1],
+            others[index] > _BUSY_BORDER * count,
+            ranges[index] <= _MARGIN_TOLERANCE,
+        )
+        warnings = (*grey.warnings, *itertools.compress(_WARNINGS, warned))
+        prepared.append(Prepared(pixels, grey.source, (width, height), steps, warnings))
+    return prepared
+
+
+def _fit(grey: Pixels, background: int) -> tuple[Pixels, tuple[str, ...]]:
+    """Cut plain margins off, and bring the rest to 28 x 28 as if it were padded to a square and resized.
+
+    It is fitted first and padded then, so that what an image takes is bounded by its own pixels.
+    """
+    trimmed = _without_margins(grey, background)
+    height, width = trimmed.shape
+    steps = (trimmed.shape != grey.shape, height != width, True)
+    if width < height:
+        columns = _fit_padded_rows(trimmed, background)
+    else:
+        gap = width - height
+        fitted = np.asarray(Image.fromarray(trimmed).resize((SIDE, height), Image.Resampling.LANCZOS))
+        columns = np.pad(fitted, [(gap // 2, math.ceil(gap / 2)), (0, 0)], constant_values=background)
+    pixels = np.asarray(Image.fromarray(columns).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+    return pixels, tuple(itertools.compress(("trimmed", "padded", "resized"), steps))
+
+
+def _fit_padded_rows(grey: Pixels, background: int) -> Pixels:
+    """Resize the rows of (H, W), W < H, to (H, 28), as Pillow would if they were padded to a length of H.
+
+    Pillow sums pixels times weights of 22 bits, rounds and clips. Sums of these integers are exact in float64.
+    """
+    height, width = grey.shape
+    weights_JW, padding_J = _padded_weights(height, width)
+    fitted = np.empty((height, SIDE), np.uint8)
+    step = max(_BAND_PIXELS // max(width, SIDE), 1)
+    for top in range(0, height, step):
+        sums = grey[top : top + step].astype(np.float64) @ weights_JW.T + padding_J * background
+        fitted[top : top + step] = np.clip(np.floor(sums / _UNIT + 0.5), 0, 255)
+    return fitted
+
+
+def _padded_weights(side: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights of a row of `width` pixels in the middle of `side` ones, (28, W), and of the padding beside it, (28,).
+
+    Lanczos' kernel, sinc(x) sinc(x / 3) for |x| < 3, is stretched so that it spans 6 pixels of the result.
+    """
+    scale = side / SIDE
+    stretch = max(scale, 1.0)
+    left = (side - width) // 2
+    weights_JW, padding_J = np.zeros((SIDE, width)), np.zeros(SIDE)
+    for place in range(SIDE):
+        centre = (place + 0.5) * scale
+        first = max(int(centre - 3 * stretch + 0.5), 0)
+        last = min(int(centre + 3 * stretch + 0.5), side)
+        distances = (np.arange(first, last) + 0.5 - centre) / stretch
+        kernel = np.where(np.abs(distances) < 3, np.sinc(distances) * np.sinc(distances / 3), 0)
+        weights = kernel / kernel.sum() * _UNIT
+        weights = np.trunc(weights + np.copysign(0.5, weights))
+        start, stop = max(first, left), min(last, left + width)
+        if start < stop:
+            weights_JW[place, start - left : stop - left] = weights[start - first : stop - first]
+        padding_J[place] = weights.sum() - weights_JW[place].sum()
+    return weights_JW, padding_J
+
+
+def _stands_out(grey: Pixels, background: Pixels | int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    lowest = np.maximum(np.asarray(background, np.int16) - _MARGIN_TOLERANCE, 0).astype(np.uint8)
+    highest = np.minimum(np.asarray(background, np.int16) + _MARGIN_TOLERANCE, 255).astype(np.uint8)
+    return (grey < lowest) | (grey > highest)
+
+
+def _without_margins(grey: Pixels, background: int) -> Pixels:
+    stands_out = _stands_out(grey, background)
+    rows, columns = np.flatnonzero(stands_out.any(axis=1)), np.flatnonzero(stands_out.any(axis=0))
+    if not len(rows):
+        return grey
+    return grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

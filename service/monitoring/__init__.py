@@ -1,0 +1,1 @@
+"""What operators see: logs, metrics, drift and the newest predictions."""

@@ -1,0 +1,255 @@
+"""What a client may ask for beside its images."""
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+
+from model.calibration import COVERAGES, RISKS, SetMethod
+from model.novelty import FALSE_ALARM_RATES
+from service.inference.decision import DecisionOptions
+from service.inference.preparation import Invert
+from service.schemas.problems import invalid, short
+
+MAX_SAMPLES = 1000
+MAX_SEED = 2**63 - 1
+
+_LEAST_WORK_OF_AUTO = 200  # masks
+_LARGEST = 1e300  # a float holds what is smaller
+_WHOLE = r"[+-]?[0-9]{1,20}(\.0{1,20})?"
+_DECIMAL = r"[+-]?([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][+-]?[0-9]{1,3})?"
+_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+
+RawParameters = Iterable[tuple[str, Any]]
+RankBy = Literal["bald", "entropy", "margin", "least_confidence"]
+
+
+def _whole_number(value: Any) -> Any:
+    """Let integers through, as JSON numbers or as plain decimal digits; nothing else that pydantic would convert."""
+    if isinstance(value, str) and re.fullmatch(_WHOLE, value.strip(" ")):
+        return int(value.partition(".")[0])
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"must be a whole number, got {short(value)}")
+
+
+def _number(value: Any) -> Any:
+    """Let numbers through, as JSON or as plain decimal text."""
+    if isinstance(value, str) and re.fullmatch(_DECIMAL, value.strip(" ")):
+        return float(value)
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST:
+        return float(value)
+    raise ValueError(f"must be a number, got {short(value)}")
+
+
+def _boolean(value: Any) -> Any:
+    """Let true and false through, as JSON or as text."""
+    if isinstance(value, str) and value.strip(" ").lower() in {*_TRUE, *_FALSE}:
+        return value.strip(" ").lower() in _TRUE
+    if isinstance(value, bool):
+        return value
+    raise ValueError(f"must be true or false, got {short(value)}")
+
+
+def _samples(value: Any) -> int | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    samples = _whole_number(value)
+    if samples == 0 or 2 <= samples <= MAX_SAMPLES:
+        return int(samples)
+    why = ": one mask has no spread" if samples == 1 else ""
+    raise ValueError(f"must be 0, 2..{MAX_SAMPLES} or auto, got {samples}{why}")
+
+
+def _limit(value: Any) -> Any:
+    return None if value is None else _whole_number(value)
+
+
+def _one_of(levels: tuple[float, ...]) -> BeforeValidator:
+    """Let one of a few numbers through, as JSON or as text."""
+    by_text = {str(level): level for level in levels}
+
+    def check(value: Any) -> float:
+        number = by_text.get(value) if isinstance(value, str) else value
+        if isinstance(number, bool) or number not in levels:
+            raise ValueError(f"must be one of {', '.join(by_text)}, got {short(value)}")
+        return float(number)
+
+    return BeforeValidator(check, json_schema_input_type=Literal[levels + tuple(by_text)])
+
+
+_WholeText = Annotated[str, StringConstraints(pattern=f"^{_WHOLE}$")]
+_NumberText = Annotated[str, StringConstraints(pattern=f"^{_DECIMAL}$")]
+_Samples = Annotated[
+    int | Literal["auto"],
+    Field(description="dropout masks to average: 0 for the eval-mode prediction, 2..1000, or auto"),
+    BeforeValidator(
+        _samples, json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SAMPLES)] | Literal["auto"] | _WholeText
+    ),
+]
+_IS_BOOLEAN = BeforeValidator(_boolean, json_schema_input_type=bool | Literal[("True", "False", *_TRUE, *_FALSE)])
+
+
+class Sampling(BaseModel):
+    """How images are read and predicted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Annotated[
+        Literal["masks", "moments"],
+        Field(description="how dropout is taken into account: by sampled masks, or by moments without sampling"),
+    ] = "masks"
+    samples: _Samples = 0
+    tolerance: Annotated[
+        float,
+        Field(gt=0, le=1, description="with samples=auto: standard error of the top class that suffices"),
+        BeforeValidator(_number, json_schema_input_type=Annotated[float, Field(gt=0, le=1)] | _NumberText),
+    ] = 0.005
+    max_samples: Annotated[
+        int,
+        Field(ge=2, le=MAX_SAMPLES, description="with samples=auto: where to stop in any case"),
+        BeforeValidator(_whole_number, json_schema_input_type=Annotated[int, Field(ge=2, le=MAX_SAMPLES)] | _WholeText),
+    ] = MAX_SAMPLES
+    seed: Annotated[
+        int,
+        Field(ge=0, le=MAX_SEED, description="seed of the masks; the same seed gives the same answer"),
+        BeforeValidator(_whole_number, json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SEED)] | _WholeText),
+    ] = 0
+    calibrated: Annotated[bool, Field(description="false for the raw mean probabilities"), _IS_BOOLEAN] = True
+    invert: Annotated[Invert, Field(description="swap dark and light; auto decides by the border")] = Invert.AUTO
+    dtype: Annotated[
+        Literal["uint8", "float"], Field(description="values of an array: integers 0..255, or numbers in [0, 1]")
+    ] = "uint8"
+
+    @property
+    def most_samples(self) -> int:
+        """How many masks may be drawn for each image."""
+        if self.method == "moments":
+            return 0
+        return self.max_samples if self.samples == "auto" else self.samples
+
+    @property
+    def most_work(self) -> int:
+        """The same, in masks that cost as much: samples=auto takes several rounds, however few masks they have."""
+        return max(self.most_samples, _LEAST_WORK_OF_AUTO) if self.samples == "auto" else self.most_samples
+
+    @property
+    def has_spread(self) -> bool:
+        """Whether predictions tell of a spread over masks."""
+        return self.method == "moments" or self.samples != 0
+
+    @classmethod
+    def gather(cls, *sources: RawParameters) -> Self:
+        """Make parameters of the names and values found in query, form and JSON.
+
+        Raises:
+            Problem: 422 for an unknown name, a value that breaks its rule, two different values of one name, or values
+                that don't go together.
+        """
+        values: dict[str, Any] = {}
+        for name, value in (pair for source in sources for pair in source):
+            if name in values and _plain(values[name]) != _plain(value):
+                raise invalid((name, f"given twice: {short(values[name])} and {short(value)}"))
+            values[name] = value
+        try:
+            parameters = cls.model_validate(values)
+        except ValidationError as error:
+            raise invalid(*((_name(e["loc"]), cls._rule(dict(e))) for e in error.errors())) from error
+        if wrong := list(parameters.contradictions()):
+            raise invalid(*wrong)
+        return parameters
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        """Yield each parameter that doesn't go with another, with the reason."""
+        if self.method == "moments" and "samples" in self.model_fields_set and self.samples != 0:
+            yield "samples", "must be left out with method=moments, which draws none"
+            return
+        for name in ("tolerance", "max_samples"):
+            if name in self.model_fields_set and self.samples != "auto":
+                yield name, "goes with samples=auto only"
+
+    @classmethod
+    def _rule(cls, error: dict[str, Any]) -> str:
+        if error["type"] == "extra_forbidden":
+            return f"is unknown; known are {', '.join(['image', *cls.model_fields])}"
+        message = str(error["msg"]).removeprefix("Value error, ")
+        return message if "got" in message else f"{message[:1].lower()}{message[1:]}, got {short(error['input'])}"
+
+
+class Parameters(Sampling):
+    """What a client may ask for beside the images that are predicted."""
+
+    coverage: Annotated[
+        float, Field(description="how often the prediction set shall hold the true class"), _one_of(COVERAGES)
+    ] = 0.9
+    set_method: Annotated[
+        SetMethod, Field(description="of the prediction set: lac makes the smallest ones, aps adapts to hard images")
+    ] = "lac"
+    max_risk: Annotated[
+        float, Field(description="abstain, so that at most this part of the answers is wrong"), _one_of(RISKS)
+    ] = 0.05
+    false_alarm_rate: Annotated[
+        float, Field(description="part of ordinary images that may be taken for novel"), _one_of(FALSE_ALARM_RATES)
+    ] = 0.01
+    return_samples: Annotated[bool, Field(description="also the raw class probabilities of each mask"), _IS_BOOLEAN] = (
+        False
+    )
+    return_pixels: Annotated[bool, Field(description="also the image as the network saw it"), _IS_BOOLEAN] = False
+
+    @property
+    def most_work(self) -> int:
+        """As for all sampling; probabilities of each mask cost as much again to write."""
+        return super().most_work + (self.most_samples if self.return_samples else 0)
+
+    @property
+    def decision_options(self) -> DecisionOptions:
+        """Those that decide on a prediction."""
+        return DecisionOptions(
+            coverage=self.coverage,
+            set_method=self.set_method,
+            max_risk=self.max_risk,
+            false_alarm_rate=self.false_alarm_rate,
+        )
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        """As for all sampling, and more."""
+        yield from super().contradictions()
+        if self.return_samples and self.samples == 0:
+            yield "return_samples", "goes with samples only: without masks there is nothing to return"
+
+
+class RankParameters(Sampling):
+    """What a client may ask for beside the images that are ranked."""
+
+    samples: _Samples = 100
+    by: Annotated[
+        RankBy,
+        Field(
+            description="what makes an image worth a label: mutual information (bald), entropy, a small margin between "
+            "the two most probable classes, or little confidence"
+        ),
+    ] = "bald"
+    limit: Annotated[
+        int | None,
+        Field(ge=1, description="how many to name at most; all unless said"),
+        BeforeValidator(_limit, json_schema_input_type=Annotated[int, Field(ge=1)] | _WholeText | None),
+    ] = None
+
+    def contradictions(self) -> Iterator[tuple[str, str]]:
+        """As for all sampling, and more."""
+        yield from super().contradictions()
+        if self.by == "bald" and not self.has_spread:
+            yield "samples", "must be 2 or more, or auto, for by=bald with method=masks"
+
+
+def _plain(value: Any) -> Any:
+    """A value, or what its text says, so that spellings can be compared."""
+    text = str(value).strip(" ").lower()
+    return float(text) if re.fullmatch(_DECIMAL, text) else text
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    return short(location[0]) if location else "body"

@@ -1,0 +1,96 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from model import Artifact, load_artifact
+from service.inference.decision import Decision, DecisionOptions, DecisionPolicy
+from service.inference.predictor import Predictions
+
+PIXELS = np.zeros((28, 28), np.uint8)
+PIXELS[5:20, 8:20] = 200
+
+
+@pytest.fixture(scope="module")
+def artifact() -> Artifact:
+    return load_artifact()
+
+
+def predicted(confidence: float, *, samples: int = 100) -> Predictions:
+    probabilities = [(1 - confidence) / 9] * 10
+    probabilities[7] = confidence
+    return Predictions(
+        mode="mc" if samples else "eval",
+        classes=load_artifact().classes,
+        probs_BC=np.array([probabilities]),
+        entropy_B=np.array([0.5]),
+        samples=samples,
+    )
+
+
+def decide(
+    artifact: Artifact, predictions: Predictions, pixels: np.ndarray = PIXELS, *, seed: int = 0, **asked
+) -> Decision:
+    (decision,) = (
+        DecisionPolicy(artifact).decide(predictions, pixels[None], decision_options(**asked), seed=seed).each()
+    )
+    return decision
+
+
+def decision_options(**changed: object) -> DecisionOptions:
+    return DecisionOptions(
+        **({"coverage": 0.9, "set_method": "lac", "max_risk": 0.05, "false_alarm_rate": 0.01} | changed)
+    )
+
+
+def with_thresholds(artifact: Artifact, threshold: float | None) -> Artifact:
+    """One that takes everything above a score for novel."""
+    novelty = replace(artifact.novelty, thresholds=dict.fromkeys(artifact.novelty.thresholds, threshold))
+    return replace(artifact, novelty=novelty)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "confidence", "reason"),
+    [(-100, 0.99, "novelty"), (-100, 0.3, "novelty"), (1e9, 0.99, None), (1e9, 0.3, "risk"), (None, 0.99, None)],
+)
+def test_novelty_goes_before_risk(artifact, threshold, confidence, reason):
+    found = decide(with_thresholds(artifact, threshold), predicted(confidence))
+    assert found.reason == reason
+    assert found.novelty.flagged == (reason == "novelty")
+    assert found.least_confidence == found.calibration.confidences[0.05]
+
+
+def test_a_model_without_calibration_says_so_and_decides_nothing(artifact):
+    plain = replace(artifact, calibrations=(), novelty=None)
+    found = decide(plain, predicted(0.1))
+    assert found.warnings == ("the model has no calibration: probabilities are raw, and there is no prediction set",)
+    assert (found.calibration, found.probabilities, found.prediction_set, found.reason, found.novelty) == (None,) * 5
+
+
+def test_a_coverage_that_was_not_calibrated_has_no_set_but_all_else(artifact):
+    one = next(one for one in artifact.calibrations if one.estimator == "eval")
+    poor = replace(one, set_scores={"lac": dict.fromkeys(one.set_scores["lac"]), "aps": one.set_scores["aps"]})
+    found = decide(replace(artifact, calibrations=(poor,)), predicted(0.9, samples=0))
+    assert found.prediction_set is None
+    assert found.warnings == ("a coverage of 0.9 is not calibrated",)
+    assert sum(found.probabilities) == pytest.approx(1)
+
+
+def test_adaptive_sets_depend_on_pixels_and_seed_alone(artifact):
+    """Of a doubtful image, whose set by the method has a class more or less as the random number falls."""
+    prediction = predicted(0.4)
+
+    def size(seed: int, pixels: np.ndarray = PIXELS) -> int:
+        return len(decide(artifact, prediction, pixels, seed=seed, set_method="aps").prediction_set)
+
+    sizes = [size(seed) for seed in range(40)]
+    assert sizes == [size(seed) for seed in range(40)]
+    assert len(set(sizes)) > 1
+    others = [PIXELS + np.uint8(shade) for shade in range(40)]
+    assert len({size(0, pixels) for pixels in others}) > 1
+
+
+def test_a_set_names_the_most_probable_first(artifact):
+    found = decide(artifact, predicted(0.5), coverage=0.99)
+    assert found.prediction_set[0] == "sneaker"
+    assert set(found.prediction_set) <= set(artifact.classes)

@@ -1,0 +1,143 @@
+from dataclasses import fields, is_dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from files import encoded, png
+from PIL import Image
+
+from model import load_artifact
+from service.http.request_context import Timings
+from service.inference.decision import Decision, DecisionPolicy
+from service.inference.formats import read_structure
+from service.inference.predictor import Predictor
+from service.inference.preparation import prepare
+from service.monitoring.metrics import Metrics
+from service.monitoring.prediction_log import PredictionLog
+from service.pipeline import Pipeline, predict
+from service.schemas.parameters import Parameters, RankParameters
+from service.schemas.problems import Problem
+from service.settings import Settings
+
+
+@pytest.mark.parametrize("method", ["predict", "sample"])
+def test_a_predictor_that_gets_the_known_image_wrong_is_not_served(monkeypatch, method):
+    right = getattr(Predictor, method)
+
+    def wrong(self, pixels_BHW, **asked):
+        predictions = right(self, pixels_BHW, **asked)
+        return replace(predictions, probs_BC=2 * predictions.probs_BC)
+
+    artifact = load_artifact()
+    assert Pipeline(artifact, Metrics(), PredictionLog(None, 10), Settings()).model == artifact.sha256
+    monkeypatch.setattr(Predictor, method, wrong)
+    with pytest.raises(ValueError, match="a known image must get the probabilities"):
+        Pipeline(artifact, Metrics(), PredictionLog(None, 10), Settings())
+
+
+@pytest.mark.parametrize("asked", [{}, {"samples": 30, "seed": 4}, {"method": "moments"}])
+def test_images_together_are_predicted_as_each_alone(fashion, asked):
+    predictor, asked = Predictor(load_artifact()), Parameters.gather(asked.items())
+    pixels_BHW = fashion.test.images_B[:40].numpy()
+    for b, one in enumerate(predict(predictor, pixels_BHW, asked).each()):
+        (alone,) = predict(predictor, pixels_BHW[b : b + 1], asked).each()
+        for field in fields(one):
+            assert same(getattr(one, field.name), getattr(alone, field.name)), field.name
+
+
+def same(one: object, other: object) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if is_dataclass(one):
+        return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
+    return one == other
+
+
+def test_decisions_on_images_together_are_those_on_each_alone(fashion):
+    """Also where the novelty score and its threshold differ by less than rounding does."""
+    artifact, asked = load_artifact(), Parameters(samples=10, set_method="aps", coverage=0.95)
+    pixels_BHW = fashion.test.images_B[:300].numpy()
+    predictor = Predictor(artifact)
+    scores_B = [one.novelty.score for one in alone(predictor, DecisionPolicy(artifact), pixels_BHW, asked)]
+    for threshold in (0.5, *scores_B[:20]):
+        thresholds = dict.fromkeys(artifact.novelty.thresholds, threshold)
+        other = replace(artifact, novelty=replace(artifact.novelty, thresholds=thresholds))
+        decider = DecisionPolicy(other)
+        predictions = predict(predictor, pixels_BHW, asked)
+        together = (
+            DecisionPolicy(other, together=True).decide(predictions, pixels_BHW, asked.decision_options, seed=0).each()
+        )
+        for one, other in zip(together, alone(predictor, decider, pixels_BHW, asked), strict=True):
+            assert one.novelty.flagged == other.novelty.flagged
+            assert one.novelty.score == pytest.approx(other.novelty.score, abs=1e-4)
+            assert replace(one, novelty=None) == replace(other, novelty=None)
+
+
+def alone(predictor: Predictor, decider: DecisionPolicy, pixels_BHW: np.ndarray, asked: Parameters) -> list[Decision]:
+    found = []
+    for b in range(len(pixels_BHW)):
+        one = pixels_BHW[b : b + 1]
+        found += decider.decide(predict(predictor, one, asked), one, asked.decision_options, seed=0).each()
+    return found
+
+
+GARMENT = png(np.pad(np.full((20, 10), 200, np.uint8), 4))
+ONE, OTHER = (encoded(Image.new("RGB", (28, 28), colour)) for colour in ("red", "blue"))
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    metrics, recent = Metrics(), PredictionLog(None, 100)
+    made = Pipeline(load_artifact(), metrics, recent, Settings(max_pixels=3000))
+    metrics.model(made.model, made.recipe, made.classes)
+    return made
+
+
+def outcomes(pipeline: Pipeline, images: list[bytes]) -> list[str]:
+    """What becomes of images together: their labels, or the kinds of their problems; ranking them tells the same."""
+    answers = list(pipeline.answers(images, Parameters(), Timings("request-1")))
+    ranked = pipeline.rank(images, RankParameters(by="entropy", samples=0), Timings("request-2"))
+    refused = {one.index: one.error["type"].rpartition(":")[2] for one in ranked.errors}
+    found = [answer.kind if isinstance(answer, Problem) else answer.label for answer in answers]
+    assert refused == {index: one for index, one in enumerate(found) if isinstance(answers[index], Problem)}
+    assert sorted(ranked.indices) == [index for index in range(len(images)) if index not in refused]
+    return found
+
+
+def told(caplog, event: str) -> list[str]:
+    return [record.fields["request_id"] for record in caplog.records if record.message == event]
+
+
+def test_what_a_decoder_raises_on_one_image_is_that_images_problem(pipeline, monkeypatch, caplog):
+    def fails_on_one(file, **options):
+        if file.getvalue() == read_structure(ONE).data:
+            raise AssertionError("deep inside")
+        return open_by_pillow(file, **options)
+
+    (label,) = outcomes(pipeline, [GARMENT])
+    (other,) = outcomes(pipeline, [OTHER])
+    open_by_pillow = Image.open
+    monkeypatch.setattr(Image, "open", fails_on_one)
+    assert outcomes(pipeline, [GARMENT, ONE, OTHER]) == [label, "invalid-image", other]
+    assert told(caplog, "decoder failed") == ["request-1", "request-2"]
+
+
+def test_a_fault_of_ours_on_one_image_spoils_no_other(pipeline, monkeypatch, caplog):
+    def fails_on_one(grey, **options):
+        if grey.steps:
+            raise RuntimeError("a fault of ours")
+        return prepare(grey, **options)
+
+    (label,) = outcomes(pipeline, [GARMENT])
+    monkeypatch.setattr("service.pipeline.prepare", fails_on_one)
+    assert outcomes(pipeline, [GARMENT, ONE, GARMENT]) == [label, "internal-error", label]
+    assert told(caplog, "failure") == ["request-1", "request-2"]
+
+
+def test_the_images_of_a_request_share_its_pixels(pipeline):
+    large = encoded(Image.new("L", (40, 50)))
+    (label,) = outcomes(pipeline, [large])
+    assert outcomes(pipeline, [large, large, large])[1:] == ["image-too-large"] * 2
+    small = encoded(Image.new("L", (10, 10)))
+    assert outcomes(pipeline, [large, large, small])[0] == label
+    assert outcomes(pipeline, [large, large, small])[1:] == ["image-too-large", *outcomes(pipeline, [small])]

@@ -1,0 +1,168 @@
+"""Plain PNG files against Pillow's general reader, which alone decides what a file says."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from files import encoded, png
+from PIL import Image
+
+from service.inference.formats import read_structure
+from service.inference.images import EncodedImage, Grey, ImageError, ImageLimits, decode_image, open_image
+from service.inference.png import PlainPng, decode
+from service.inference.preparation import Prepared
+from service.pipeline import decode as prepared
+from service.pipeline import decode_all, open_any
+from service.schemas.parameters import Parameters
+from service.schemas.problems import Problem
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (28, 28), dtype=np.uint8)
+SMOOTH = np.add.outer(np.arange(28), 3 * np.arange(28)).astype(np.uint8)
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def file(compressed: bytes, *, width: int = 28, height: int = 28, kind: bytes = bytes([8, 0, 0, 0, 0])) -> bytes:
+    header = chunk(b"IHDR", struct.pack(">2I", width, height) + kind)
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", compressed) + chunk(b"IEND", b"")
+
+
+def rows(filters: list[int]) -> bytes:
+    """Filtered rows of noise: each type of filter makes other pixels of them (W3C PNG, 9.2)."""
+    return b"".join(bytes([kind]) + row.tobytes() for kind, row in zip(filters, NOISE, strict=True))
+
+
+def found(data: bytes) -> Grey | str:
+    try:
+        return decode_image(open_image(data, max_pixels=10**6))
+    except ImageError as error:
+        return str(error)
+
+
+def by_the_general_reader(data: bytes) -> Grey | str:
+    try:
+        return decode_image(EncodedImage(read_structure(data)))
+    except ImageError as error:
+        return str(error)
+
+
+def assert_alike(data: bytes) -> None:
+    one, other = found(data), by_the_general_reader(data)
+    if isinstance(one, Grey) and isinstance(other, Grey):
+        assert np.array_equal(one.pixels, other.pixels)
+        assert (one.source, one.steps, one.warnings) == (other.source, other.steps, other.warnings)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize("size", [(28, 28), (1, 1), (300, 7), (250, 250)])
+@pytest.mark.parametrize("options", [{}, {"compress_level": 0}, {"optimize": True}])
+def test_what_pillow_writes_is_plain(size, options):
+    pixels = RNG.integers(0, 256, size[::-1], dtype=np.uint8)
+    plain = PlainPng.of(encoded(Image.fromarray(pixels), **options))
+    assert (plain.width, plain.height) == size
+    assert np.array_equal(decode([plain])[0], pixels)
+
+
+@pytest.mark.parametrize("kind", range(6))
+def test_every_filter_is_undone_as_the_general_reader_does(kind):
+    data = file(zlib.compress(rows([kind] * 28)))
+    assert PlainPng.of(data) is not None
+    assert isinstance(found(data), Grey) == (kind < 5)
+    assert_alike(data)
+
+
+OTHERS = {
+    "colour": encoded(Image.fromarray(NOISE).convert("RGB")),
+    "alpha": encoded(Image.fromarray(NOISE).convert("LA")),
+    "palette": encoded(Image.fromarray(NOISE).convert("P")),
+    "one bit": encoded(Image.fromarray(NOISE > 99)),
+    "16 bits": encoded(Image.fromarray(NOISE.astype(np.uint16) * 257)),
+    "a resolution": encoded(Image.fromarray(NOISE), dpi=(72, 72)),
+    "transparency": encoded(Image.fromarray(NOISE), transparency=0),
+    "large": encoded(Image.fromarray(np.zeros((257, 256), np.uint8))),
+    "interlaced": file(zlib.compress(rows([0] * 28)), kind=bytes([8, 0, 0, 0, 1])),
+    "no pixels": file(zlib.compress(b""), width=0),
+    "a jpeg": encoded(Image.fromarray(NOISE), "JPEG"),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_files_are_left_to_the_general_reader(name):
+    assert PlainPng.of(OTHERS[name]) is None
+
+
+def damaged() -> Iterator[bytes]:
+    whole = png(SMOOTH)
+    yield from (whole[:end] for end in range(len(whole)))
+    yield whole + b"x"
+    for position in range(len(whole)):
+        yield whole[:position] + bytes([whole[position] ^ RNG.integers(1, 256)]) + whole[position + 1 :]
+    compressed = zlib.compress(rows([kind % 5 for kind in range(28)]))
+    yield from (file(compressed[:end]) for end in range(len(compressed)))
+    yield file(compressed + b"more")
+    yield file(zlib.compress(rows([5] * 28)))
+    yield file(zlib.compress(rows([0] * 28) + b"more"))
+    yield file(compressed, height=27)
+    yield file(compressed, height=29)
+    for _ in range(200):
+        yield file(zlib.compress(rows(RNG.integers(0, 5, 28).tolist())))
+    for _ in range(1000):
+        changed = bytearray(compressed)
+        changed[RNG.integers(len(changed))] = RNG.integers(256)
+        yield file(bytes(changed))
+
+
+def test_a_damaged_file_is_what_the_general_reader_takes_it_for():
+    kinds = {"plain": 0, "picture": 0, "error": 0}
+    for data in damaged():
+        assert_alike(data)
+        kinds["plain"] += PlainPng.of(data) is not None
+        kinds["picture" if isinstance(found(data), Grey) else "error"] += 1
+    assert min(kinds.values()) > 100, kinds
+
+
+def test_files_decoded_together_are_those_decoded_alone(fashion):
+    """Whatever filter the rows beside a picture have, and whatever is wrong with its neighbours."""
+    images = [png(pixels) for pixels in fashion.test.images_B[:500].numpy()]
+    images += [file(zlib.compress(rows([kind] * 28))) for kind in range(5)]
+    plain = [one for data in (*images, *damaged(), *images) if (one := PlainPng.of(data)) and one[:2] == (28, 28)]
+    broken = 0
+    for one, pixels in zip(plain, decode(plain), strict=True):
+        (alone,) = decode([one])
+        broken += alone is None
+        assert np.array_equal(pixels, alone) if alone is not None else pixels is None
+    assert broken > 500
+    sound = [PlainPng.of(data) for data in images]
+    for data, pixels in zip(images, decode(sound), strict=True):
+        assert np.array_equal(pixels, by_the_general_reader(data).pixels)
+    assert decode([]) == []
+
+
+def alone(data: bytes) -> Prepared | Problem:
+    try:
+        return prepared(open_any(data, ImageLimits(1000)), Parameters())
+    except Problem as problem:
+        return problem
+
+
+def test_files_of_any_kind_and_damage_are_prepared_together_as_each_alone(fashion):
+    """Also those that look plain, aren't quite, and are pictures to the general reader."""
+    images = [*(png(pixels) for pixels in fashion.test.images_B[:100].numpy()), *damaged(), *OTHERS.values()]
+    kinds = {Prepared: 0, Problem: 0}
+    for data, one in zip(images, decode_all(images, Parameters(), ImageLimits(1000)), strict=True):
+        other = alone(data)
+        kinds[type(one)] += 1
+        assert type(one) is type(other)
+        if isinstance(other, Problem):
+            assert (one.kind, one.detail) == (other.kind, other.detail)
+        else:
+            assert np.array_equal(one.pixels, other.pixels)
+            assert one._replace(pixels=None) == other._replace(pixels=None)
+    assert min(kinds.values()) > 100, kinds
