@@ -17,15 +17,16 @@ from starlette.types import ASGIApp
 from threadpoolctl import threadpool_limits
 
 from model import Artifact, load_artifact
-from service.http.application import Edge
+from service.http.application import Application
 from service.http.connections import guard_connections
-from service.http.cors import read_origins, with_cors
+from service.http.cors import cors_options
 from service.http.request_body import image_of, images_of
+from service.inference.upload import ImageLimits
 from service.monitoring.logs import write_log
 from service.monitoring.metrics import Metrics, PredictionCollector
+from service.monitoring.observer import PredictionObserver
 from service.monitoring.prediction_log import PredictionLog
-from service.monitoring.timings import Timings
-from service.pipeline import Pipeline
+from service.pipeline import Pipeline, Run
 from service.reload import ModelError, ReloadableModel
 from service.schemas.answers import BatchAnswer
 from service.schemas.parameters import Parameters, RankParameters
@@ -54,15 +55,15 @@ class EdgeService(bentoml.Service[Any]):  # type: ignore[misc] # BentoML exports
         """Build a worker's application, the model loaded and warm."""
         write_log(SETTINGS.log_level)
         guard_connections(SETTINGS, _metrics())
-        edge = Edge(
+        app = Application(
             super().to_asgi(is_main),
-            live=_live(),
+            model=_model(),
             metrics=_metrics(),
-            recent=_recent(),
+            prediction_log=_prediction_log(),
             settings=SETTINGS,
+            cors=_cors_options(),
             tracing=_tracing(),
         )
-        app = with_cors(edge, _cors_options())
         # What start-up left behind lives as long as the worker: keep it out of the collector's full passes, which
         # stop all requests for a tenth of a second and more.
         gc.collect()
@@ -72,10 +73,10 @@ class EdgeService(bentoml.Service[Any]):  # type: ignore[misc] # BentoML exports
 
 def _cors_options() -> dict[str, Any]:
     """Ours; without any, those of BentoML's own setting, which has no effect on routes before its application."""
-    if SETTINGS.cors_origins:
-        return {"allow_origins": read_origins(SETTINGS.cors_origins)}
+    if SETTINGS.origins:
+        return cors_options({"allow_origins": SETTINGS.origins})
     is_enabled = BentoMLContainer.http.cors.enabled.get()
-    return dict(BentoMLContainer.access_control_options.get()) if is_enabled else {}
+    return cors_options(BentoMLContainer.access_control_options.get() if is_enabled else {})
 
 
 _IMAGE = "PNG, JPEG or WebP file in base64, or a 28 x 28 array"
@@ -125,23 +126,19 @@ class UncertaintyService:
     @bentoml.api(input_spec=OneImage)  # type: ignore[untyped-decorator]
     def predict(self, image: str | list[Any], **parameters: Any) -> dict[str, Any]:
         """Predict the class of one image; /predict also takes forms, image bodies and .npy."""
-        pipeline = _live().pipeline
-        return pipeline.answer(
-            pipeline.open(image_of(image)), Parameters.gather(parameters.items()), Timings()
-        ).model_dump()
+        pipeline, asked = _model().pipeline, Parameters.gather(parameters.items())
+        return pipeline.answer(pipeline.accept(image_of(image)), asked, Run()).model_dump()
 
     @bentoml.api(input_spec=ManyImages)  # type: ignore[untyped-decorator]
     def predict_batch(self, images: list[Any], **parameters: Any) -> dict[str, Any]:
         """Predict the classes of many images, each as if it were alone."""
-        answers = _live().pipeline.answers(images_of(images), Parameters.gather(parameters.items()), Timings())
+        answers = _model().pipeline.answers(images_of(images), Parameters.gather(parameters.items()), Run())
         return BatchAnswer.of(answers).model_dump()
 
     @bentoml.api(input_spec=Pool)  # type: ignore[untyped-decorator]
     def rank(self, images: list[Any], **parameters: Any) -> dict[str, Any]:
         """Order images by how much their labels would tell."""
-        return (
-            _live().pipeline.rank(images_of(images), RankParameters.gather(parameters.items()), Timings()).model_dump()
-        )
+        return _model().pipeline.rank(images_of(images), RankParameters.gather(parameters.items()), Run()).model_dump()
 
 
 @functools.cache
@@ -150,7 +147,7 @@ def _metrics() -> Metrics:
 
 
 @functools.cache
-def _recent() -> PredictionLog:
+def _prediction_log() -> PredictionLog:
     try:
         return PredictionLog(
             Path(SETTINGS.recent_folder) if SETTINGS.recent_folder else _shared(), SETTINGS.recent_predictions
@@ -177,21 +174,25 @@ def _tracing() -> "Tracing | None":
 
 
 @functools.cache
-def _live() -> ReloadableModel:
+def _model() -> ReloadableModel:
     # One core a worker: more workers are the way to more cores. Bits depend on the number of threads, too.
     torch.set_num_threads(1)
     threadpool_limits(1, user_api="blas")
     try:
-        live = ReloadableModel(_load, _shared(), _metrics())
+        model = ReloadableModel(_load, _shared(), _metrics())
     except ModelError as error:
         raise SystemExit(f"mcd: {error}") from error
-    _metrics().derive(PredictionCollector(_recent(), lambda: live.pipeline.reference, images=SETTINGS.drift_images))
-    return live
+    _metrics().derive(
+        PredictionCollector(_prediction_log(), lambda: model.pipeline.reference, images=SETTINGS.drift_images)
+    )
+    return model
 
 
 def _load() -> Pipeline:
     try:
-        return Pipeline(_load_artifact(), _metrics(), _recent(), SETTINGS)
+        limits = ImageLimits(SETTINGS.max_pixels, SETTINGS.max_aspect_ratio)
+        observer = PredictionObserver(_metrics(), _prediction_log())
+        return Pipeline(_load_artifact(), limits, observer=observer)
     except (BentoMLException, TypeError, ValueError) as error:
         raise ModelError(f"the model can't be served: {error}") from error
 

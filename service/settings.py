@@ -1,15 +1,15 @@
 """Every limit and switch of the service, read once from a mapping such as the environment."""
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from service.http.cors import read_origins
-from service.http.keys import Keys
-from service.inference.images import ImageLimits
-
 PREFIX = "MCD_"
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.\-_\[\]:]+")
 
 
 class SettingsError(ValueError):
@@ -72,17 +72,21 @@ class Settings(BaseModel):
         return listed
 
     @property
-    def image_limits(self) -> ImageLimits:
-        """What an image file may announce."""
-        return ImageLimits(self.max_pixels, self.max_aspect_ratio)
+    def origins(self) -> list[str]:
+        """Those that may read answers, or "*" for any."""
+        return read_origins(self.cors_origins)
 
-    def keys(self) -> Keys:
-        """Those that open what is not open to all."""
-        return Keys.read(self.api_keys, self.api_keys_file)
+    def read_api_keys(self) -> list[str]:
+        """Keys that open what is not open to all.
 
-    def keys_of_admins(self) -> Keys:
-        """Those that open the administration."""
-        return Keys.read(self.admin_keys, self.admin_keys_file)
+        Raises:
+            OSError, UnicodeDecodeError: the file can't be read.
+        """
+        return _read_keys(self.api_keys, self.api_keys_file)
+
+    def read_admin_keys(self) -> list[str]:
+        """Keys that open the administration; errors as for `read_api_keys`."""
+        return _read_keys(self.admin_keys, self.admin_keys_file)
 
     @classmethod
     def from_mapping(cls, environ: Mapping[str, str]) -> Self:
@@ -98,9 +102,31 @@ class Settings(BaseModel):
             first = error.errors()[0]
             variable = PREFIX + str(first["loc"][0]).upper()
             raise SettingsError(f"{variable}: {first['msg']}, got {first['input']!r}") from error
-        for name, read in (("API_KEYS_FILE", settings.keys), ("ADMIN_KEYS_FILE", settings.keys_of_admins)):
+        for name, read in (
+            ("API_KEYS_FILE", settings.read_api_keys),
+            ("ADMIN_KEYS_FILE", settings.read_admin_keys),
+        ):
             try:
                 read()
             except (OSError, UnicodeDecodeError) as error:
                 raise SettingsError(f"{PREFIX}{name}: can't be read ({error})") from error
         return settings
+
+
+def read_origins(listed: str) -> list[str]:
+    """Read origins with commas between, or "*" for any.
+
+    Raises:
+        ValueError: an invalid origin.
+    """
+    origins = [origin.strip() for origin in listed.split(",") if origin.strip()]
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"an origin is like https://example.org:8443, without a path, or *; got {origin}")
+    return origins
+
+
+def _read_keys(listed: str, file: str) -> list[str]:
+    """Take keys from a list with commas, and from a file with one key a line."""
+    lines = Path(file).read_text().splitlines() if file else []
+    return [stripped for key in (*listed.split(","), *lines) if (stripped := key.strip())]

@@ -12,13 +12,15 @@ from rich.table import Table
 from model import Artifact, ArtifactError, load_artifact
 from model.artifact import write_atomically
 from service import __version__
-from service.bulk.inputs import InputError, Source, open_source
+from service.bulk.inputs.discovery import open_source
+from service.bulk.inputs.source import InputError, Source
 from service.bulk.job import JobError, score, started
 from service.bulk.output import Output, OutputError
 from service.bulk.progress import shown
 from service.bulk.report import page
 from service.bulk.scoring import Scorer
 from service.bulk.summary import sections, summarize_output
+from service.inference.upload import ImageLimits
 from service.schemas.parameters import Parameters
 from service.schemas.problems import Problem
 from service.settings import Settings, SettingsError
@@ -70,7 +72,7 @@ def main(  # noqa: PLR0913 - one argument an option
             "artifact": artifact,
             "parameters": parameters,
             "encoded": images.encoded,
-            "limits": settings.image_limits,
+            "limits": ImageLimits(settings.max_pixels, settings.max_aspect_ratio),
         }
         output = Output(out)
         output.begin(_job(artifact, parameters, source, images), resume=resume)

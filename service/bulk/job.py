@@ -13,7 +13,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 from ray.data.checkpoint import CheckpointConfig
 
-from service.bulk.inputs import Source, one_line
+from service.bulk.inputs.source import Source, one_line
 from service.bulk.output import CHECKPOINT, PARTS, Output
 from service.bulk.reading import FilteredAtTheSource, Images
 from service.bulk.scoring import REPEATED, Scorer

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from model.artifact import write_atomically
-from service.bulk.inputs import find_twice, locate, one_line
+from service.bulk.inputs.parquet import find_twice
+from service.bulk.inputs.source import locate, one_line
 
 JOB, SUCCESS, SUMMARY = "_job.json", "_SUCCESS", "_summary.json"
 PARTS, CHECKPOINT = "_unfinished/parts", "_unfinished/checkpoint"

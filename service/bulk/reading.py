@@ -13,7 +13,7 @@ from ray.data.block import BlockMetadata
 from ray.data.checkpoint import CheckpointManager
 from ray.data.datasource import Datasource, ReadTask
 
-from service.bulk.inputs import Shard
+from service.bulk.inputs.source import Shard
 
 
 class Images(Datasource):

@@ -13,12 +13,12 @@ import pyarrow.compute as pc
 from matplotlib.figure import Figure
 from PIL import Image
 
-from service.bulk.inputs import Source
+from service.bulk.inputs.source import Source
 from service.bulk.output import Output
 from service.bulk.scoring import Scorer
 from service.bulk.summary import sections
-from service.inference.images import Pixels
-from service.inference.preparation import Prepared
+from service.inference.pixels import Pixels
+from service.inference.preparation import Input
 
 _BINS = 60
 _MEASURES = {
@@ -97,7 +97,7 @@ def _gallery(source: Source, scorer: Scorer, least_sure: Sequence[Mapping[str, A
             table = read.filter(pc.is_valid(read.column("image")))  # without files that have gone since
             names, found = table.column("id").to_pylist(), scorer.read(table.column("image").to_pylist())
             for name, prepared in zip(names, found, strict=True):
-                if isinstance(prepared, Prepared):
+                if isinstance(prepared, Input):
                     pictures[name] = _img(_png(prepared.pixels), name)
     items = [
         f"<li>{pictures.get(one['id'], '')}{html.escape(one['id'])}<br>{one['predictive_entropy']:.3f}"

@@ -2,7 +2,7 @@
 
 import gc
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from model import Artifact, Uncertainty
-from service.inference.decision import DecisionPolicy
-from service.inference.images import SIDE, ImageLimits
-from service.inference.predictor import Predictor
-from service.inference.preparation import Prepared
-from service.pipeline import decode_all, predict
+from service.inference.decision import Decisions
+from service.inference.pixels import SIDE
+from service.inference.predictor import Predictions
+from service.inference.preparation import Input
+from service.inference.upload import ImageLimits
+from service.pipeline import Batch, Pipeline, Run
 from service.schemas.parameters import Parameters
 from service.schemas.problems import Problem
 
@@ -65,8 +66,8 @@ class Scorer:
         torch.set_num_threads(1)
         threadpool_limits(1, user_api="blas")
         self._at_once = 1 if parameters.samples == "auto" else AT_ONCE
-        self._predictor, self._policy = Predictor(artifact), DecisionPolicy(artifact, together=self._at_once > 1)
-        self._parameters, self._encoded, self._limits = parameters, encoded, limits
+        self._pipeline = Pipeline(artifact, limits, novelty_together=self._at_once > 1)
+        self._parameters, self._encoded = parameters, encoded
         self.model = artifact.sha256
         self._same = {"model": self.model, "method": parameters.method, "seed": parameters.seed}
         if parameters.samples != "auto":
@@ -75,52 +76,53 @@ class Scorer:
         gc.freeze()  # what lives as long as the process is of no use to the collector, which takes a fifth of its time
 
     def __call__(self, images: pa.Table) -> pa.Table:
-        """Turn a table of `inputs.IMAGES` into one of `ROWS`, in the same order."""
-        told = images.column("error").to_pylist()
-        decoded = iter(self.read(images.column("image").drop_null().to_pylist()))
-        found = [error or next(decoded) for error in told]
-        errors = [one if isinstance(one, str) else None for one in found]
-        prepared = [one for one in found if isinstance(one, Prepared)]
-        columns = self._columns(prepared)
-        if len(prepared) < len(found):
-            places = iter(range(len(prepared)))
+        """Turn a table of `inputs.source.IMAGES` into one of `ROWS`, in the same order."""
+        batches = list(self._evaluated(images.column("image").drop_null().to_pylist()))
+        found = iter(image for batch in batches for image in batch.images)
+        outcomes = [error or next(found) for error in images.column("error").to_pylist()]
+        errors = [None if isinstance(one, Input) else _text(one) for one in outcomes]
+        columns = self._columns(batches)
+        if any(errors):
+            places = itertools.count()
             rows = pa.array([next(places) if error is None else None for error in errors], pa.int64())
             columns = {name: column.take(rows) for name, column in columns.items()}
         columns |= {"id": images.column("id"), "error": pa.array(errors, pa.string())}
         columns |= {
-            name: pa.repeat(pa.scalar(value, ROWS.field(name).type), len(found)) for name, value in self._same.items()
+            name: pa.repeat(pa.scalar(value, ROWS.field(name).type), len(errors)) for name, value in self._same.items()
         }
-        return pa.table([columns.get(field.name, pa.nulls(len(found), field.type)) for field in ROWS], schema=ROWS)
+        return pa.table([columns.get(field.name, pa.nulls(len(errors), field.type)) for field in ROWS], schema=ROWS)
 
-    def _columns(self, prepared: Sequence[Prepared]) -> dict[str, pa.Array]:
-        firsts = range(0, len(prepared), self._at_once)
-        parts = [self._score(prepared[first : first + self._at_once]) for first in firsts]
+    def read(self, images: Sequence[bytes]) -> list[Input | str]:
+        """Bring images to what the network takes, or tell what is wrong with them."""
+        found = [image for batch in self._evaluated(images) for image in batch.images]
+        return [_text(image) if isinstance(image, Problem) else image for image in found]
+
+    def _evaluated(self, images: Sequence[bytes]) -> Iterator[Batch]:
+        sources = images if self._encoded else [np.frombuffer(one, np.uint8).reshape(SIDE, SIDE) for one in images]
+        run = Run()
+        for first in range(0, len(sources), self._at_once):
+            group = [self._pipeline.try_accept(image, run) for image in sources[first : first + self._at_once]]
+            yield from self._pipeline.evaluate(group, self._parameters, self._parameters.decision_options, run)
+
+    def _columns(self, batches: Sequence[Batch]) -> dict[str, pa.Array]:
+        parts = [
+            self._values(batch.images, batch.predictions, batch.decisions)
+            for batch in batches
+            if batch.predictions is not None and batch.decisions is not None
+        ]
         return {name: _column(name, [part[name] for part in parts]) for name in (parts[0] if parts else ())}
 
-    def read(self, images: Sequence[bytes]) -> list[Prepared | str]:
-        """Bring images to what the network takes, or tell what is wrong with them."""
-        sources = images if self._encoded else [np.frombuffer(one, np.uint8).reshape(SIDE, SIDE) for one in images]
-        try:
-            decoded = decode_all(sources, self._parameters, self._limits)
-        except Exception as error:  # noqa: BLE001 - whatever one image brings about, the others are scored
-            if len(images) == 1:
-                return [f"internal-error: {type(error).__name__}: {error}"]
-            return [found for one in images for found in self.read([one])]
-        return [f"{one.kind}: {one.detail}" if isinstance(one, Problem) else one for one in decoded]
-
-    def _score(self, prepared: Sequence[Prepared]) -> dict[str, Any]:
-        """Predict and decide: what the service would answer, by columns."""
-        pixels_BHW = np.stack([one.pixels for one in prepared])
-        predictions = predict(self._predictor, pixels_BHW, self._parameters)
-        decisions = self._policy.decide(
-            predictions, pixels_BHW, self._parameters.decision_options, seed=self._parameters.seed
-        )
+    def _values(
+        self, images: Sequence[Input | Problem], predictions: Predictions, decisions: Decisions
+    ) -> dict[str, Any]:
+        """What the service would answer to the inputs among the images, by columns."""
+        inputs = [image for image in images if isinstance(image, Input)]
         index_B = predictions.probs_BC.argmax(axis=1)
         calibrated_BC = decisions.probs_BC if self._parameters.calibrated else None
         probs_BC = predictions.probs_BC if calibrated_BC is None else calibrated_BC
         common = [*predictions.warnings, *decisions.warnings]
         found = predictions.uncertainty
-        sets: Sequence[list[str] | None] = decisions.sets or [None] * len(prepared)
+        sets: Sequence[list[str] | None] = decisions.sets or [None] * len(inputs)
         columns = {
             "label": [predictions.classes[index] for index in index_B],
             "class_index": index_B,
@@ -135,11 +137,20 @@ class Scorer:
             "abstain": [reason is not None for reason in decisions.reasons],
             "abstain_reason": decisions.reasons,
             "novelty": decisions.novelty_B,
-            "image_hash": [one.image_hash for one in prepared],
-            "warnings": [[*one.warnings, *common] for one in prepared],
-            "samples": np.full(len(prepared), predictions.samples),
+            "image_hash": [one.image_hash for one in inputs],
+            "warnings": [[*one.warnings, *common] for one in inputs],
+            "samples": np.full(len(inputs), predictions.samples),
         }
         return {name: column for name, column in columns.items() if column is not None}
+
+
+def _text(error: str | Problem) -> str:
+    """One line about an image that can't be scored."""
+    if isinstance(error, str):
+        return error
+    cause = error.__cause__
+    is_ours = error.kind == "internal-error" and cause is not None
+    return f"{error.kind}: {type(cause).__name__}: {cause}" if is_ours else f"{error.kind}: {error.detail}"
 
 
 def _column(name: str, parts: Sequence[Any]) -> pa.Array:

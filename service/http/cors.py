@@ -1,12 +1,8 @@
 """Pages of other origins: which of them a browser lets read our answers (Fetch standard, CORS protocol)."""
 
-import re
+from collections.abc import Mapping
 from typing import Any
 
-from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
-
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.\-_\[\]:]+")
 _OPTIONS: dict[str, Any] = {
     "allow_methods": ["GET", "HEAD", "POST"],
     "allow_headers": [
@@ -28,25 +24,11 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def read_origins(listed: str) -> list[str]:
-    """Read origins with commas between, or "*" for any.
-
-    Raises:
-        ValueError: one is no origin.
-    """
-    origins = [origin.strip() for origin in listed.split(",") if origin.strip()]
-    for origin in origins:
-        if origin != "*" and not _ORIGIN.fullmatch(origin):
-            raise ValueError(f"an origin is like https://example.org:8443, without a path, or *; got {origin}")
-    return origins
-
-
-def with_cors(app: ASGIApp, options: dict[str, Any]) -> ASGIApp:
-    """Answer preflight requests, before keys are asked for, and let browsers hand answers on.
+def cors_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of Starlette's `CORSMiddleware`, with ours as defaults; none where no other origin may ask.
 
     Args:
-        app: what answers all else.
-        options: of Starlette's middleware, those that are given; none for no other origins at all.
+        given: options that are set; empty ones are not.
     """
-    given = {name: value for name, value in options.items() if value}
-    return CORSMiddleware(app, **_OPTIONS | given) if given else app
+    found = {name: value for name, value in given.items() if value}
+    return _OPTIONS | found if found else {}

@@ -1,4 +1,4 @@
-"""Work that takes so long that it needs an end: a deadline, and a client that still waits."""
+"""Deadlines of long work, which also ends when its client has gone."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from service.schemas.problems import Problem
 
 
 class Deadline:
-    """While it is open, `checkpoint` tells work in another thread whether to go on.
+    """While it is open, `check` ends work in another thread that need not go on.
 
     Args:
         request: whose body has been read.
@@ -24,7 +24,7 @@ class Deadline:
         self._deadline = time.monotonic() + seconds
         self._gone = False
 
-    def checkpoint(self) -> None:
+    def check(self) -> None:
         """End the work if it is too late.
 
         Raises:

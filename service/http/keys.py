@@ -3,7 +3,6 @@
 import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from service.schemas.problems import Problem
 
@@ -16,17 +15,7 @@ class Keys:
     """
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys if key]
-
-    @classmethod
-    def read(cls, listed: str, file: str) -> "Keys":
-        """Take keys from a list with commas, and from a file with one a line.
-
-        Raises:
-            OSError: the file can't be read.
-        """
-        lines = Path(file).read_text().splitlines() if file else []
-        return cls(key.strip() for key in (*listed.split(","), *lines))
+        self._digests = [hashlib.sha256(key.encode()).digest() for key in keys]
 
     def __bool__(self) -> bool:
         return bool(self._digests)

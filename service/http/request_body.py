@@ -13,8 +13,10 @@ from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
+from service.inference.arrays import read_npy_header
 from service.inference.formats import is_image_file
-from service.inference.images import SIDE, Pixels, read_npy_header
+from service.inference.pixels import SIDE, Pixels
+from service.inference.upload import RawImage
 from service.schemas.parameters import RawParameters
 from service.schemas.problems import Problem, invalid, short
 from service.settings import Settings
@@ -30,15 +32,12 @@ _STANDARD_ALPHABET = str.maketrans("-_", "+/")
 _BYTE_ORDER_MARK, _WIDE_BYTE_ORDER_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
 _MORE = 1000  # values and names of a JSON document that are no pixels
 
-# An encoded file, an array as JSON has it, pixels, or why it is none of these.
-Image = bytes | list[Any] | Pixels | Problem
-
 
 @dataclass(frozen=True)
 class ParsedBody:
     """What a body holds: images in order, and the fields beside them."""
 
-    images: list[Image]
+    images: list[RawImage | Problem]
     fields: RawParameters = ()
 
 
@@ -57,9 +56,6 @@ def read_one(content_type: str, body: bytes, limits: Settings) -> ParsedBody:
     content = _read(content_type, body, ("image",), limits)
     if len(content.images) != 1:
         raise missing_image() if not content.images else invalid(("image", "must be one; more go to /predict_batch"))
-    (image,) = content.images
-    if isinstance(image, Problem):
-        raise image
     return content
 
 
@@ -119,7 +115,7 @@ class _Form:
 
     def __init__(self, names: tuple[str, ...], limits: Settings) -> None:
         self._names, self._limits = names, limits
-        self.images: list[Image] = []
+        self.images: list[RawImage | Problem] = []
         self.fields: list[tuple[str, str]] = []
         self.ended = False
 
@@ -226,7 +222,7 @@ def _read_json(body: bytes, names: tuple[str, ...], limits: Settings) -> ParsedB
     return ParsedBody(images_of(given), fields.items())
 
 
-def image_of(value: Any) -> Image:
+def image_of(value: Any) -> RawImage:
     """Take a decoded JSON value for an image: base64 text, or an array.
 
     Raises:
@@ -239,9 +235,9 @@ def image_of(value: Any) -> Image:
     raise invalid(("image", f"must be base64 text or an array, got {type(value).__name__}"))
 
 
-def images_of(values: list[Any]) -> list[Image]:
+def images_of(values: list[Any]) -> list[RawImage | Problem]:
     """Take decoded JSON values for images; what is none is a `Problem` in its place."""
-    images: list[Image] = []
+    images: list[RawImage | Problem] = []
     for value in values:
         try:
             images.append(image_of(value))

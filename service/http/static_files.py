@@ -1,12 +1,10 @@
-"""The page under /ui: the files of `service/web`, read once; browsers ask whether theirs are still the same."""
+"""The page under /ui: the files of `service/web`; browsers ask whether theirs are still the same."""
 
-import hashlib
-import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
+from starlette.staticfiles import StaticFiles
 
 ROOT = "/ui"
 # Nothing from elsewhere, nothing inline, and no text that is taken for HTML or script.
@@ -15,57 +13,28 @@ POLICY = (
     b"form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 
-_FOLDER = Path(__file__).parent / "web"
-_MEDIA_TYPES = {
-    ".html": "text/html",
-    ".css": "text/css",
-    ".js": "text/javascript",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-}
-_PAGES = {"index.html": ROOT, "card.html": f"{ROOT}/card"}
+_FOLDER = Path(__file__).parents[1] / "web"
+PAGES = {ROOT: "index.html", f"{ROOT}/card": "card.html"}
 
 
-@dataclass(frozen=True)
-class File:
-    """A file as it is sent.
-
-    Attributes:
-        content: whole.
-        media_type: by the file's ending; plain text for other endings.
-        tag: quoted, the same for the same content, in all workers and after restarts.
-    """
-
-    content: bytes
-    media_type: str
-    tag: str
-
-    @classmethod
-    def read(cls, path: Path) -> "File":
-        """Take what is on disk."""
-        content = path.read_bytes()
-        tag = hashlib.blake2b(content, digest_size=12).hexdigest()
-        return cls(content, _MEDIA_TYPES.get(path.suffix, "text/plain"), f'"{tag}"')
-
-    def answer(self, request: Request) -> Response:
-        """Send it, or tell that the browser's own copy is still the same (RFC 9110, 13.1.2)."""
-        headers = {"ETag": self.tag, "Cache-Control": "no-cache"}
-        known = re.findall(r'"[^"]*"|\*', request.headers.get("if-none-match", ""))
-        if self.tag in known or "*" in known:
-            return Response(status_code=304, headers=headers)
-        return Response(self.content, headers=headers, media_type=self.media_type)
+def file_paths() -> dict[str, str]:
+    """The path of each file as it is requested, with what metrics call it."""
+    found = {path.relative_to(_FOLDER).as_posix() for path in _FOLDER.rglob("*") if path.is_file()}
+    paths = [*PAGES, f"{ROOT}/", *(f"{ROOT}/{name}" for name in sorted(found - set(PAGES.values())))]
+    return {path: path if path == ROOT else f"{ROOT}/*" for path in paths}
 
 
-def read_files() -> dict[str, File]:
-    """Read all files, by the path that each is found at."""
-    found = {}
-    for path in sorted(_FOLDER.rglob("*")):
-        if path.is_file():
-            name = path.relative_to(_FOLDER).as_posix()
-            found[_PAGES.get(name, f"{ROOT}/{name}")] = File.read(path)
-    return found
+class PageFiles:
+    """Answers requests for the page's files."""
 
+    def __init__(self) -> None:
+        self._files = StaticFiles(directory=_FOLDER)
 
-def without_slash() -> Response:
-    """Send who asks for /ui/ to /ui, also where a proxy has put both into a folder."""
-    return RedirectResponse(f"..{ROOT}", 308)
+    async def __call__(self, request: Request) -> Response:
+        """Send a file, or say that the browser's own copy is still the same (RFC 9110, 13.1.2)."""
+        path = request.scope["path"]
+        if path == f"{ROOT}/":  # also where a proxy has put both into a folder
+            return RedirectResponse(f"..{ROOT}", 308)
+        response = await self._files.get_response(PAGES.get(path) or path.removeprefix(f"{ROOT}/"), request.scope)
+        response.headers["Cache-Control"] = "no-cache"
+        return response

@@ -1,17 +1,16 @@
-"""Spans of requests, for a collector that speaks OTLP; only where one is configured is any of it imported."""
+"""Spans of requests, for a collector that speaks OTLP; imported only where one is configured."""
 
 from typing import Any
 
+from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import Span, SpanKind, StatusCode
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service import __version__
-from service.http.request_context import RequestContext
+from service.http.request_context import RequestContext, parent_span
 
 _SERVER_ERROR = 500
 _SECONDS = 3  # that a worker waits for its collector, at its end at the latest
@@ -30,25 +29,28 @@ class Tracing:
         self._provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(ratio)))
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=_SECONDS)))
         self._tracer = self._provider.get_tracer("mcd", __version__)
-        self._propagator = TraceContextTextMapPropagator()
 
-    def start(self, context: RequestContext) -> Span:
-        """Begin the span of a request; the context takes its ids."""
-        sent = {name: context.sent.get(name.encode(), b"").decode("latin-1") for name in self._propagator.fields}
-        span = self._tracer.start_span("request", context=self._propagator.extract(sent), kind=SpanKind.SERVER)
+    def start(self, context: RequestContext) -> trace.Span:
+        """Begin the span of a request; its context takes the ids."""
+        parent = trace.set_span_in_context(trace.NonRecordingSpan(parent_span(context.headers)))
+        span = self._tracer.start_span("request", context=parent, kind=trace.SpanKind.SERVER)
         found = span.get_span_context()
-        context.join(f"{found.trace_id:032x}", f"{found.span_id:016x}", f"{found.trace_flags:02x}")
+        context.join(found, f"{found.span_id:016x}")
         return span
 
-    def end(self, span: Span, context: RequestContext, *, method: str, route: str, status: int) -> None:
-        """End it, named and told of in OpenTelemetry's conventions for HTTP."""
-        span.update_name(f"{method} {route}")
-        told: dict[str, Any] = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
-        told |= {f"mcd.{name}": value for name, value in context.notes.items()}
-        told |= {f"mcd.{stage}.seconds": seconds for stage, seconds in context.seconds.items()}
-        span.set_attributes(told)
-        if status >= _SERVER_ERROR:
-            span.set_status(StatusCode.ERROR)
+    def end(self, span: trace.Span, context: RequestContext, *, method: str) -> None:
+        """End it, named and described by OpenTelemetry's conventions for HTTP."""
+        span.update_name(f"{method} {context.route}")
+        attributes: dict[str, Any] = {
+            "http.request.method": method,
+            "http.route": context.route,
+            "http.response.status_code": context.status,
+        }
+        attributes |= {f"mcd.{name}": value for name, value in context.notes.items()}
+        attributes |= {f"mcd.{stage}.seconds": seconds for stage, seconds in context.timings.seconds.items()}
+        span.set_attributes(attributes)
+        if context.status >= _SERVER_ERROR:
+            span.set_status(trace.StatusCode.ERROR)
         span.end()
 
     def close(self) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from model import Artifact
 from model.calibration import Calibration, Estimator, SetMethod, find_calibration
 from model.chain import Chain
-from service.inference.images import Pixels
-from service.inference.predictor import ESTIMATORS, Prediction, Predictions
+from service.inference.pixels import Pixels
+from service.inference.predictor import Prediction, Predictions
 
 Reason = Literal["risk", "novelty"]
 
@@ -136,7 +136,7 @@ class DecisionPolicy:
 
     def calibration(self, predicted: Prediction | Predictions) -> Calibration | None:
         """That of an estimator, if there is one."""
-        return find_calibration(self._calibrations, ESTIMATORS[predicted.mode], predicted.samples)
+        return find_calibration(self._calibrations, predicted.estimator, predicted.samples)
 
     def decide(self, predictions: Predictions, pixels_BHW: Pixels, options: DecisionOptions, *, seed: int) -> Decisions:
         """Decide on each prediction; the same ones, pixels and seed give the same decisions.
@@ -157,7 +157,7 @@ class DecisionPolicy:
                 reasons=["novelty" if is_novel else None for is_novel in is_novel_B.tolist()],
                 novelty_B=novelty_B,
                 novelty_threshold=threshold,
-                warnings=(self._missing(ESTIMATORS[predictions.mode], predictions.samples),),
+                warnings=(self._missing(predictions.estimator, predictions.samples),),
             )
         probs_BC = calibration.probabilities(predictions.probs_BC)
         sets = self._sets(calibration, probs_BC, pixels_BHW, options, seed)

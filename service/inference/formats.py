@@ -12,6 +12,8 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from service.inference.errors import ImageError, UnknownFormatError
+
 FORMATS = ("PNG", "JPEG", "WEBP")
 
 _MOST_PARTS = 2**16  # chunks of a PNG or WebP file, segments of a JPEG file
@@ -44,16 +46,8 @@ _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 
 
-class ImageError(ValueError):
-    """An image that can't be taken; the message says why."""
-
-
-class UnknownFormatError(ImageError):
-    """Bytes that are no PNG, JPEG or WebP image."""
-
-
-class Announced(NamedTuple):
-    """A file of which only the structure has been read.
+class ImageStructure(NamedTuple):
+    """The structure of an image file: its header, and the part that its pixels need.
 
     Attributes:
         format: "PNG", "JPEG" or "WEBP".
@@ -85,7 +79,7 @@ def is_image_file(data: bytes) -> bool:
     return any(is_format(data) for is_format, _ in _READERS)
 
 
-def read_structure(data: bytes) -> Announced:
+def read_structure(data: bytes) -> ImageStructure:
     """Read the structure of an image file, in time proportional to its size.
 
     Raises:
@@ -277,7 +271,7 @@ class _PngParts:
         return max(self.animated + (self.controls == 0), 1) if self.animated else 1
 
 
-def _read_png(data: bytes) -> Announced:
+def _read_png(data: bytes) -> ImageStructure:
     width, height, depth, colour = _PngHeader.of(data)
     parts = _PngParts()
     for name, content, is_whole in _png_chunks(data):
@@ -292,7 +286,7 @@ def _read_png(data: bytes) -> Announced:
     kept += [_chunk(b"IDAT", b"".join(parts.pixels)), _chunk(b"IEND", b"")]
     pixel_bytes = _CHANNELS[colour] * max(depth // 8, 1) * (2 if depth == 16 and colour == 2 and transparent else 1)
     cost = width * height * max(pixel_bytes, _PIXEL_BYTES) // _PIXEL_BYTES
-    return Announced(
+    return ImageStructure(
         "PNG",
         width,
         height,
@@ -430,7 +424,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     raise _too_many_parts("JPEG", "segments")
 
 
-def _read_jpeg(data: bytes) -> Announced:
+def _read_jpeg(data: bytes) -> ImageStructure:
     parts, kept = _JpegParts(), [data[:2]]
     for marker, content, segment in _jpeg_segments(data):
         if parts.add(marker, content):
@@ -442,7 +436,7 @@ def _read_jpeg(data: bytes) -> Announced:
     if parts.exif:
         parts.metadata.exif(b"".join(parts.exif))
     samples = parts.width * parts.height * max(parts.components, _PIXEL_BYTES)
-    return Announced(
+    return ImageStructure(
         "JPEG",
         parts.width,
         parts.height,
@@ -462,7 +456,7 @@ def _pictures(content: bytes) -> int:
         return 1
 
 
-def _read_webp(data: bytes) -> Announced:
+def _read_webp(data: bytes) -> ImageStructure:
     metadata, frames, position = _Metadata(), 0, 12
     width = height = 0
     for _ in range(_MOST_PARTS):
@@ -483,7 +477,7 @@ def _read_webp(data: bytes) -> Announced:
     if not width:
         raise _broken("WebP", "it has no pixels")
     cost = 2 * width * height  # its decoder holds three pictures at once
-    return Announced(
+    return ImageStructure(
         "WEBP",
         width,
         height,
@@ -511,7 +505,7 @@ def _canvas_size(content: bytes) -> tuple[int, int]:
 
 _WEBP_SIZES = {b"VP8 ": _lossy_size, b"VP8L": _lossless_size, b"VP8X": _canvas_size}
 
-_READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], Announced]], ...] = (
+_READERS: tuple[tuple[Callable[[bytes], bool], Callable[[bytes], ImageStructure]], ...] = (
     (lambda data: data[1:4] == b"PNG", _read_png),
     (lambda data: data[:3] == b"\xff\xd8\xff", _read_jpeg),
     (lambda data: data[:4] == b"RIFF" and data[8:12] == b"WEBP", _read_webp),

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 import torch
 
 from model import Artifact, MomentPropagation, Moments, MonteCarloDropout, Uncertainty, entropy, summarize
 from model.calibration import Estimator
-from service.inference.images import SIDE, Pixels
+from service.inference.pixels import SIDE, Pixels
 
-Mode = Literal["eval", "mc", "moments"]
-ESTIMATORS: dict[Mode, Estimator] = {"eval": "eval", "mc": "masks", "moments": "moments"}
+ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Prediction:
     """What the model says about one image.
 
     Attributes:
-        mode: "eval" of the whole network, "mc" over sampled masks, "moments" over all masks without sampling.
+        estimator: "eval" of the whole network, "masks" over sampled masks, "moments" over all masks without sampling.
         label: name of the most probable class.
         class_index: its position in `probabilities`.
         probabilities: of each class, in class order; the mean over the masks but in eval mode.
@@ -31,7 +30,7 @@ class Prediction:
         warnings: what makes this less than what was asked for.
     """
 
-    mode: Mode
+    estimator: Estimator
     label: str
     class_index: int
     probabilities: list[float]
@@ -60,7 +59,7 @@ class Predictions:
     """What the model says about B images in one way, see `Prediction`.
 
     Attributes:
-        mode: of all.
+        estimator: of all.
         classes: their names.
         probs_BC: class probabilities, float64.
         entropy_B: of these, in nats.
@@ -70,7 +69,7 @@ class Predictions:
         warnings: what makes all of them less than what was asked for.
     """
 
-    mode: Mode
+    estimator: Estimator
     classes: Sequence[str]
     probs_BC: np.ndarray
     entropy_B: np.ndarray
@@ -97,7 +96,7 @@ class Predictions:
     ) -> Prediction:
         index = probabilities.index(max(probabilities))
         return Prediction(
-            self.mode,
+            self.estimator,
             self.classes[index],
             index,
             probabilities,
@@ -138,7 +137,7 @@ class Predictor:
     def sample(self, pixels_BHW: Pixels, *, samples: int, seed: int) -> Predictions:
         """Predict by `samples` dropout masks of a seed, at least 2."""
         probs_SBC = self._masks.sample(_as_inputs(pixels_BHW), samples=samples, seed=seed)
-        return self._over_masks("mc", summarize(probs_SBC), probs_SBC)
+        return self._over_masks("masks", summarize(probs_SBC), probs_SBC)
 
     def sample_until(self, pixels_1HW: Pixels, *, tolerance: float, max_samples: int, seed: int) -> Predictions:
         """Predict one image by as many masks as bring the standard error of its class within the tolerance."""
@@ -147,7 +146,7 @@ class Predictor:
         )
         error = found.standard_error[0, found.mean[0].numpy().argmax()].item()
         unmet = f"the standard error is {error:.2g} after {max_samples} samples, not {tolerance:g}"
-        return self._over_masks("mc", found, probs_S1C, () if error <= tolerance else (unmet,))
+        return self._over_masks("masks", found, probs_S1C, () if error <= tolerance else (unmet,))
 
     def propagate(self, pixels_BHW: Pixels) -> Predictions:
         """Predict over all masks by their moments."""
@@ -163,14 +162,14 @@ class Predictor:
 
     def _over_masks(
         self,
-        mode: Mode,
+        estimator: Estimator,
         found: Uncertainty | Moments,
         probs_SBC: torch.Tensor | None = None,
         warnings: tuple[str, ...] = (),
     ) -> Predictions:
         probs_BC, entropy_B = found.mean.numpy(), found.predictive_entropy.numpy()
         samples = 0 if probs_SBC is None else len(probs_SBC)
-        return Predictions(mode, self.classes, probs_BC, entropy_B, found, samples, probs_SBC, warnings)
+        return Predictions(estimator, self.classes, probs_BC, entropy_B, found, samples, probs_SBC, warnings)
 
 
 def _each(found: Uncertainty | Moments) -> Sequence[Uncertainty | Moments]:

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Any, NamedTuple
@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from service.inference.images import SIDE, Grey, Pixels
+from service.inference.decoding import Decoded
+from service.inference.errors import ImageError
+from service.inference.pixels import SIDE, Pixels
 
 _MARGIN_TOLERANCE = 13  # 5 % of full scale, the margin rule of Fashion-MNIST's own preparation (arXiv:1708.07747, 2)
 _LIGHT = 127.5  # a brighter border is light
@@ -35,7 +37,7 @@ class Invert(StrEnum):
     NO = "no"
 
 
-class Prepared(NamedTuple):
+class Input(NamedTuple):
     """The image as the network sees it, and how it came to be.
 
     Attributes:
@@ -63,22 +65,33 @@ class Prepared(NamedTuple):
         return blake2b(self.pixels.tobytes(), digest_size=8).hexdigest()
 
 
-def prepare(grey: Grey, *, invert: Invert = Invert.AUTO) -> Prepared:
-    """Bring an image of any size to light on dark and to 28 x 28.
+def prepare_all(decoded: Iterable[Decoded | ImageError], *, invert: Invert = Invert.AUTO) -> list[Input | ImageError]:
+    """Bring images of any size to light on dark and to 28 x 28, each as if it were alone.
 
     Larger and smaller images are treated as Fashion-MNIST's own were: plain margins cut off, the longer side fitted,
     the shorter one padded, the garment in the centre. 28 x 28 images keep their pixels' places.
+
+    Args:
+        decoded: B images, or what is wrong with one, which stays in its place. A large image is prepared before the
+            next one is asked for.
+        invert: whether to swap dark and light.
     """
-    (prepared,) = prepare_all([grey], invert=invert)
-    return prepared
+    found: list[Decoded | Input | ImageError] = []
+    for one in decoded:
+        if isinstance(one, Decoded) and one.pixels.shape != (SIDE, SIDE):
+            found.extend(_prepare_alike([one], invert))
+        else:
+            found.append(one)
+    together = iter(_prepare_alike([one for one in found if isinstance(one, Decoded)], invert))
+    return [next(together) if isinstance(one, Decoded) else one for one in found]
 
 
-def prepare_all(greys: Sequence[Grey], *, invert: Invert = Invert.AUTO) -> list[Prepared]:
-    """Prepare images of the same size, as each alone; see `prepare`."""
-    if not greys:
+def _prepare_alike(images: Sequence[Decoded], invert: Invert) -> list[Input]:
+    """Prepare images of the same size together."""
+    if not images:
         return []
-    height, width = greys[0].pixels.shape
-    pixels_BHW = greys[0].pixels[None] if len(greys) == 1 else np.stack([grey.pixels for grey in greys])
+    height, width = images[0].pixels.shape
+    pixels_BHW = images[0].pixels[None] if len(images) == 1 else np.stack([image.pixels for image in images])
     sides = (pixels_BHW[:, 0], pixels_BHW[:, -1], pixels_BHW[:, :, 0], pixels_BHW[:, :, -1])
     border_BK = np.concatenate(sides, axis=1)
     count = border_BK.shape[1]
@@ -91,12 +104,12 @@ def prepare_all(greys: Sequence[Grey], *, invert: Invert = Invert.AUTO) -> list[
     border_BK.sort(axis=1)
     backgrounds_B1 = border_BK[:, count // 2, None]
     others = np.add.reduce(_stands_out(border_BK, backgrounds_B1), axis=1, dtype=np.intp).tolist()
-    flat_BP = pixels_BHW.reshape(len(greys), height * width)
+    flat_BP = pixels_BHW.reshape(len(images), height * width)
     ranges = (np.maximum.reduce(flat_BP, axis=1) - np.minimum.reduce(flat_BP, axis=1)).tolist()
     backgrounds = backgrounds_B1.ravel().tolist()
     prepared = []
-    for index, grey in enumerate(greys):
-        pixels, steps = pixels_BHW[index], grey.steps
+    for index, image in enumerate(images):
+        pixels, steps = pixels_BHW[index], image.steps
         if turned[index]:
             steps += ("inverted",)
         if (height, width) != (SIDE, SIDE):
@@ -107,8 +120,8 @@ def prepare_all(greys: Sequence[Grey], *, invert: Invert = Invert.AUTO) -> list[
             others[index] > _BUSY_BORDER * count,
             ranges[index] <= _MARGIN_TOLERANCE,
         )
-        warnings = (*grey.warnings, *itertools.compress(_WARNINGS, warned))
-        prepared.append(Prepared(pixels, grey.source, (width, height), steps, warnings))
+        warnings = (*image.warnings, *itertools.compress(_WARNINGS, warned))
+        prepared.append(Input(pixels, image.source, (width, height), steps, warnings))
     return prepared
 
 

@@ -9,9 +9,10 @@ import numpy as np
 from scipy import special
 
 from model import Artifact, find_calibration
-from model.calibration import Calibration
-from service.inference.predictor import ESTIMATORS, Mode
-from service.monitoring.prediction_log import MODES, RIGHT, UNKNOWN, PredictionLog, Records, key
+from model.calibration import Calibration, Estimator
+from service.inference.predictor import ESTIMATORS
+from service.monitoring.prediction_log import RIGHT, UNKNOWN, PredictionLog, Records, key
+from service.schemas.answers import MODES
 
 STATISTICS = ("predictive_entropy", "mutual_information")
 _DECIMALS = 7  # of the reference
@@ -21,7 +22,7 @@ _BINS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """What the newest predictions of one mode tell.
+    """What the newest predictions of one estimator tell.
 
     Attributes:
         images: how many there are.
@@ -38,7 +39,7 @@ class Drift:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Feedback:
+class FeedbackSummary:
     """What the newest predictions whose true class is known tell.
 
     Attributes:
@@ -70,20 +71,20 @@ class Reference:
         self._measured = artifact.card.get("metrics", {}).get("test", {})
         self._images = int(artifact.card.get("data", {}).get("split", {}).get("calibration", 0)) or None
 
-    def drifts(self, recent: PredictionLog, *, images: int) -> Iterator[tuple[Mode, Drift]]:
-        """Yield what the newest `images` predictions of each mode that is calibrated tell."""
-        for place, mode in ((MODES.index(mode), mode) for mode in self.modes()):
+    def drifts(self, log: PredictionLog, *, images: int) -> Iterator[tuple[Estimator, Drift]]:
+        """Yield what the newest `images` predictions of each calibrated estimator tell."""
+        for estimator in self.estimators():
 
-            def is_ours(ring: Records, place: int = place) -> np.ndarray:
-                ours: np.ndarray = (ring["model"] == self.model) & (ring["mode"] == place)
+            def is_ours(ring: Records, place: int = ESTIMATORS.index(estimator)) -> np.ndarray:
+                ours: np.ndarray = (ring["model"] == self.model) & (ring["estimator"] == place)
                 return ours
 
-            newest = recent.newest(is_ours, images)
+            newest = log.newest(is_ours, images)
             samples = int(np.median(newest["samples"])) if len(newest) else _TYPICAL_SAMPLES
-            reference = self._calibration(mode, samples).reference
-            found = {name: self._distance(newest[name], reference[name]) for name in self.statistics(mode)}
+            reference = self._calibration(estimator, samples).reference
+            found = {name: self._distance(newest[name], reference[name]) for name in self.statistics(estimator)}
             yield (
-                mode,
+                estimator,
                 Drift(
                     images=len(newest),
                     distances={name: distance for name, (distance, _) in found.items()},
@@ -92,29 +93,29 @@ class Reference:
                 ),
             )
 
-    def accuracy(self, mode: Mode) -> float:
+    def accuracy(self, estimator: Estimator) -> float:
         """What the card says of the test images; NaN if it says nothing."""
-        return float(self._measured.get(mode, {}).get("accuracy", math.nan))
+        return float(self._measured.get(MODES[estimator], {}).get("accuracy", math.nan))
 
-    def modes(self) -> list[Mode]:
+    def estimators(self) -> list[Estimator]:
         """Those that are calibrated."""
         known = {one.estimator for one in self._calibrations}
-        return [mode for mode in MODES if ESTIMATORS[mode] in known]
+        return [estimator for estimator in ESTIMATORS if estimator in known]
 
-    def statistics(self, mode: Mode) -> tuple[str, ...]:
-        """Those that a mode has."""
-        return STATISTICS[:1] if mode == "eval" else STATISTICS
+    def statistics(self, estimator: Estimator) -> tuple[str, ...]:
+        """Those that an estimator has."""
+        return STATISTICS[:1] if estimator == "eval" else STATISTICS
 
-    def cumulative(self, mode: Mode, statistic: str, bounds: Sequence[float]) -> list[float]:
+    def cumulative(self, estimator: Estimator, statistic: str, bounds: Sequence[float]) -> list[float]:
         """The part of the calibration's images up to each bound; bounds as a part of ln(classes), the maximum."""
-        reference = self._calibration(mode, _TYPICAL_SAMPLES).reference[statistic]
+        reference = self._calibration(estimator, _TYPICAL_SAMPLES).reference[statistic]
         quantiles, levels = _distribution(tuple(reference))
         found: list[float] = np.interp(np.array(bounds) * math.log(self._classes), quantiles, levels, right=1).tolist()
         return found
 
-    def _calibration(self, mode: Mode, samples: int) -> Calibration:
-        fitting = [one for one in self._calibrations if one.estimator == ESTIMATORS[mode]]
-        return find_calibration(fitting, ESTIMATORS[mode], samples) or fitting[0]
+    def _calibration(self, estimator: Estimator, samples: int) -> Calibration:
+        fitting = [one for one in self._calibrations if one.estimator == estimator]
+        return find_calibration(fitting, estimator, samples) or fitting[0]
 
     def _distance(self, values_B: np.ndarray, reference: Sequence[float]) -> tuple[float, float]:
         """Kolmogorov-Smirnov distance at the reference's quantiles, and its asymptotic p-value."""
@@ -128,15 +129,15 @@ class Reference:
         return distance, float(special.kolmogorov(distance * math.sqrt(effective)))
 
 
-def feedback(recent: PredictionLog) -> Feedback:
+def summarize_feedback(log: PredictionLog) -> FeedbackSummary:
     """What is known of predictions whose true class was told."""
-    known = recent.newest(lambda ring: ring["outcome"] != UNKNOWN)
+    known = log.newest(lambda ring: ring["outcome"] != UNKNOWN)
     if len(known) == 0:
-        return Feedback(images=0, accuracy=math.nan, calibration_error=math.nan)
+        return FeedbackSummary(images=0, accuracy=math.nan, calibration_error=math.nan)
     right_B = known["outcome"] == RIGHT
     bins_B = np.minimum((known["confidence"] * _BINS).astype(int), _BINS - 1)
     gaps = np.bincount(bins_B, weights=known["confidence"] - right_B, minlength=_BINS)
-    return Feedback(
+    return FeedbackSummary(
         images=len(known), accuracy=float(right_B.mean()), calibration_error=float(np.abs(gaps).sum() / len(known))
     )
 

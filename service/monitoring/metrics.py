@@ -19,19 +19,20 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
+from model.calibration import Estimator
 from service import __version__
 from service.inference.decision import Decision, Reason
-from service.inference.predictor import Mode, Prediction
-from service.monitoring.drift import STATISTICS, Reference, feedback
+from service.inference.predictor import ESTIMATORS, Prediction
+from service.monitoring.drift import STATISTICS, Reference, summarize_feedback
 from service.monitoring.multiprocess_files import finish_merge, merged
 from service.monitoring.prediction_log import PredictionLog
+from service.schemas.answers import MODES
 from service.schemas.problems import STATUSES
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_1_0_0
 FLUSH_SECONDS = 0.25
 
-_MODES: tuple[Mode, ...] = get_args(Mode)
-_SPREADS: tuple[Mode, ...] = ("mc", "moments")
+_WITH_SPREAD: tuple[Estimator, ...] = ("masks", "moments")
 _STAGES = ("decode", "infer", "encode")
 _LATENCIES = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGE_LATENCIES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -111,13 +112,15 @@ class Metrics:
         )
 
         self._predictions = self._counter("predictions", "Images predicted.", "model", "mode", "predicted_class")
-        self._classes: dict[tuple[str, Mode, str], _Counter] = {}
+        self._classes: dict[tuple[str, Estimator, str], _Counter] = {}
         self._passes = self._child(self._counter("forward_passes", "Dropout masks computed; 1 for a pass without any."))
         masks = "Dropout masks of a prediction, 0 where nothing is sampled."
         self._samples = self._child(self._histogram("samples_per_prediction", masks, _NUMBERS))
-        self._entropies = self._by_mode("predictive_entropy_ratio", "Predictive entropy over ln(classes).", _RATIOS)
-        self._informations = self._by_mode(
-            "mutual_information_ratio", "Mutual information over ln(classes).", _INFORMATION_RATIOS, _SPREADS
+        self._entropies = self._by_estimator(
+            "predictive_entropy_ratio", "Predictive entropy over ln(classes).", _RATIOS
+        )
+        self._informations = self._by_estimator(
+            "mutual_information_ratio", "Mutual information over ln(classes).", _INFORMATION_RATIOS, _WITH_SPREAD
         )
         self._confidences = self._child(
             self._histogram("confidence_ratio", "Probability of the predicted class.", _RATIOS)
@@ -159,9 +162,9 @@ class Metrics:
     def model(self, identity: str, recipe: str, classes: Sequence[str]) -> None:
         """From now on this model answers."""
         model = identity[:_MODEL_DIGITS]
-        for mode in _MODES:
+        for estimator in ESTIMATORS:
             for name in classes:
-                self._classes[model, mode, name] = self._child(self._predictions, model, mode, name)
+                self._classes[model, estimator, name] = self._child(self._predictions, model, MODES[estimator], name)
         if self._model != ("", ""):
             self._model_info.labels(*self._model).set(0)
         self._model = (model, recipe)
@@ -193,13 +196,13 @@ class Metrics:
 
     def prediction(self, model: str, prediction: Prediction, decision: Decision | None) -> None:
         """Count a prediction by a model, and what was decided."""
-        mode, most = prediction.mode, math.log(len(prediction.probabilities))
-        self._classes[model[:_MODEL_DIGITS], mode, prediction.label].noted.append(1)
+        estimator, most = prediction.estimator, math.log(len(prediction.probabilities))
+        self._classes[model[:_MODEL_DIGITS], estimator, prediction.label].noted.append(1)
         self._passes.noted.append(max(prediction.samples, 1))
         self._samples.noted.append(prediction.samples)
-        self._entropies[mode].noted.append(prediction.predictive_entropy / most)
+        self._entropies[estimator].noted.append(prediction.predictive_entropy / most)
         if prediction.uncertainty is not None:
-            self._informations[mode].noted.append(prediction.mutual_information / most)
+            self._informations[estimator].noted.append(prediction.mutual_information / most)
         if prediction.agreement is not None:
             self._agreements.noted.append(prediction.agreement)
         if decision is None:
@@ -251,24 +254,24 @@ class Metrics:
         self._noting[child] = None
         return child
 
-    def _by_mode(
-        self, name: str, told: str, bounds: Sequence[float], modes: Sequence[Mode] = _MODES
-    ) -> dict[Mode, _Histogram]:
+    def _by_estimator(
+        self, name: str, told: str, bounds: Sequence[float], estimators: Sequence[Estimator] = ESTIMATORS
+    ) -> dict[Estimator, _Histogram]:
         histogram = self._histogram(name, told, bounds, "mode")
-        return {mode: self._child(histogram, mode) for mode in modes}
+        return {estimator: self._child(histogram, MODES[estimator]) for estimator in estimators}
 
 
 class PredictionCollector(Collector):
     """Gauges of what the newest predictions of all workers tell, computed when they are asked for.
 
     Args:
-        recent: the predictions.
+        log: the predictions.
         reference: of the model that answers now.
         images: how many of a mode are compared with it.
     """
 
-    def __init__(self, recent: PredictionLog, reference: Callable[[], Reference], *, images: int) -> None:
-        self._recent, self._reference, self._images = recent, reference, images
+    def __init__(self, log: PredictionLog, reference: Callable[[], Reference], *, images: int) -> None:
+        self._log, self._reference, self._images = log, reference, images
 
     def collect(self) -> Iterator[Metric]:
         """Yield the gauges."""
@@ -279,10 +282,11 @@ class PredictionCollector(Collector):
         window = _family("drift_window_images", "Newest images that are compared with the reference.", ("mode",))
         accuracy = _family("estimated_accuracy_ratio", "Mean confidence of the window.", ("mode",))
         expected = _family("reference_accuracy_ratio", "Part of the test images that is right.", ("mode",))
-        for mode, found in reference.drifts(self._recent, images=self._images):
+        for estimator, found in reference.drifts(self._log, images=self._images):
+            mode = MODES[estimator]
             window.add_metric([mode], found.images)
             accuracy.add_metric([mode], found.accuracy)
-            expected.add_metric([mode], reference.accuracy(mode))
+            expected.add_metric([mode], reference.accuracy(estimator))
             for statistic in found.distances:
                 distance.add_metric([mode, statistic], found.distances[statistic])
                 p_value.add_metric([mode, statistic], found.p_values[statistic])
@@ -290,12 +294,13 @@ class PredictionCollector(Collector):
         for statistic, bounds in _BOUNDS.items():
             told = f"Part of the calibration's images with a {statistic} over ln(classes) up to the bound."
             cumulative = _family(f"reference_{statistic}_bucket_ratio", told, ("mode", "bound"))
-            for mode in reference.modes():
-                if statistic in reference.statistics(mode):
-                    for bound, part in zip(bounds, reference.cumulative(mode, statistic, bounds), strict=True):
-                        cumulative.add_metric([mode, str(bound)], part)
+            for estimator in reference.estimators():
+                if statistic in reference.statistics(estimator):
+                    parts = reference.cumulative(estimator, statistic, bounds)
+                    for bound, part in zip(bounds, parts, strict=True):
+                        cumulative.add_metric([MODES[estimator], str(bound)], part)
             yield cumulative
-        known = feedback(self._recent)
+        known = summarize_feedback(self._log)
         yield _family("feedback_window_images", "Newest images whose true class was told.", value=known.images)
         yield _family("feedback_accuracy_ratio", "Part of those that is right.", value=known.accuracy)
         error = "Expected calibration error over those."

@@ -5,16 +5,13 @@ import os
 from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from service.inference.predictor import Mode
-
-MODES: tuple[Mode, ...] = get_args(Mode)
 UNKNOWN, WRONG, RIGHT = -1, 0, 1
 
-RECORD = np.dtype(
+RECORD_TYPE = np.dtype(
     [
         ("time", "<f8"),  # of the prediction, seconds since 1970; 0 where there is none
         ("request", "<u8"),  # keys, see `key`
@@ -25,7 +22,7 @@ RECORD = np.dtype(
         ("confidence", "<f4"),  # calibrated, if the model is
         ("samples", "<u2"),
         ("predicted", "<u2"),  # class
-        ("mode", "u1"),  # place in MODES
+        ("estimator", "u1"),  # place in predictor.ESTIMATORS
         ("outcome", "i1"),  # UNKNOWN until somebody tells the true class
     ]
 )
@@ -37,6 +34,22 @@ _PREFIX = "predictions-"
 def key(text: str) -> int:
     """64 bits that stand for a text."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+class Record(NamedTuple):
+    """A prediction as it is kept; the names are those of `RECORD_TYPE`."""
+
+    time: float
+    request: int
+    image: int
+    model: int
+    predictive_entropy: float
+    mutual_information: float
+    confidence: float
+    samples: int
+    predicted: int
+    estimator: int
+    outcome: int = UNKNOWN
 
 
 class PredictionLog:
@@ -54,12 +67,12 @@ class PredictionLog:
 
     def __init__(self, folder: Path | None, size: int) -> None:
         self._folder, self._size = folder, size
-        self._own = np.zeros(size, RECORD) if folder is None else self._map(self._claim(folder))
+        self._own = np.zeros(size, RECORD_TYPE) if folder is None else self._map(self._claim(folder))
         self._next = int(self._own["time"].argmax()) + 1
 
-    def add(self, *values: Any) -> None:
-        """Keep a prediction: the fields of `RECORD`, in order; the oldest one goes."""
-        self._own[self._next % self._size] = values
+    def add(self, record: Record) -> None:
+        """Keep a prediction; the oldest one goes."""
+        self._own[self._next % self._size] = record
         self._next += 1
 
     def newest(self, wanted: Callable[[Records], np.ndarray], count: int | None = None) -> Records:
@@ -73,14 +86,14 @@ class PredictionLog:
         ordered: Records = together[np.argsort(together["time"], kind="stable")]
         return ordered if count is None else ordered[-count:]
 
-    def tell(self, field: str, value: int, true_class: int) -> np.ndarray:
-        """Note what the true class is of all predictions whose field has a value, and return their outcomes."""
-        told = []
+    def note_class(self, field: str, value: int, true_class: int) -> np.ndarray:
+        """Note the true class of all predictions whose field has a value, and return their outcomes."""
+        outcomes = []
         for ring in self._rings():
             places = np.flatnonzero((ring[field] == value) & (ring["time"] > 0))
             ring["outcome"][places] = np.where(ring["predicted"][places] == true_class, RIGHT, WRONG)
-            told.append(ring["outcome"][places])
-        return np.concatenate(told)
+            outcomes.append(ring["outcome"][places])
+        return np.concatenate(outcomes)
 
     def _rings(self) -> Iterator[Records]:
         yield self._own
@@ -90,7 +103,7 @@ class PredictionLog:
                     yield self._map(path)
 
     def _map(self, path: Path) -> Records:
-        return np.asarray(np.memmap(path, RECORD, mode="r+", shape=(self._size,)))
+        return np.asarray(np.memmap(path, RECORD_TYPE, mode="r+", shape=(self._size,)))
 
     def _claim(self, folder: Path) -> Path:
         """Take over a dead worker's file, or make one."""
@@ -100,9 +113,9 @@ class PredictionLog:
             if not own.exists() and not is_alive(int(path.name.removeprefix(_PREFIX))):
                 with contextlib.suppress(FileNotFoundError):  # another worker was faster
                     path.rename(own)
-        if not own.exists() or own.stat().st_size != self._size * RECORD.itemsize:
+        if not own.exists() or own.stat().st_size != self._size * RECORD_TYPE.itemsize:
             fresh = folder / f".{own.name}"
-            fresh.write_bytes(bytes(self._size * RECORD.itemsize))
+            fresh.write_bytes(bytes(self._size * RECORD_TYPE.itemsize))
             fresh.replace(own)
         return own
 

@@ -8,10 +8,14 @@ from pydantic import BaseModel, Field
 from model import Moments, Uncertainty
 from model.calibration import Estimator
 from service.inference.decision import Decision, Reason
-from service.inference.predictor import Mode, Prediction
-from service.inference.preparation import Prepared
+from service.inference.predictor import Prediction
+from service.inference.preparation import Input
 from service.schemas.parameters import Parameters, RankBy
 from service.schemas.problems import Problem
+
+Mode = Literal["eval", "mc", "moments"]
+# What answers, metrics and cards call each estimator.
+MODES: dict[Estimator, Mode] = {"eval": "eval", "masks": "mc", "moments": "moments"}
 
 
 class UncertaintyAnswer(BaseModel):
@@ -85,9 +89,9 @@ class Answer(BaseModel):
     sample_probabilities: Annotated[list[list[float]] | None, Field(exclude_if=lambda value: value is None)] = None
 
     @classmethod
-    def of(cls, prediction: Prediction, decision: Decision, prepared: Prepared, parameters: Parameters) -> Self:
+    def of(cls, prediction: Prediction, decision: Decision, image: Input, parameters: Parameters) -> Self:
         """Put together what the stages found."""
-        width, height = prepared.size
+        width, height = image.size
         calibrated = decision.probabilities if parameters.calibrated else None
         probabilities = prediction.probabilities if calibrated is None else calibrated
         return cls(
@@ -95,7 +99,7 @@ class Answer(BaseModel):
             class_index=prediction.class_index,
             confidence=probabilities[prediction.class_index],
             probabilities=probabilities,
-            mode=prediction.mode,
+            mode=MODES[prediction.estimator],
             samples=prediction.samples,
             seed=parameters.seed,
             uncertainty=_uncertainty_answer(prediction.uncertainty),
@@ -109,15 +113,15 @@ class Answer(BaseModel):
             max_risk=parameters.max_risk,
             novelty=_novelty_answer(decision),
             preprocessing=PreprocessingAnswer(
-                source=prepared.source,
+                source=image.source,
                 width=width,
                 height=height,
-                inverted=prepared.inverted,
-                steps=list(prepared.steps),
-                image_hash=prepared.image_hash,
-                pixels=prepared.pixels.tolist() if parameters.return_pixels else None,
+                inverted=image.inverted,
+                steps=list(image.steps),
+                image_hash=image.image_hash,
+                pixels=image.pixels.tolist() if parameters.return_pixels else None,
             ),
-            warnings=[*prepared.warnings, *prediction.warnings, *decision.warnings],
+            warnings=[*image.warnings, *prediction.warnings, *decision.warnings],
             sample_probabilities=_sample_probabilities(prediction) if parameters.return_samples else None,
         )
 

@@ -6,6 +6,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import to_json
 
+from service.inference.errors import ImageError, TooManyPixelsError, UnknownFormatError
+
 STATUSES = {
     "malformed-request": 400,
     "malformed-body": 400,
@@ -85,8 +87,20 @@ def invalid_document(error: ValidationError) -> Problem:
     return invalid(*((".".join(map(str, one["loc"])) or "body", one["msg"]) for one in error.errors()))
 
 
-def failed(request_id: str) -> Problem:
-    """Answer a fault of ours, of which the log tells more."""
+def image_problem(error: ImageError) -> Problem:
+    """Refuse an image."""
+    kind = "invalid-image"
+    if isinstance(error, UnknownFormatError):
+        kind = "unsupported-image-format"
+    if isinstance(error, TooManyPixelsError):
+        kind = "image-too-large"
+    problem = Problem(kind, str(error))
+    problem.__cause__ = error
+    return problem
+
+
+def internal_error(request_id: str) -> Problem:
+    """Answer an unexpected error, which the log describes."""
     return Problem("internal-error", f"the service failed; its log tells more of the request {request_id}")
 
 

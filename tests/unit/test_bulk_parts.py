@@ -15,15 +15,19 @@ from PIL import Image
 from pyarrow import fs
 
 from model import load_artifact
-from service.bulk import inputs
-from service.bulk.inputs import IMAGES, FileShard, InputError, Source, find_twice, open_source
+from service.bulk.inputs import array_files, image_files, parquet, source
+from service.bulk.inputs.discovery import open_source
+from service.bulk.inputs.image_files import FileShard
+from service.bulk.inputs.parquet import find_twice
+from service.bulk.inputs.source import IMAGES, InputError, Source
 from service.bulk.output import CHECKPOINT, PARTS, Output, OutputError
 from service.bulk.reading import _ahead
 from service.bulk.report import page
 from service.bulk.scoring import ROWS, Scorer
 from service.bulk.summary import MEASURES, QUANTILES, summarize_output
-from service.inference.images import ImageLimits, decode_plain
-from service.inference.preparation import Prepared
+from service.inference.decoding import decode_all
+from service.inference.preparation import Input
+from service.inference.upload import ImageLimits
 from service.schemas.parameters import Parameters
 
 NONE = pa.array([], pa.string())
@@ -113,10 +117,16 @@ def test_a_file_that_is_too_large_or_gone_is_a_row_with_its_error(folder):
     assert sum(error is None for error in errors.values()) == 5
 
 
+def cut_into_small_parts(monkeypatch) -> None:
+    for module in (source, parquet):
+        monkeypatch.setattr(module, "SHARD", 8)
+    for module in (image_files, array_files, parquet):
+        monkeypatch.setattr(module, "AT_ONCE", 3)
+
+
 @pytest.mark.parametrize("kind", ["npy", "idx", "idx.gz"])
 def test_arrays_are_read_by_position(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(inputs, "SHARD", 8)
-    monkeypatch.setattr(inputs, "_AT_ONCE", 3)
+    cut_into_small_parts(monkeypatch)
     data = {"npy": npy(PIXELS_BHW), "idx": idx(PIXELS_BHW), "idx.gz": gzip.compress(idx(PIXELS_BHW))}[kind]
     path = tmp_path / f"images.{kind}"
     path.write_bytes(data)
@@ -132,8 +142,8 @@ def test_arrays_are_read_by_position(tmp_path, kind, monkeypatch):
 
 @pytest.mark.parametrize("count", [1, 50, 51, 101, 499, 1234])
 def test_parts_are_alike_so_that_no_worker_waits_for_another(tmp_path, count, monkeypatch):
-    monkeypatch.setattr(inputs, "SHARD", 50)
-    monkeypatch.setattr(inputs, "_MOST_SHARDS", 10)
+    monkeypatch.setattr(source, "SHARD", 50)
+    monkeypatch.setattr(source, "_MOST_SHARDS", 10)
     (tmp_path / "x.npy").write_bytes(npy(np.zeros((count, 28, 28), np.uint8)))
     sizes = [shard.count for shard in opened(tmp_path / "x.npy").shards]
     assert sum(sizes) == count
@@ -153,8 +163,7 @@ COLUMNS = {
 @pytest.mark.parametrize("name", COLUMNS)
 @pytest.mark.parametrize("key", [None, "key"])
 def test_parquet_is_read_however_it_has_its_images(tmp_path, name, key, monkeypatch):
-    monkeypatch.setattr(inputs, "SHARD", 8)
-    monkeypatch.setattr(inputs, "_AT_ONCE", 3)
+    cut_into_small_parts(monkeypatch)
     table = pa.table({"key": [100 + b for b in range(30)], "image": COLUMNS[name]})
     for part in range(2):
         pq.write_table(table.slice(15 * part, 15), tmp_path / f"{part}.parquet", row_group_size=4)
@@ -459,13 +468,13 @@ def test_an_image_that_the_decoder_fails_on_is_a_row_with_its_error(monkeypatch)
     """Also where it fails on many images at once."""
     good, bad = encoded(Image.new("L", (28, 28), 90)), encoded(Image.new("L", (28, 28), 91))
 
-    def fails(files):
-        if any(file.data == bad for file in files):
+    def fails(uploads, **options):
+        if any(upload.content.data == bad for upload in uploads):
             raise RuntimeError("a fault of ours")
-        return decode_plain(files)
+        return decode_all(uploads, **options)
 
-    monkeypatch.setattr("service.pipeline.decode_plain", fails)
+    monkeypatch.setattr("service.pipeline.decode_all", fails)
     first, second, third = scorer(samples=10).read([good, bad, good])
-    assert isinstance(first, Prepared)
+    assert isinstance(first, Input)
     assert second == "internal-error: RuntimeError: a fault of ours"
     assert np.array_equal(first.pixels, third.pixels)

@@ -20,7 +20,7 @@ def predicted(confidence: float, *, samples: int = 100) -> Predictions:
     probabilities = [(1 - confidence) / 9] * 10
     probabilities[7] = confidence
     return Predictions(
-        mode="mc" if samples else "eval",
+        estimator="masks" if samples else "eval",
         classes=load_artifact().classes,
         probs_BC=np.array([probabilities]),
         entropy_B=np.array([0.5]),

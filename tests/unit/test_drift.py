@@ -8,26 +8,26 @@ from scipy import stats
 
 from model import load_artifact
 from service.inference.predictor import ESTIMATORS
-from service.monitoring.drift import Reference, feedback
-from service.monitoring.prediction_log import MODES, RECORD, RIGHT, UNKNOWN, WRONG, PredictionLog
+from service.monitoring.drift import Reference, summarize_feedback
+from service.monitoring.prediction_log import RECORD_TYPE, RIGHT, UNKNOWN, WRONG, PredictionLog, Record
 
 ARTIFACT = load_artifact()
 REFERENCE = Reference(ARTIFACT)
 CALIBRATION_IMAGES = ARTIFACT.card["data"]["split"]["calibration"]
 
 
-def quantiles(mode: str, statistic: str, samples: int = 0) -> list[float]:
+def quantiles(estimator: str, statistic: str, samples: int = 0) -> list[float]:
     (found,) = (
         one.reference[statistic]
         for one in ARTIFACT.calibrations
-        if (one.estimator, one.samples) == (ESTIMATORS[mode], samples)
+        if (one.estimator, one.samples) == (estimator, samples)
     )
     return found
 
 
-def draw(rng: np.random.Generator, count: int, mode: str, statistic: str, samples: int = 0) -> np.ndarray:
+def draw(rng: np.random.Generator, count: int, estimator: str, statistic: str, samples: int = 0) -> np.ndarray:
     """From the reference's distribution."""
-    found = quantiles(mode, statistic, samples)
+    found = quantiles(estimator, statistic, samples)
     return np.interp(rng.random(count), np.linspace(0, 1, len(found)), found)
 
 
@@ -35,33 +35,33 @@ def window(**columns: object) -> PredictionLog:
     columns = {"model": REFERENCE.model, "outcome": UNKNOWN} | columns
     count = max(np.size(values) for values in columns.values())
     recent = PredictionLog(None, count)
-    table = np.zeros(count, RECORD)
+    table = np.zeros(count, RECORD_TYPE)
     for name, values in columns.items():
         table[name] = values
     table["time"] = np.arange(1, count + 1)
     for row in table.tolist():
-        recent.add(*row)
+        recent.add(Record(*row))
     return recent
 
 
-def drift(recent: PredictionLog, mode: str, images: int = 10**6):
-    return dict(REFERENCE.drifts(recent, images=images))[mode]
+def drift(recent: PredictionLog, estimator: str, images: int = 10**6):
+    return dict(REFERENCE.drifts(recent, images=images))[estimator]
 
 
-@pytest.mark.parametrize(("mode", "samples"), [("eval", 0), ("mc", 30), ("mc", 100), ("moments", 0)])
+@pytest.mark.parametrize(("estimator", "samples"), [("eval", 0), ("masks", 30), ("masks", 100), ("moments", 0)])
 @pytest.mark.parametrize("factor", [1, 1.3, 3])
-def test_distance_and_p_value_are_scipys(mode, samples, factor):
+def test_distance_and_p_value_are_scipys(estimator, samples, factor):
     rng = np.random.default_rng(5)
-    columns = {"predictive_entropy": factor * draw(rng, 2000, mode, "predictive_entropy", samples)}
-    if mode != "eval":
-        columns["mutual_information"] = factor * draw(rng, 2000, mode, "mutual_information", samples)
-    found = drift(window(mode=MODES.index(mode), samples=samples, **columns), mode)
+    columns = {"predictive_entropy": factor * draw(rng, 2000, estimator, "predictive_entropy", samples)}
+    if estimator != "eval":
+        columns["mutual_information"] = factor * draw(rng, 2000, estimator, "mutual_information", samples)
+    found = drift(window(estimator=ESTIMATORS.index(estimator), samples=samples, **columns), estimator)
     assert found.images == 2000
     assert found.distances.keys() == columns.keys()
     for name, values in columns.items():
         many = np.interp(
             (np.arange(CALIBRATION_IMAGES) + 0.5) / CALIBRATION_IMAGES,
-            np.linspace(0, 1, 101), quantiles(mode, name, samples),
+            np.linspace(0, 1, 101), quantiles(estimator, name, samples),
         )  # fmt: skip
         expected = stats.ks_2samp(values.round(7), many.round(7), method="asymp")
         assert found.distances[name] == pytest.approx(expected.statistic, abs=0.01)
@@ -80,21 +80,21 @@ def test_what_has_not_drifted_seldom_seems_to():
     rng = np.random.default_rng(6)
     few = []
     for _ in range(200):
-        entropies = draw(rng, 500, "mc", "predictive_entropy", 100)
-        recent = window(mode=MODES.index("mc"), samples=100, predictive_entropy=entropies)
-        few.append(drift(recent, "mc").p_values["predictive_entropy"] < 0.05)
+        entropies = draw(rng, 500, "masks", "predictive_entropy", 100)
+        recent = window(estimator=ESTIMATORS.index("masks"), samples=100, predictive_entropy=entropies)
+        few.append(drift(recent, "masks").p_values["predictive_entropy"] < 0.05)
     assert np.mean(few) <= 0.05
 
 
 def test_only_the_newest_of_a_mode_and_of_this_model_count():
-    mode, model = np.repeat([0, 1, 0], 400), np.full(1200, REFERENCE.model, "<u8")
+    estimator, model = np.repeat([0, 1, 0], 400), np.full(1200, REFERENCE.model, "<u8")
     model[:100] = 1
     confidence = np.repeat([0.5, 0.6, 0.9], 400)
-    recent = window(mode=mode, model=model, confidence=confidence)
+    recent = window(estimator=estimator, model=model, confidence=confidence)
     assert drift(recent, "eval").images == 700
     assert drift(recent, "eval").accuracy == pytest.approx((300 * 0.5 + 400 * 0.9) / 700)
     assert drift(recent, "eval", images=400).accuracy == pytest.approx(0.9)
-    assert drift(recent, "mc").images == 400
+    assert drift(recent, "masks").images == 400
     empty = drift(recent, "moments")
     assert (empty.images, empty.distances, empty.p_values) == (
         0, dict.fromkeys(empty.distances, 0.0), dict.fromkeys(empty.distances, 1.0),
@@ -102,13 +102,13 @@ def test_only_the_newest_of_a_mode_and_of_this_model_count():
     assert math.isnan(empty.accuracy)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_the_cumulative_distribution_is_the_references(mode):
-    samples = {"mc": 100}.get(mode, 0)
-    for statistic in REFERENCE.statistics(mode):
-        many = draw(np.random.default_rng(7), 200_000, mode, statistic, samples).astype(np.float32)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_cumulative_distribution_is_the_references(estimator):
+    samples = {"masks": 100}.get(estimator, 0)
+    for statistic in REFERENCE.statistics(estimator):
+        many = draw(np.random.default_rng(7), 200_000, estimator, statistic, samples).astype(np.float32)
         bounds = (0.0001, 0.05, 0.3, 0.9, 1.0)
-        found = REFERENCE.cumulative(mode, statistic, bounds)
+        found = REFERENCE.cumulative(estimator, statistic, bounds)
         expected = [(many <= bound * math.log(10)).mean() for bound in bounds]
         assert found == pytest.approx(expected, abs=0.012)
         assert found == sorted(found)
@@ -120,7 +120,7 @@ def test_feedback_tells_accuracy_and_calibration():
     confidence = rng.random(3000)
     outcome = np.where(rng.random(3000) < confidence, RIGHT, WRONG)
     outcome[::3] = UNKNOWN
-    found = feedback(window(confidence=confidence, outcome=outcome))
+    found = summarize_feedback(window(confidence=confidence, outcome=outcome))
     known = outcome != UNKNOWN
     assert found.images == 2000
     assert found.accuracy == pytest.approx((outcome[known] == RIGHT).mean())
@@ -130,9 +130,9 @@ def test_feedback_tells_accuracy_and_calibration():
     ]
     assert found.calibration_error == pytest.approx(sum(gaps) / 2000, rel=1e-5)
     assert found.calibration_error < 0.1
-    sure = feedback(window(confidence=np.ones(100), outcome=np.repeat([RIGHT, WRONG], 50)))
+    sure = summarize_feedback(window(confidence=np.ones(100), outcome=np.repeat([RIGHT, WRONG], 50)))
     assert (sure.accuracy, sure.calibration_error) == (0.5, 0.5)
-    nothing = feedback(PredictionLog(None, 5))
+    nothing = summarize_feedback(PredictionLog(None, 5))
     assert nothing.images == 0
     assert math.isnan(nothing.accuracy)
 
@@ -140,5 +140,5 @@ def test_feedback_tells_accuracy_and_calibration():
 def test_a_model_without_calibration_has_no_drift(monkeypatch):
     bare = Reference(load_artifact())
     monkeypatch.setattr(bare, "_calibrations", ())
-    assert bare.modes() == []
+    assert bare.estimators() == []
     assert list(bare.drifts(PredictionLog(None, 5), images=5)) == []

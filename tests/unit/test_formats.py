@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from files import encoded
 from PIL import Image
+from stages import accept, decode
 
-from service.inference.formats import FORMATS, ImageError, UnknownFormatError, read_structure
-from service.inference.images import DecoderError, TooManyPixelsError, decode_image, open_image
+from service.inference.errors import DecoderError, ImageError, TooManyPixelsError, UnknownFormatError
+from service.inference.formats import FORMATS, read_structure
 
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
@@ -55,7 +56,7 @@ def on_white(colour_HWC: np.ndarray, alpha_HW: np.ndarray) -> np.ndarray:
 
 
 def decoded(data: bytes) -> np.ndarray:
-    return decode_image(open_image(data, max_pixels=10**6)).pixels
+    return decode(accept(data, max_pixels=10**6)).pixels
 
 
 def eight_bits(samples: np.ndarray, depth: int) -> np.ndarray:
@@ -94,7 +95,7 @@ def test_a_transparent_level_or_colour_is_paper_at_every_depth(colour, depth, in
     expected = on_white(levels if colour == 2 else levels[..., [0, 0, 0]], alpha)
     data = png(samples, colour, depth, interlaced=interlaced, before=chunk(b"tRNS", named))
     assert np.abs(decoded(data) - expected).max() <= 1
-    assert "composited on white" in decode_image(open_image(data, max_pixels=1000)).steps
+    assert "composited on white" in decode(accept(data, max_pixels=1000)).steps
 
 
 @pytest.mark.parametrize("entries", [1, 2, 3, 17, 255, 256])
@@ -165,7 +166,7 @@ PASSED_OVER = {
 
 @pytest.mark.parametrize("name", PASSED_OVER)
 def test_metadata_that_cannot_be_read_are_passed_over_with_a_warning(name):
-    grey = decode_image(open_image(with_chunks(PASSED_OVER[name]), max_pixels=1000))
+    grey = decode(accept(with_chunks(PASSED_OVER[name]), max_pixels=1000))
     assert np.array_equal(grey.pixels, np.asarray(GREY))
     assert [warning.partition(":")[0] for warning in grey.warnings] == ["damaged metadata were passed over"]
 
@@ -174,7 +175,7 @@ def test_metadata_that_cannot_be_read_are_passed_over_with_a_warning(name):
     "others", [[], [chunk(b"tEXt", b"a")], [chunk(b"gAMA")], [chunk(b"abCd", bytes(9))], [chunk(b"iTXt", b"\0")]]
 )
 def test_metadata_that_nobody_needs_bring_no_warning(others):
-    grey = decode_image(open_image(with_chunks(*others), max_pixels=1000))
+    grey = decode(accept(with_chunks(*others), max_pixels=1000))
     assert np.array_equal(grey.pixels, np.asarray(GREY))
     assert grey.warnings == ()
 
@@ -259,7 +260,7 @@ def test_many_bad_tags_leave_nothing_behind(capsys):
 def test_a_file_of_several_pictures_is_of_its_first_ones_format():
     file = io.BytesIO()
     GREY.save(file, "MPO", save_all=True, append_images=[GREY])
-    grey = decode_image(open_image(file.getvalue(), max_pixels=1000))
+    grey = decode(accept(file.getvalue(), max_pixels=1000))
     assert (grey.source, grey.warnings) == ("JPEG", ("only the first of 2 frames was used",))
 
 
@@ -287,15 +288,15 @@ def test_what_is_more_to_decode_counts_more():
 
 def test_limits_are_those_that_are_given():
     square, long = encoded(Image.new("L", (500, 500))), encoded(Image.new("L", (500, 1)))
-    assert open_image(square, max_pixels=250_000).pixel_count == 250_000
+    assert accept(square, max_pixels=250_000).cost == 250_000
     with pytest.raises(TooManyPixelsError, match="500 x 500 pixels, more than 249999"):
-        open_image(square, max_pixels=249_999)
+        accept(square, max_pixels=249_999)
     with pytest.raises(ImageError, match="a side may be 499 times as long"):
-        open_image(long, max_pixels=1000, max_aspect_ratio=499)
-    assert open_image(long, max_pixels=1000, max_aspect_ratio=500).pixel_count == 500
+        accept(long, max_pixels=1000, max_aspect_ratio=499)
+    assert accept(long, max_pixels=1000, max_aspect_ratio=500).cost == 500
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 0, 0, 0, 0))
     large = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT") + chunk(b"IEND")
-    assert open_image(large, max_pixels=400_000_000).pixel_count == 400_000_000  # Pillow has no limit beside ours
+    assert accept(large, max_pixels=400_000_000).cost == 400_000_000  # Pillow has no limit beside ours
 
 
 @pytest.mark.parametrize("raised", [AssertionError, RuntimeError, RecursionError, NotImplementedError, KeyError])

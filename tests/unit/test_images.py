@@ -6,18 +6,14 @@ import numpy as np
 import pytest
 from files import encoded
 from PIL import Image, ImageOps
+from stages import accept, prepare
+from stages import decode as decode_upload
 
-from service.inference.images import (
-    FORMATS,
-    Grey,
-    ImageError,
-    TooManyPixelsError,
-    UnknownFormatError,
-    array_image,
-    decode_image,
-    open_image,
-)
-from service.inference.preparation import Invert, Prepared, prepare
+from service.inference.arrays import pixels_of_array
+from service.inference.decoding import Decoded
+from service.inference.errors import ImageError, TooManyPixelsError, UnknownFormatError
+from service.inference.formats import FORMATS
+from service.inference.preparation import Input, Invert
 
 MAX_PIXELS = 1_000_000
 
@@ -31,8 +27,8 @@ def garment():
     return pixels
 
 
-def decode(data: bytes, invert: Invert = Invert.AUTO) -> Prepared:
-    return prepare(decode_image(open_image(data, max_pixels=MAX_PIXELS)), invert=invert)
+def decode(data: bytes, invert: Invert = Invert.AUTO) -> Input:
+    return prepare(decode_upload(accept(data, max_pixels=MAX_PIXELS)), invert=invert)
 
 
 def photo(pixels: np.ndarray, width: int = 300, height: int = 400) -> Image.Image:
@@ -68,39 +64,39 @@ def test_a_photograph_comes_out_as_the_data_set_would_have_made_it(garment, kind
 def test_the_aspect_is_kept():
     wide = np.zeros((50, 200), np.uint8)
     wide[10:30, 10:190] = 255
-    rows = np.flatnonzero((prepare(Grey(wide, "PNG")).pixels > 127).any(axis=1))
+    rows = np.flatnonzero((prepare(Decoded(wide, "PNG")).pixels > 127).any(axis=1))
     assert len(rows) == pytest.approx(28 * 20 / 180, abs=1)
 
 
 def test_a_light_on_dark_image_is_not_inverted_and_a_dark_on_light_one_is(garment):
-    as_is, turned = prepare(Grey(garment, "PNG")), prepare(Grey(255 - garment, "PNG"))
+    as_is, turned = prepare(Decoded(garment, "PNG")), prepare(Decoded(255 - garment, "PNG"))
     assert not as_is.inverted
     assert turned.inverted
     assert np.array_equal(as_is.pixels, turned.pixels)
 
 
 def test_polarity_can_be_said(garment):
-    assert np.array_equal(prepare(Grey(garment, "PNG"), invert=Invert.YES).pixels, 255 - garment)
-    assert np.array_equal(prepare(Grey(255 - garment, "PNG"), invert=Invert.NO).pixels, 255 - garment)
+    assert np.array_equal(prepare(Decoded(garment, "PNG"), invert=Invert.YES).pixels, 255 - garment)
+    assert np.array_equal(prepare(Decoded(255 - garment, "PNG"), invert=Invert.NO).pixels, 255 - garment)
 
 
 def test_every_real_image_keeps_its_polarity_and_its_negative_is_turned(fashion):
     for pixels in fashion.test.images_B.numpy():
-        assert not prepare(Grey(pixels, "array")).inverted
-        assert np.array_equal(prepare(Grey(255 - pixels, "array")).pixels, pixels)
+        assert not prepare(Decoded(pixels, "array")).inverted
+        assert np.array_equal(prepare(Decoded(255 - pixels, "array")).pixels, pixels)
 
 
 def test_a_border_between_dark_and_light_is_warned_of():
     grey = np.full((28, 28), 130, np.uint8)
     grey[8:20, 8:20] = 255
-    assert any("neither dark nor light" in warning for warning in prepare(Grey(grey, "PNG")).warnings)
-    assert not any("neither" in warning for warning in prepare(Grey(grey, "PNG"), invert=Invert.NO).warnings)
+    assert any("neither dark nor light" in warning for warning in prepare(Decoded(grey, "PNG")).warnings)
+    assert not any("neither" in warning for warning in prepare(Decoded(grey, "PNG"), invert=Invert.NO).warnings)
 
 
 def test_a_blank_image_and_a_busy_background_are_warned_of():
-    assert any("blank" in warning for warning in prepare(Grey(np.zeros((40, 40), np.uint8), "PNG")).warnings)
+    assert any("blank" in warning for warning in prepare(Decoded(np.zeros((40, 40), np.uint8), "PNG")).warnings)
     noise = np.random.default_rng(3).integers(0, 256, (60, 60)).astype(np.uint8)
-    assert any("not plain" in warning for warning in prepare(Grey(noise, "PNG")).warnings)
+    assert any("not plain" in warning for warning in prepare(Decoded(noise, "PNG")).warnings)
 
 
 def test_transparent_pixels_become_white_paper(garment):
@@ -207,22 +203,22 @@ def test_a_bomb_is_refused_by_its_header_alone():
     header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 0, 0, 0, 0)
     bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     with pytest.raises(TooManyPixelsError):
-        open_image(bomb, max_pixels=MAX_PIXELS)
+        accept(bomb, max_pixels=MAX_PIXELS)
     with pytest.raises(TooManyPixelsError, match="1001 x 1000 pixels, more than 1000000"):
-        open_image(encoded(Image.new("L", (1001, 1000))), max_pixels=MAX_PIXELS)
+        accept(encoded(Image.new("L", (1001, 1000))), max_pixels=MAX_PIXELS)
 
 
 def test_arrays_are_taken_as_rows_or_flat_integers_or_floats(garment):
     rows, flat = garment.tolist(), garment.ravel().tolist()
     floats = (garment / 255).tolist()
     for values, unit_range in ((rows, False), (flat, False), (floats, True), (np.ravel(floats).tolist(), True)):
-        assert np.array_equal(array_image(values, unit_range=unit_range).pixels, garment)
+        assert np.array_equal(pixels_of_array(values, unit_range=unit_range), garment)
 
 
 @pytest.mark.parametrize("values", [[], [1] * 783, [[0] * 28] * 27, [[0] * 27] * 28, {}, "x", None, [[[0]] * 28] * 28])
 def test_arrays_of_another_shape_or_kind_are_refused(values):
     with pytest.raises(ImageError, match=r"shape 28 x 28|must be numbers"):
-        array_image(values, unit_range=False)
+        pixels_of_array(values, unit_range=False)
 
 
 @pytest.mark.parametrize(
@@ -231,9 +227,9 @@ def test_arrays_of_another_shape_or_kind_are_refused(values):
 )
 def test_values_out_of_range_or_of_another_kind_are_refused(value, unit_range):
     with pytest.raises(ImageError, match=r"must be numbers in 0\.\.(1|255)"):
-        array_image([0] * 783 + [value], unit_range=unit_range)
+        pixels_of_array([0] * 783 + [value], unit_range=unit_range)
 
 
 def test_undeclared_floats_are_refused_with_the_remedy():
     with pytest.raises(ImageError, match='"dtype": "float"'):
-        array_image([0.5] * 784, unit_range=False)
+        pixels_of_array([0.5] * 784, unit_range=False)

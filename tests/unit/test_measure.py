@@ -125,7 +125,7 @@ def test_decisions_are_those_of_the_service(test_part):
     scored = novelty_scores(artifact, strange, estimates, samples=100)
     found = decisions(artifact, estimates, scored, samples=100)
     probs_BC = estimates["masks", 100]["probs_BC"]
-    predictions = Predictions("mc", artifact.classes, probs_BC, np.zeros(len(probs_BC)), samples=100)
+    predictions = Predictions("masks", artifact.classes, probs_BC, np.zeros(len(probs_BC)), samples=100)
     decision_options = DecisionOptions(coverage=0.9, set_method="lac", max_risk=0.05, false_alarm_rate=0.01)
     served = DecisionPolicy(artifact).decide(predictions, strange.images_B.numpy(), decision_options, seed=0).each()
     assert found["novel"].tolist() == [decision.novelty.flagged for decision in served]

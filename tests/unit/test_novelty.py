@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.spatial.distance import mahalanobis
+from stages import prepare
 from torch import nn
 
 import training.novelty
@@ -12,8 +13,7 @@ from model import MLPConfig, build_mlp, load_artifact
 from model.artifact import ArtifactError, save_artifact
 from model.chain import Chain
 from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, _by_active, features
-from service.inference.images import Grey
-from service.inference.preparation import prepare
+from service.inference.decoding import Decoded
 from training.data import Images, as_inputs
 from training.novelty import fit_novelty, varied
 
@@ -231,7 +231,7 @@ def test_clothes_in_a_larger_picture_are_no_novelty(fashion, resampling):
     pictures = []
     for pixels in fashion.test.images_B[:300].numpy():
         large = 255 - np.asarray(Image.fromarray(pixels).resize((280, 280), resampling))
-        pictures.append(prepare(Grey(np.pad(large, 40, constant_values=255), "PNG")).pixels)
+        pictures.append(prepare(Decoded(np.pad(large, 40, constant_values=255), "PNG")).pixels)
     inputs_B = as_inputs(torch.from_numpy(np.stack(pictures))).numpy()
     novel_B = artifact.novelty.score(Chain(artifact.network), inputs_B) > artifact.novelty.thresholds[0.01]
     assert novel_B.mean() <= 0.04

@@ -7,17 +7,19 @@ from files import encoded, png
 from PIL import Image
 
 from model import load_artifact
-from service.http.request_context import Timings
 from service.inference.decision import Decision, DecisionPolicy
 from service.inference.formats import read_structure
 from service.inference.predictor import Predictor
-from service.inference.preparation import prepare
+from service.inference.preparation import prepare_all
+from service.inference.upload import ImageLimits
 from service.monitoring.metrics import Metrics
+from service.monitoring.observer import PredictionObserver
 from service.monitoring.prediction_log import PredictionLog
-from service.pipeline import Pipeline, predict
+from service.pipeline import Pipeline, Run, _predict
 from service.schemas.parameters import Parameters, RankParameters
 from service.schemas.problems import Problem
-from service.settings import Settings
+
+LIMITS = ImageLimits(25_000_000)
 
 
 @pytest.mark.parametrize("method", ["predict", "sample"])
@@ -29,18 +31,18 @@ def test_a_predictor_that_gets_the_known_image_wrong_is_not_served(monkeypatch, 
         return replace(predictions, probs_BC=2 * predictions.probs_BC)
 
     artifact = load_artifact()
-    assert Pipeline(artifact, Metrics(), PredictionLog(None, 10), Settings()).model == artifact.sha256
+    assert Pipeline(artifact, LIMITS).model == artifact.sha256
     monkeypatch.setattr(Predictor, method, wrong)
     with pytest.raises(ValueError, match="a known image must get the probabilities"):
-        Pipeline(artifact, Metrics(), PredictionLog(None, 10), Settings())
+        Pipeline(artifact, LIMITS)
 
 
 @pytest.mark.parametrize("asked", [{}, {"samples": 30, "seed": 4}, {"method": "moments"}])
 def test_images_together_are_predicted_as_each_alone(fashion, asked):
     predictor, asked = Predictor(load_artifact()), Parameters.gather(asked.items())
     pixels_BHW = fashion.test.images_B[:40].numpy()
-    for b, one in enumerate(predict(predictor, pixels_BHW, asked).each()):
-        (alone,) = predict(predictor, pixels_BHW[b : b + 1], asked).each()
+    for b, one in enumerate(_predict(predictor, pixels_BHW, asked).each()):
+        (alone,) = _predict(predictor, pixels_BHW[b : b + 1], asked).each()
         for field in fields(one):
             assert same(getattr(one, field.name), getattr(alone, field.name)), field.name
 
@@ -63,7 +65,7 @@ def test_decisions_on_images_together_are_those_on_each_alone(fashion):
         thresholds = dict.fromkeys(artifact.novelty.thresholds, threshold)
         other = replace(artifact, novelty=replace(artifact.novelty, thresholds=thresholds))
         decider = DecisionPolicy(other)
-        predictions = predict(predictor, pixels_BHW, asked)
+        predictions = _predict(predictor, pixels_BHW, asked)
         together = (
             DecisionPolicy(other, together=True).decide(predictions, pixels_BHW, asked.decision_options, seed=0).each()
         )
@@ -77,7 +79,7 @@ def alone(predictor: Predictor, decider: DecisionPolicy, pixels_BHW: np.ndarray,
     found = []
     for b in range(len(pixels_BHW)):
         one = pixels_BHW[b : b + 1]
-        found += decider.decide(predict(predictor, one, asked), one, asked.decision_options, seed=0).each()
+        found += decider.decide(_predict(predictor, one, asked), one, asked.decision_options, seed=0).each()
     return found
 
 
@@ -88,15 +90,15 @@ ONE, OTHER = (encoded(Image.new("RGB", (28, 28), colour)) for colour in ("red", 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
     metrics, recent = Metrics(), PredictionLog(None, 100)
-    made = Pipeline(load_artifact(), metrics, recent, Settings(max_pixels=3000))
+    made = Pipeline(load_artifact(), ImageLimits(3000), observer=PredictionObserver(metrics, recent))
     metrics.model(made.model, made.recipe, made.classes)
     return made
 
 
 def outcomes(pipeline: Pipeline, images: list[bytes]) -> list[str]:
     """What becomes of images together: their labels, or the kinds of their problems; ranking them tells the same."""
-    answers = list(pipeline.answers(images, Parameters(), Timings("request-1")))
-    ranked = pipeline.rank(images, RankParameters(by="entropy", samples=0), Timings("request-2"))
+    answers = list(pipeline.answers(images, Parameters(), Run("request-1")))
+    ranked = pipeline.rank(images, RankParameters(by="entropy", samples=0), Run("request-2"))
     refused = {one.index: one.error["type"].rpartition(":")[2] for one in ranked.errors}
     found = [answer.kind if isinstance(answer, Problem) else answer.label for answer in answers]
     assert refused == {index: one for index, one in enumerate(found) if isinstance(answers[index], Problem)}
@@ -123,13 +125,14 @@ def test_what_a_decoder_raises_on_one_image_is_that_images_problem(pipeline, mon
 
 
 def test_a_fault_of_ours_on_one_image_spoils_no_other(pipeline, monkeypatch, caplog):
-    def fails_on_one(grey, **options):
-        if grey.steps:
+    def fails_on_one(decoded, **options):
+        decoded = list(decoded)
+        if any(one.steps for one in decoded):
             raise RuntimeError("a fault of ours")
-        return prepare(grey, **options)
+        return prepare_all(decoded, **options)
 
     (label,) = outcomes(pipeline, [GARMENT])
-    monkeypatch.setattr("service.pipeline.prepare", fails_on_one)
+    monkeypatch.setattr("service.pipeline.prepare_all", fails_on_one)
     assert outcomes(pipeline, [GARMENT, ONE, GARMENT]) == [label, "internal-error", label]
     assert told(caplog, "failure") == ["request-1", "request-2"]
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from files import encoded, png
 from PIL import Image
+from stages import accept, prepare
+from stages import decode as decode_upload
 
+from service.inference.decoding import Decoded, decode_all
+from service.inference.errors import ImageError
 from service.inference.formats import read_structure
-from service.inference.images import EncodedImage, Grey, ImageError, ImageLimits, decode_image, open_image
 from service.inference.png import PlainPng, decode
-from service.inference.preparation import Prepared
-from service.pipeline import decode as prepared
-from service.pipeline import decode_all, open_any
-from service.schemas.parameters import Parameters
-from service.schemas.problems import Problem
+from service.inference.preparation import Input, prepare_all
+from service.inference.upload import Upload
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (28, 28), dtype=np.uint8)
@@ -37,23 +37,23 @@ def rows(filters: list[int]) -> bytes:
     return b"".join(bytes([kind]) + row.tobytes() for kind, row in zip(filters, NOISE, strict=True))
 
 
-def found(data: bytes) -> Grey | str:
+def found(data: bytes) -> Decoded | str:
     try:
-        return decode_image(open_image(data, max_pixels=10**6))
+        return decode_upload(accept(data))
     except ImageError as error:
         return str(error)
 
 
-def by_the_general_reader(data: bytes) -> Grey | str:
+def by_the_general_reader(data: bytes) -> Decoded | str:
     try:
-        return decode_image(EncodedImage(read_structure(data)))
+        return decode_upload(Upload(read_structure(data)))
     except ImageError as error:
         return str(error)
 
 
 def assert_alike(data: bytes) -> None:
     one, other = found(data), by_the_general_reader(data)
-    if isinstance(one, Grey) and isinstance(other, Grey):
+    if isinstance(one, Decoded) and isinstance(other, Decoded):
         assert np.array_equal(one.pixels, other.pixels)
         assert (one.source, one.steps, one.warnings) == (other.source, other.steps, other.warnings)
     else:
@@ -73,7 +73,7 @@ def test_what_pillow_writes_is_plain(size, options):
 def test_every_filter_is_undone_as_the_general_reader_does(kind):
     data = file(zlib.compress(rows([kind] * 28)))
     assert PlainPng.of(data) is not None
-    assert isinstance(found(data), Grey) == (kind < 5)
+    assert isinstance(found(data), Decoded) == (kind < 5)
     assert_alike(data)
 
 
@@ -124,7 +124,7 @@ def test_a_damaged_file_is_what_the_general_reader_takes_it_for():
     for data in damaged():
         assert_alike(data)
         kinds["plain"] += PlainPng.of(data) is not None
-        kinds["picture" if isinstance(found(data), Grey) else "error"] += 1
+        kinds["picture" if isinstance(found(data), Decoded) else "error"] += 1
     assert min(kinds.values()) > 100, kinds
 
 
@@ -145,24 +145,31 @@ def test_files_decoded_together_are_those_decoded_alone(fashion):
     assert decode([]) == []
 
 
-def alone(data: bytes) -> Prepared | Problem:
+def alone(data: bytes) -> Input | ImageError:
     try:
-        return prepared(open_any(data, ImageLimits(1000)), Parameters())
-    except Problem as problem:
-        return problem
+        return prepare(decode_upload(accept(data, max_pixels=1000)))
+    except ImageError as error:
+        return error
 
 
-def test_files_of_any_kind_and_damage_are_prepared_together_as_each_alone(fashion):
-    """Also those that look plain, aren't quite, and are pictures to the general reader."""
+def test_images_are_prepared_together_as_each_alone(fashion):
+    """Whatever their kind and damage; also those that look plain and are not quite."""
     images = [*(png(pixels) for pixels in fashion.test.images_B[:100].numpy()), *damaged(), *OTHERS.values()]
-    kinds = {Prepared: 0, Problem: 0}
-    for data, one in zip(images, decode_all(images, Parameters(), ImageLimits(1000)), strict=True):
+    accepted, refused = [], 0
+    for data in images:
+        try:
+            accepted.append((data, accept(data, max_pixels=1000)))
+        except ImageError:
+            refused += 1
+    together = prepare_all(decode_all([upload for _, upload in accepted], unit_range=False))
+    kinds = {Input: 0, ImageError: 0}
+    for (data, _), one in zip(accepted, together, strict=True):
         other = alone(data)
         kinds[type(one)] += 1
         assert type(one) is type(other)
-        if isinstance(other, Problem):
-            assert (one.kind, one.detail) == (other.kind, other.detail)
+        if isinstance(other, ImageError):
+            assert str(one) == str(other)
         else:
             assert np.array_equal(one.pixels, other.pixels)
             assert one._replace(pixels=None) == other._replace(pixels=None)
-    assert min(kinds.values()) > 100, kinds
+    assert min(refused, *kinds.values()) > 100, kinds

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from server import ROOT
 
-from service.monitoring.prediction_log import MODES, RECORD, RIGHT, UNKNOWN, WRONG, PredictionLog, is_alive, key
+from service.monitoring.prediction_log import RIGHT, UNKNOWN, WRONG, PredictionLog, Record, is_alive, key
 
-FIELDS = dict.fromkeys(RECORD.names, 0) | {"outcome": UNKNOWN}
+FIELDS = dict.fromkeys(Record._fields, 0) | {"outcome": UNKNOWN}
 
 
 def add(recent: PredictionLog, **fields: float) -> None:
-    recent.add(*(FIELDS | {"time": time.time()} | fields).values())
+    recent.add(Record(**FIELDS | {"time": time.time()} | fields))
 
 
 def everything(recent: PredictionLog) -> np.ndarray:
@@ -27,15 +27,15 @@ def recent(request, tmp_path) -> PredictionLog:
 def test_the_newest_are_kept_in_order(recent):
     assert len(everything(recent)) == 0
     for number in range(13):
-        add(recent, image=number, mode=number % 2)
+        add(recent, image=number, estimator=number % 2)
         assert everything(recent)["image"].tolist() == list(range(max(number - 4, 0), number + 1))
-    assert recent.newest(lambda ring: ring["mode"] == 1)["image"].tolist() == [9, 11]
-    assert recent.newest(lambda ring: ring["mode"] == 0, 2)["image"].tolist() == [10, 12]
+    assert recent.newest(lambda ring: ring["estimator"] == 1)["image"].tolist() == [9, 11]
+    assert recent.newest(lambda ring: ring["estimator"] == 0, 2)["image"].tolist() == [10, 12]
 
 
 def test_every_field_is_given_back(recent):
-    values = (1.5, 2**64 - 1, 2**63, 7, 0.25, 0.125, 0.5, 1000, 9, len(MODES) - 1, WRONG)
-    recent.add(*values)
+    values = (1.5, 2**64 - 1, 2**63, 7, 0.25, 0.125, 0.5, 1000, 9, 2, WRONG)
+    recent.add(Record(*values))
     assert everything(recent).tolist() == [values]
 
 
@@ -43,20 +43,20 @@ def test_outcomes_are_told_of_all_that_match(recent):
     for predicted in (3, 4, 3, 3):
         add(recent, image=7, predicted=predicted)
     add(recent, image=8, predicted=3)
-    assert recent.tell("image", 7, 3).tolist() == [RIGHT, WRONG, RIGHT, RIGHT]
+    assert recent.note_class("image", 7, 3).tolist() == [RIGHT, WRONG, RIGHT, RIGHT]
     assert everything(recent)["outcome"].tolist() == [RIGHT, WRONG, RIGHT, RIGHT, UNKNOWN]
-    assert recent.tell("image", 7, 4).tolist() == [WRONG, RIGHT, WRONG, WRONG]
-    assert recent.tell("image", 9, 4).tolist() == []
-    assert recent.tell("image", 0, 4).tolist() == []  # where there is no prediction
+    assert recent.note_class("image", 7, 4).tolist() == [WRONG, RIGHT, WRONG, WRONG]
+    assert recent.note_class("image", 9, 4).tolist() == []
+    assert recent.note_class("image", 0, 4).tolist() == []  # where there is no prediction
 
 
 OTHER = """
 import sys, time
 from pathlib import Path
-from service.monitoring.prediction_log import PredictionLog
+from service.monitoring.prediction_log import PredictionLog, Record
 recent = PredictionLog(Path(sys.argv[1]), 5)
 for image in (int(text) for text in sys.argv[2:]):
-    recent.add(time.time(), 0, image, 0, 0, 0, 0, 0, 1, 0, -1)
+    recent.add(Record(time.time(), 0, image, 0, 0, 0, 0, 0, 1, 0))
 print("ready", flush=True)
 sys.stdin.readline()
 """
@@ -76,7 +76,7 @@ def test_workers_see_each_others_and_may_tell_of_them(tmp_path):
     add(recent, image=1, predicted=1)
     with another_process(tmp_path, 2, 1) as other:
         assert sorted(everything(recent)["image"].tolist()) == [1, 1, 2]
-        assert recent.tell("image", 1, 1).tolist() == [RIGHT, RIGHT]
+        assert recent.note_class("image", 1, 1).tolist() == [RIGHT, RIGHT]
         assert sorted(everything(recent)["outcome"].tolist()) == [UNKNOWN, RIGHT, RIGHT]
         other.communicate("\n")
 

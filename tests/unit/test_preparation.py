@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from stages import prepare
 
-from service.inference.images import Grey
-from service.inference.preparation import _fit, prepare
+from service.inference.decoding import Decoded
+from service.inference.preparation import _fit
 
 
 def padded_first(grey: np.ndarray, background: int) -> np.ndarray:
@@ -37,7 +38,7 @@ def test_a_long_image_takes_a_small_multiple_of_its_own_pixels(shape):
     pixels = np.zeros(shape, np.uint8)
     pixels.ravel()[[1, -2]] = 200
     tracemalloc.start()
-    prepared = prepare(Grey(pixels, "PNG"))
+    prepared = prepare(Decoded(pixels, "PNG"))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert prepared.pixels.shape == (28, 28)

@@ -1,4 +1,4 @@
-"""Bodies on their way in: how large, how slow, how compressed, and how much of them at once."""
+"""Request bodies, read within limits: how large, how slow, how compressed, and how much of them at once."""
 
 import asyncio
 import zlib
@@ -15,10 +15,25 @@ _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS  # told apart by their headers
 _RAW_DEFLATE = -zlib.MAX_WBITS
 _GZIP = b"\x1f\x8b"
 _MOST_MEMBERS = 1000  # of a gzip body
+_HEADER_BYTES = 2**14
 _ENCODINGS = ("gzip", "x-gzip", "deflate")
 
 
-class Uploads:
+def check_headers(scope: Scope, limits: Settings) -> None:
+    """Refuse a head that no ordinary client sends.
+
+    Raises:
+        Problem: 414 for a long query, 431 for many or large headers.
+    """
+    if len(scope["query_string"]) > limits.max_query_bytes:
+        raise Problem("uri-too-long", f"the query must have at most {limits.max_query_bytes} bytes")
+    headers = scope["headers"]
+    if len(headers) > limits.max_headers or sum(map(len, (part for pair in headers for part in pair))) > _HEADER_BYTES:
+        detail = f"a request may have {limits.max_headers} headers of {_HEADER_BYTES} bytes together"
+        raise Problem("headers-too-large", detail)
+
+
+class BodyReader:
     """Reads bodies within the limits of a worker.
 
     Args:
@@ -29,21 +44,7 @@ class Uploads:
         self._settings = settings
         self._buffered = 0
 
-    def check_headers(self, scope: Scope) -> None:
-        """Refuse what no honest client sends.
-
-        Raises:
-            Problem: 414 for a long query, 431 for many or large headers.
-        """
-        limits = self._settings
-        if len(scope["query_string"]) > limits.max_query_bytes:
-            raise Problem("uri-too-long", f"the query must have at most {limits.max_query_bytes} bytes")
-        headers = scope["headers"]
-        if len(headers) > limits.max_headers or sum(map(len, (part for pair in headers for part in pair))) > 2**14:
-            detail = f"a request may have {limits.max_headers} headers of {2**14} bytes together"
-            raise Problem("headers-too-large", detail)
-
-    async def body(self, request: Request) -> bytes:
+    async def read(self, request: Request) -> bytes:
         """Read a body.
 
         Raises:

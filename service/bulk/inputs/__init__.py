@@ -1,0 +1,1 @@
+"""Where images of bulk scoring come from."""

@@ -1,0 +1,86 @@
+"""Columns of images in every known form -> tables of `IMAGES`."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from service.bulk.inputs.source import IMAGES
+from service.inference.arrays import pixels_of_array
+from service.inference.errors import ImageError
+from service.inference.pixels import SIDE
+
+PIXELS = SIDE * SIDE
+_MISSING = "invalid-image: there is none"
+
+
+def pixel_table(ids: pa.Array, data: bytes) -> pa.Table:
+    """Make a table of arrays that lie one after the other."""
+    images = pa.FixedSizeBinaryArray.from_buffers(pa.binary(PIXELS), len(ids), [None, pa.py_buffer(data)])
+    return pa.table([ids, images.cast(pa.binary()), pa.nulls(len(ids), pa.string())], schema=IMAGES)
+
+
+def column_table(ids: pa.Array, column: pa.Array) -> pa.Table:
+    """Make a table of a column with images in one of the ways that are known."""
+    if pa.types.is_struct(column.type):
+        column = column.field("bytes")  # what lies below a missing value is missing too
+    if is_array(column.type):
+        return _array_table(ids, column)
+    images = column.cast(pa.binary())
+    errors = pa.array(pc.if_else(images.is_null(), _MISSING, pa.scalar(None, pa.string())))
+    return pa.table([ids, images, errors], schema=IMAGES)
+
+
+def _array_table(ids: pa.Array, column: pa.Array) -> pa.Table:
+    """Make a table of lists of numbers: whole ones of 0..255, or others of 0..1."""
+    unit_range = pa.types.is_floating(_leaf(column.type))
+    top = 1 if unit_range else 255
+    values_BP = _regular(column)
+    if values_BP is not None and bool(((values_BP >= 0) & (values_BP <= top)).all()):
+        return pixel_table(ids, np.rint(values_BP.astype(np.float64) * (255 / top)).astype(np.uint8).tobytes())
+    images: list[bytes | None] = []
+    errors: list[str | None] = []
+    for values in column.to_pylist():
+        try:
+            images.append(pixels_of_array(values, unit_range=unit_range).tobytes())
+            errors.append(None)
+        except ImageError as error:
+            images.append(None)
+            errors.append(f"invalid-image: {error}")
+    return pa.table([ids, images, errors], schema=IMAGES)
+
+
+def _leaf(kind: pa.DataType) -> pa.DataType:
+    while hasattr(kind, "value_type"):
+        kind = kind.value_type
+    return kind
+
+
+def _regular(column: pa.Array) -> np.ndarray | None:
+    """Numbers of lists that all have the shape of an image, (B, 784); None if any has not."""
+    count, sides = len(column), []
+    while hasattr(column.type, "value_type"):
+        lengths = pc.list_value_length(column)
+        if column.null_count or pc.count_distinct(lengths).as_py() != 1:
+            return None
+        sides.append(lengths[0].as_py())
+        column = column.flatten()
+    if column.null_count or sides not in ([SIDE, SIDE], [PIXELS]):
+        return None
+    numbers: np.ndarray = column.to_numpy(zero_copy_only=False).reshape(count, PIXELS)
+    return numbers
+
+
+def is_encoded(kind: pa.DataType) -> bool:
+    """Whether a column has image files: bytes, or bytes beside a path as Hugging Face's data sets do."""
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and is_encoded(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def is_array(kind: pa.DataType) -> bool:
+    """Whether a column has lists of numbers, nested or not."""
+    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+        if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+            return True
+    return False

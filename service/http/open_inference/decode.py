@@ -1,0 +1,177 @@
+"""Requests of the protocol -> images and parameters."""
+
+import itertools
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from service.http.open_inference.metadata import HEADER_LENGTH, SAMPLES
+from service.http.open_inference.schemas import InferenceRequest, RequestInput, RequestOutput
+from service.http.request_body import check_count, image_of, parse_json
+from service.inference.pixels import SIDE
+from service.inference.upload import RawImage
+from service.schemas.parameters import Parameters
+from service.schemas.problems import Problem, invalid, invalid_document, short
+from service.settings import Settings
+
+_NUMBERS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
+_LENGTH_BYTES = 4  # before each element of BYTES
+_PIXELS = SIDE * SIDE
+_SHAPES = ((SIDE, SIDE), (1, SIDE, SIDE), (_PIXELS,))  # of one image
+# What Triton's client sends beside our parameters; a deadline is the only one that means something here.
+_TOLERATED = {"binary_data_output", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end"}
+_TOLERATED |= {"content_type", "headers"}  # MLServer's, of what the datatypes say already
+
+
+@dataclass(frozen=True)
+class Inference:
+    """What is asked: images, parameters, and which outputs in which form.
+
+    Attributes:
+        id: given back.
+        images: in order.
+        parameters: of all of them.
+        outputs: asked for by name; None for all that there are.
+        is_binary: whether outputs are raw bytes unless they say otherwise.
+        seconds: until the client stops waiting, if it says so.
+    """
+
+    id: str | None
+    images: list[RawImage | Problem]
+    parameters: Parameters
+    outputs: list[RequestOutput] | None
+    is_binary: bool
+    seconds: float | None
+
+
+def read(body: bytes, header_length: str | None, limits: Settings) -> Inference:
+    """Read the body of an inference request: JSON, and raw tensors behind the bytes that the header counts.
+
+    Raises:
+        Problem: 400 for a body that is not JSON, 422 for what is not such a request.
+    """
+    length = len(body)
+    if header_length is not None:
+        if not (header_length.isdecimal() and len(header_length) < 20 and int(header_length) <= length):
+            raise Problem("malformed-body", f"{HEADER_LENGTH} must be 0..{length}, got {short(header_length)}")
+        length = int(header_length)
+    try:
+        asked = InferenceRequest.model_validate(parse_json(body[:length], limits))
+    except ValidationError as error:
+        raise invalid_document(error) from error
+    (tensor,) = asked.inputs
+    if "binary_data_size" in tensor.parameters:
+        images = _read_binary(tensor, body[length:], limits)
+    else:
+        images = _read_data(tensor, limits)
+    if not images:
+        raise invalid(("inputs", "must have an image"))
+    return Inference(
+        asked.id,
+        images,
+        _parameters(asked),
+        asked.outputs or None,
+        is_binary=asked.parameters.get("binary_data_output") is True,
+        seconds=_deadline(asked.parameters.get("timeout")),
+    )
+
+
+def _parameters(asked: InferenceRequest) -> Parameters:
+    given = {name: value for name, value in asked.parameters.items() if name not in _TOLERATED}
+    for name in ("dtype", "return_samples"):
+        if name in given:
+            raise invalid((name, "is told by the tensors' datatypes and names"))
+    if "return_pixels" in given:
+        raise invalid(("return_pixels", "goes with /predict and /predict_batch only"))
+    if asked.outputs is not None and any(output.name == SAMPLES for output in asked.outputs):
+        given["return_samples"] = True
+    return Parameters.gather(given.items())
+
+
+def _deadline(microseconds: object) -> float | None:
+    if isinstance(microseconds, int) and not isinstance(microseconds, bool) and 0 < microseconds < 2**63:
+        return microseconds / 1e6
+    return None
+
+
+def _shape(tensor: RequestInput) -> int:
+    """How many images there are."""
+    shape = tuple(tensor.shape)
+    if tensor.datatype == "BYTES":
+        if len(shape) == 1 or shape[1:] == (1,):
+            return shape[0]
+        raise invalid(("inputs", f"of BYTES must have the shape [B], got {list(shape)}"))
+    if shape in {(SIDE, SIDE), (_PIXELS,)}:
+        return 1
+    if shape[1:] in _SHAPES:
+        return shape[0]
+    expected = f"[B, {SIDE}, {SIDE}], [B, 1, {SIDE}, {SIDE}] or [B, {_PIXELS}]"
+    raise invalid(("inputs", f"must have the shape {expected}, got {list(shape)}"))
+
+
+def _read_data(tensor: RequestInput, limits: Settings) -> list[RawImage | Problem]:
+    count, values = _shape(tensor), list(_flat(tensor.data or [], depth=len(tensor.shape)))
+    if tensor.datatype == "BYTES":
+        _check_count(len(values), count, "elements")
+        check_count(count, limits)
+        return [image_of(value) for value in values]
+    _check_count(len(values), count * _PIXELS, "values")
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        raise invalid(("inputs", "must have numbers as data"))
+    try:
+        return _pixels(np.array(values, dtype=np.float64), tensor.datatype)
+    except OverflowError as error:
+        raise invalid(("inputs", f"has a number that is too large: {error}")) from error
+
+
+def _flat(data: list[Any], depth: int) -> Sequence[Any]:
+    """Values in row-major order, nested as the shape is or not at all."""
+    for _ in range(depth - 1):
+        if not (data and all(isinstance(part, list) for part in data)):
+            break
+        data = [value for part in data for value in part]
+    return data
+
+
+def _read_binary(tensor: RequestInput, raw: bytes, limits: Settings) -> list[RawImage | Problem]:
+    count, size = _shape(tensor), tensor.parameters["binary_data_size"]
+    if tensor.data is not None or size != len(raw):
+        raise invalid(("inputs", f"must have the binary_data_size of what follows, {len(raw)}, and no data"))
+    if tensor.datatype == "BYTES":
+        if count * _LENGTH_BYTES <= len(raw):
+            check_count(count, limits)
+        images: list[RawImage | Problem] = list(itertools.islice(_elements(raw), count + 1))
+        _check_count(len(images), count, "elements")
+        return images
+    dtype = _NUMBERS[tensor.datatype]
+    _check_count(len(raw), count * _PIXELS * dtype.itemsize, "bytes")
+    return _pixels(np.frombuffer(raw, dtype).astype(np.float64), tensor.datatype)
+
+
+def _elements(raw: bytes) -> Iterator[bytes]:
+    start = 0
+    while start < len(raw):
+        if start + _LENGTH_BYTES > len(raw):
+            raise invalid(("inputs", "end within the length of an element"))
+        (length,) = struct.unpack_from("<I", raw, start)
+        start += _LENGTH_BYTES + length
+        if start > len(raw):
+            raise invalid(("inputs", "end within an element"))
+        yield raw[start - length : start]
+
+
+def _check_count(found: int, expected: int, what: str) -> None:
+    if found != expected:
+        raise invalid(("inputs", f"must have {expected} {what} by their shape, got {found}"))
+
+
+def _pixels(values: np.ndarray, datatype: str) -> list[RawImage | Problem]:
+    top = 255 if datatype == "UINT8" else 1
+    is_whole = datatype != "UINT8" or bool((values == np.rint(values)).all())
+    if not (is_whole and bool(((values >= 0) & (values <= top)).all())):
+        raise invalid(("inputs", f"of {datatype} must have {'whole ' if top == 255 else ''}numbers in 0..{top}"))
+    return list(np.rint(values * (255 / top)).astype(np.uint8).reshape(-1, SIDE, SIDE))

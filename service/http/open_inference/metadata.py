@@ -1,0 +1,57 @@
+"""Names and paths of the protocol; what server and model say of themselves."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic_core import to_json
+
+from service.inference.pixels import SIDE
+
+MODEL, VERSION = "mcd", "1"
+HEADER_LENGTH = "Inference-Header-Content-Length"
+EXTENSIONS = ["binary_tensor_data", "classification"]
+SAMPLES = "sample_probabilities"
+
+
+def documents(outputs: Sequence[Mapping[str, Any]], max_images: int) -> dict[str, bytes]:
+    """What server and model say of themselves, by path.
+
+    Args:
+        outputs: name, datatype and shape of each output.
+        max_images: of a request.
+    """
+    server = {"name": MODEL, "version": VERSION, "extensions": EXTENSIONS}
+    model = {
+        "name": MODEL,
+        "versions": [VERSION],
+        "platform": "mcd_monte_carlo_dropout",
+        "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, SIDE, SIDE]}],
+        "outputs": list(outputs),
+    }
+    found: dict[str, Any] = {
+        "/v2": server,
+        "/v2/": server,
+        "/v2/health/live": {"live": True},
+        "/v2/health/ready": {"live": True, "ready": True},
+        "/v2/models": {"models": [MODEL]},
+    }
+    for path in model_paths():
+        found[path] = model
+        found[f"{path}/ready"] = {"name": MODEL, "ready": True}
+        found[f"{path}/config"] = {"name": MODEL, "platform": model["platform"], "max_batch_size": max_images}
+    return {path: to_json(document) for path, document in found.items()}
+
+
+def document_paths() -> list[str]:
+    """Paths of all documents."""
+    return list(documents([], 0))
+
+
+def model_paths() -> tuple[str, str]:
+    """Where the model is, without and with its version."""
+    return f"/v2/models/{MODEL}", f"/v2/models/{MODEL}/versions/{VERSION}"
+
+
+def is_open_inference(path: str) -> bool:
+    """Whether a path belongs to the protocol, which wants errors to be told in its own way too."""
+    return path == "/v2" or path.startswith("/v2/")

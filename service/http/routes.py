@@ -1,0 +1,103 @@
+"""The table of routes: dispatch, allowed methods, statuses in the metrics and OpenAPI all follow from it."""
+
+import anyio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.http import operations, static_files
+from service.http.administration import ReloadEndpoint
+from service.http.body_reader import BodyReader
+from service.http.documents import CARD, DESCRIPTION, Documents
+from service.http.feedback import FeedbackEndpoint
+from service.http.keys import Keys
+from service.http.open_inference import metadata
+from service.http.predictions import PredictionEndpoints
+from service.http.routing import Route, RouteTable
+from service.http.static_files import PageFiles
+from service.monitoring.metrics import CONTENT_TYPE, Metrics
+from service.monitoring.prediction_log import PredictionLog
+from service.reload import ReloadableModel
+from service.settings import Settings
+
+# Statuses that routes may answer with, apart from 200, 401 and 499.
+_OF_READING = (414, 431, 500)
+_OF_BODIES = (400, 408, 413, 414, 415, 422, 431, 500, 503)
+_OF_WORK = (*_OF_BODIES, 504)
+_OF_BENTOML = (404, 503)
+_OF_FILES = (*_OF_READING, 304, 308, 404)
+
+# What BentoML answers itself: health, the description that its clients read, and a page that shows ours.
+_BENTOML = {
+    "/livez": operations.LIVEZ,
+    "/readyz": operations.READYZ,
+    "/healthz": None,
+    "/": None,
+    "/schema.json": None,
+    "/static_content/*": None,
+}
+
+
+def route_table(
+    model: ReloadableModel, metrics: Metrics, prediction_log: PredictionLog, settings: Settings
+) -> RouteTable:
+    """Make the table.
+
+    Args:
+        model: that answers.
+        metrics: that are shown.
+        prediction_log: predictions that feedback may be about.
+        settings: limits and keys.
+    """
+    bodies, documents, files = BodyReader(settings), Documents(model, settings), PageFiles()
+    predictions = PredictionEndpoints(model, bodies, settings)
+    feedback = FeedbackEndpoint(model, bodies, prediction_log, metrics, settings)
+    reload = ReloadEndpoint(model, bodies)
+    keys, admins = Keys(settings.read_api_keys()), Keys(settings.read_admin_keys())
+    metrics_keys = keys if settings.metrics_need_key else None
+    singles, batches = predictions.singles, predictions.batches
+    infer_paths = [f"{path}/infer" for path in metadata.model_paths()]
+    infer = infer_paths[0]
+
+    async def show_metrics(_: Request) -> Response:
+        text = await anyio.to_thread.run_sync(metrics.expose)
+        return Response(text, headers={"Content-Type": CONTENT_TYPE})
+
+    table = RouteTable(
+        [
+            Route("/predict", "POST", predictions.predict, _OF_WORK, operations.PREDICT, keys, admission=singles),
+            Route(
+                "/predict_batch",
+                "POST",
+                predictions.predict_batch,
+                _OF_WORK,
+                operations.PREDICT_BATCH,
+                keys,
+                admission=batches,
+            ),
+            Route("/rank", "POST", predictions.rank, _OF_WORK, operations.RANK, keys, admission=batches),
+            *(
+                Route(path, "POST", predictions.infer, _OF_WORK, operations.INFER, keys, name=infer, admission=batches)
+                for path in infer_paths
+            ),
+            Route("/feedback", "POST", feedback, (*_OF_BODIES, 404), operations.FEEDBACK, keys),
+            *(
+                [Route("/admin/reload", "POST", reload, (*_OF_BODIES, 409), operations.RELOAD, admins)]
+                if admins
+                else []
+            ),
+            Route("/metrics", "GET", show_metrics, _OF_READING, operations.METRICS, metrics_keys),
+            Route(DESCRIPTION, "GET", documents, _OF_READING, operations.DESCRIPTION),
+            Route(CARD, "GET", documents, _OF_READING, operations.CARD),
+            *(
+                Route(path, "GET", documents, _OF_READING, operations.OPEN_INFERENCE, name="/v2/*")
+                for path in metadata.document_paths()
+            ),
+            *(
+                Route(path, "GET", files, _OF_FILES, name=name, policy=static_files.POLICY)
+                for path, name in static_files.file_paths().items()
+            ),
+            *(Route(path, "GET", None, _OF_BENTOML, operation) for path, operation in _BENTOML.items()),
+        ]
+    )
+    documents.describe(table)
+    return table

@@ -1,0 +1,43 @@
+"""Every prediction, counted and kept."""
+
+import time
+
+from service.inference.decision import Decision
+from service.inference.predictor import ESTIMATORS, Prediction
+from service.inference.preparation import Input
+from service.monitoring.metrics import Metrics
+from service.monitoring.prediction_log import PredictionLog, Record, key
+
+
+class PredictionObserver:
+    """Counts predictions in the metrics; keeps those that were decided on in the prediction log.
+
+    Args:
+        metrics: of this worker.
+        prediction_log: of this worker.
+    """
+
+    def __init__(self, metrics: Metrics, prediction_log: PredictionLog) -> None:
+        self._metrics, self._prediction_log = metrics, prediction_log
+
+    def __call__(
+        self, model: str, request_id: str, image: Input, prediction: Prediction, decision: Decision | None
+    ) -> None:
+        """Note a prediction of a model for a request."""
+        self._metrics.prediction(model, prediction, decision)
+        if decision is None:
+            return
+        self._prediction_log.add(
+            Record(
+                time=time.time(),
+                request=key(request_id),
+                image=int(image.image_hash, 16),
+                model=key(model),
+                predictive_entropy=prediction.predictive_entropy,
+                mutual_information=prediction.mutual_information,
+                confidence=max(decision.probabilities or prediction.probabilities),
+                samples=prediction.samples,
+                predicted=prediction.class_index,
+                estimator=ESTIMATORS.index(prediction.estimator),
+            )
+        )

@@ -1,0 +1,25 @@
+"""The stages of reading one image, one by one: what the service does for many at once; errors are raised."""
+
+import math
+
+from service.inference.decoding import Decoded, decode_all
+from service.inference.errors import ImageError
+from service.inference.preparation import Input, Invert, prepare_all
+from service.inference.upload import ImageLimits, RawImage, Upload
+
+
+def accept(image: RawImage, *, max_pixels: int = 10**6, max_aspect_ratio: float = math.inf) -> Upload:
+    return Upload.of(image, ImageLimits(max_pixels, max_aspect_ratio))
+
+
+def decode(upload: Upload, *, unit_range: bool = False) -> Decoded:
+    (decoded,) = decode_all([upload], unit_range=unit_range)
+    if isinstance(decoded, ImageError):
+        raise decoded
+    return decoded
+
+
+def prepare(decoded: Decoded, *, invert: Invert = Invert.AUTO) -> Input:
+    (prepared,) = prepare_all([decoded], invert=invert)
+    assert isinstance(prepared, Input)
+    return prepared
