@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from pydantic import BaseModel, Field
 from pydantic.json_schema import models_json_schema
 
-from service.http.feedback import FeedbackRequest
 from service.http.open_inference.schemas import InferenceRequest, InferenceResponse
 from service.http.operations import REFERENCE, Example, Json, Operation, properties
 from service.http.routing import Route
 from service.schemas.answers import Answer, BatchAnswer, FeedbackAnswer, RankAnswer
+from service.schemas.feedback import FeedbackRequest
 from service.schemas.parameters import Parameters, RankParameters
 
 _PROBLEM = "application/problem+json"

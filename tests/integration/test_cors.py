@@ -4,7 +4,7 @@ import httpx
 import pytest
 from server import ROOT, serve
 
-from service.http.cors import read_origins
+from service.settings import read_origins
 
 BOOT = (ROOT / "docs" / "images" / "fashion-mnist-ankle-boot.png").read_bytes()
 PAGE, OTHER = "https://page.example", "https://other.example"

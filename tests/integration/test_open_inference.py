@@ -17,7 +17,10 @@ from files import png
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.http import open_inference as v2
+from service.http.open_inference import metadata
+from service.http.open_inference.decode import read
+from service.http.open_inference.encode import check_outputs
+from service.http.open_inference.schemas import InferenceResponse
 from service.schemas.problems import Problem
 from service.settings import Settings
 from training.data import FashionMNIST
@@ -41,7 +44,7 @@ def tensor_of(values: np.ndarray, datatype: str) -> dict:
 
 def refused(body: bytes, header: str | None = None) -> Problem:
     with pytest.raises(Problem) as found:
-        v2.check_outputs(v2.read(body, header, LIMITS))
+        check_outputs(read(body, header, LIMITS))
     assert found.value.status in {400, 422}
     return found.value
 
@@ -53,24 +56,24 @@ def test_numbers_are_images_in_every_shape(pixels_BHW, shape, is_flat):
         tensor = tensor_of(values.reshape(shape), datatype)
         if is_flat:
             tensor["data"] = values.ravel().tolist()
-        assert np.array_equal(v2.read(request_of(tensor), None, LIMITS).images, pixels_BHW)
+        assert np.array_equal(read(request_of(tensor), None, LIMITS).images, pixels_BHW)
         dtype = {"UINT8": "u1", "FP32": "<f4", "FP64": "<f8"}[datatype]
         raw = values.astype(dtype).tobytes()
         head = request_of({"shape": shape, "datatype": datatype, "parameters": {"binary_data_size": len(raw)}})
-        assert np.array_equal(v2.read(head + raw, str(len(head)), LIMITS).images, pixels_BHW)
+        assert np.array_equal(read(head + raw, str(len(head)), LIMITS).images, pixels_BHW)
 
 
 def test_one_image_needs_no_axis_for_others(pixels_BHW):
     for shape in ((28, 28), (784,)):
         tensor = tensor_of(pixels_BHW[0].reshape(shape), "UINT8")
-        assert np.array_equal(v2.read(request_of(tensor), None, LIMITS).images, pixels_BHW[:1])
+        assert np.array_equal(read(request_of(tensor), None, LIMITS).images, pixels_BHW[:1])
 
 
 def test_bytes_are_files():
     raw = struct.pack("<I", 3) + b"abc" + struct.pack("<I", 0)
     head = request_of({"shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}})
-    assert v2.read(head + raw, str(len(head)), LIMITS).images == [b"abc", b""]
-    assert v2.read(request_of({"shape": [1], "datatype": "BYTES", "data": ["YWJj"]}), None, LIMITS).images == [b"abc"]
+    assert read(head + raw, str(len(head)), LIMITS).images == [b"abc", b""]
+    assert read(request_of({"shape": [1], "datatype": "BYTES", "data": ["YWJj"]}), None, LIMITS).images == [b"abc"]
 
 
 ZEROS = np.zeros((1, 28, 28), int)
@@ -132,7 +135,7 @@ def test_whatever_comes_is_read_or_a_clients_mistake(cut, insertion, header):
     body = request_of(GOOD, parameters={"samples": 10}, outputs=[{"name": "variance"}])
     status = 200
     try:
-        v2.check_outputs(v2.read(body[:cut] + insertion + body[cut:], header, LIMITS))
+        check_outputs(read(body[:cut] + insertion + body[cut:], header, LIMITS))
     except Problem as problem:
         status = problem.status
     assert status in {200, 400, 422}
@@ -227,7 +230,7 @@ def test_a_bad_image_is_named_and_errors_are_told_in_both_ways(client, pixels_BH
     good = [png(pixels_BHW[0]), b"GIF89a"]
     raw = b"".join(struct.pack("<I", len(one)) + one for one in good)
     head = request_of({"shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}})
-    response = client.post(INFER, content=head + raw, headers={v2.HEADER_LENGTH: str(len(head))})
+    response = client.post(INFER, content=head + raw, headers={metadata.HEADER_LENGTH: str(len(head))})
     problem = response.json()
     assert (response.status_code, problem["status"]) == (415, 415)
     assert problem["error"] == problem["detail"]
@@ -242,7 +245,7 @@ def test_a_bad_image_is_named_and_errors_are_told_in_both_ways(client, pixels_BH
 def test_answers_are_as_the_protocol_describes_them(client, pixels_BHW):
     body = request_of(tensor_of(pixels_BHW, "UINT8"), id="x", parameters={"samples": 20})
     answer = client.post(INFER, content=body).json()
-    assert v2.InferenceResponse.model_validate(answer, strict=True).id == "x"
+    assert InferenceResponse.model_validate(answer, strict=True).id == "x"
     assert answer.keys() == {"model_name", "model_version", "id", "outputs"}
     for tensor in answer["outputs"]:
         assert tensor.keys() == {"name", "shape", "datatype", "data"}
@@ -275,7 +278,7 @@ def test_answers_are_as_the_protocols_own_description_says(client, pixels_BHW, d
     assert conforms(described, "InferenceRequest", json.loads(body))
     answer = client.post(INFER, content=body).json()
     assert conforms(described, "InferenceResponse", answer)
-    for path in v2.model_paths():
+    for path in metadata.model_paths():
         assert conforms(described, "MetadataModelResponse", client.get(path).json())
     assert conforms(described, "MetadataServerResponse", client.get("/v2").json())
     assert conforms(described, "MetadataModelErrorResponse", client.get("/v2/models/other").json())
@@ -292,7 +295,7 @@ def test_limits_hold_here_too(client):
         {"shape": many.shape, "datatype": "UINT8", "parameters": {"binary_data_size": many.size}},
         parameters={"samples": 1000},
     )
-    response = client.post(INFER, content=head + many.tobytes(), headers={v2.HEADER_LENGTH: str(len(head))})
+    response = client.post(INFER, content=head + many.tobytes(), headers={metadata.HEADER_LENGTH: str(len(head))})
     assert (response.status_code, response.json()["type"]) == (413, "urn:mcd:problem:too-much-work")
     patient = request_of(GOOD, parameters={"timeout": 10**400})
     assert client.post(INFER, content=patient).status_code == 200

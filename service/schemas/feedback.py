@@ -1,0 +1,44 @@
+"""Feedback: the true class of what was predicted."""
+
+from collections.abc import Sequence
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from service.schemas.problems import invalid, short
+
+
+class FeedbackRequest(BaseModel):
+    """The true class, by `label` or `class_index`, of the image that `request_id` or `image_hash` names."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    request_id: Annotated[str, Field(description="X-Request-ID of the answer, if it was of one image")] | None = None
+    image_hash: (
+        Annotated[str, StringConstraints(pattern="^[0-9a-f]{16}$"), Field(description="of the answer's preprocessing")]
+        | None
+    ) = None
+    label: Annotated[str, Field(description="name of the class")] | None = None
+    class_index: Annotated[int, Field(ge=0, description="its place")] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for one, other in (("request_id", "image_hash"), ("label", "class_index")):
+            if (getattr(self, one) is None) == (getattr(self, other) is None):
+                raise ValueError(f"must have either {one} or {other}")
+        return self
+
+    def class_of(self, classes: Sequence[str]) -> int:
+        """Index of the true class among these.
+
+        Raises:
+            Problem: 422 for a class that is not among them.
+        """
+        if self.label is not None:
+            if self.label not in classes:
+                raise invalid(("label", f"must be one of {', '.join(classes)}, got {short(self.label)}"))
+            return classes.index(self.label)
+        index = self.class_index or 0
+        if index >= len(classes):
+            raise invalid(("class_index", f"must be 0..{len(classes) - 1}, got {index}"))
+        return index
