@@ -3,20 +3,18 @@
 import functools
 import gc
 import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import bentoml
 import torch
-from bentoml._internal.container import BentoMLContainer  # type: ignore[attr-defined] # what its configuration says
 from bentoml.exceptions import BentoMLException
-from circus.sighandler import SysHandler  # BentoML's supervisor
 from pydantic import Field
 from starlette.types import ASGIApp
 from threadpoolctl import threadpool_limits
 
 from model import Artifact, load_artifact
+from service.bentoml_internals import bentoml_cors_options, pass_hangup_to_workers, service_behind
 from service.http.application import Application
 from service.http.connections import guard_connections
 from service.http.cors import cors_options
@@ -48,35 +46,31 @@ def _read_settings() -> Settings:
 SETTINGS = _read_settings()  # BentoML wants the number of workers when the service is declared
 
 
-class EdgeService(bentoml.Service[Any]):  # type: ignore[misc] # BentoML exports it untyped
-    """A BentoML service whose application stands behind our routes."""
-
-    def to_asgi(self, is_main: bool = True) -> ASGIApp:  # noqa: FBT001, FBT002 - BentoML's signature
-        """Build a worker's application, the model loaded and warm."""
-        write_log(SETTINGS.log_level)
-        guard_connections(SETTINGS, _metrics())
-        app = Application(
-            super().to_asgi(is_main),
-            model=_model(),
-            metrics=_metrics(),
-            prediction_log=_prediction_log(),
-            settings=SETTINGS,
-            cors=_cors_options(),
-            tracing=_tracing(),
-        )
-        # What start-up left behind lives as long as the worker: keep it out of the collector's full passes, which
-        # stop all requests for a tenth of a second and more.
-        gc.collect()
-        gc.freeze()
-        return app
+def _make_application(bentoml_app: ASGIApp) -> ASGIApp:
+    """Build a worker's application, the model loaded and warm."""
+    write_log(SETTINGS.log_level)
+    guard_connections(SETTINGS, _metrics())
+    app = Application(
+        bentoml_app,
+        model=_model(),
+        metrics=_metrics(),
+        prediction_log=_prediction_log(),
+        settings=SETTINGS,
+        cors=_cors_options(),
+        tracing=_tracing(),
+    )
+    # What start-up left behind lives as long as the worker: keep it out of the collector's full passes, which
+    # stop all requests for a tenth of a second and more.
+    gc.collect()
+    gc.freeze()
+    return app
 
 
 def _cors_options() -> dict[str, Any]:
     """Ours; without any, those of BentoML's own setting, which has no effect on routes before its application."""
     if SETTINGS.origins:
         return cors_options({"allow_origins": SETTINGS.origins})
-    is_enabled = BentoMLContainer.http.cors.enabled.get()
-    return cors_options(BentoMLContainer.access_control_options.get() if is_enabled else {})
+    return cors_options(bentoml_cors_options())
 
 
 _IMAGE = "PNG, JPEG or WebP file in base64, or a 28 x 28 array"
@@ -102,7 +96,7 @@ class Pool(RankParameters, bentoml.IODescriptor):  # type: ignore[misc]
 
 @bentoml.service(
     name="mcd",
-    service_class=EdgeService,
+    service_class=service_behind(_make_application),
     workers=SETTINGS.workers,
     logging={"access": {"enabled": False}},  # the edge writes a line for each request
     metrics={"enabled": False},  # and counts it; BentoML has a series for each path that anybody asks for
@@ -118,7 +112,7 @@ class UncertaintyService:
             _tracing()
         except ModelError as error:
             raise SystemExit(f"mcd: {error}") from error
-        SysHandler.handle_hup = _pass_on_hangup
+        pass_hangup_to_workers()
 
     # Requests are answered before they reach BentoML, which reads here what its clients may send. Its client can't read
     # answers in which a list may be null, so that it is told of JSON objects only; /docs.json tells more.
@@ -201,10 +195,3 @@ def _load_artifact() -> Artifact:
     if SETTINGS.model.startswith(_STORE_PREFIX):
         return load_artifact(bentoml.models.get(SETTINGS.model.removeprefix(_STORE_PREFIX)).path)
     return load_artifact(SETTINGS.model or None)
-
-
-def _pass_on_hangup(handler: SysHandler) -> None:
-    """Let the supervisor's SIGHUP reach the workers: its own answer, to restart them, would need a good model."""
-    for watcher in handler.controller.arbiter.iter_watchers():
-        for pid in watcher.processes:
-            watcher.send_signal(pid, signal.SIGHUP)

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import ray
 from ray.data import ActorPoolStrategy, DataContext
-from ray.data.checkpoint import CheckpointConfig
 
 from service.bulk.inputs.source import Source, one_line
 from service.bulk.output import CHECKPOINT, PARTS, Output
-from service.bulk.reading import FilteredAtTheSource, Images
+from service.bulk.ray_internals import checkpoint_config
+from service.bulk.reading import Images
 from service.bulk.scoring import REPEATED, Scorer
 
 _CPUS_OF_A_WORKER = 0.5  # as Ray counts; the other half lets the workers of a lost machine go on elsewhere
@@ -96,13 +96,7 @@ def score(source: Source, output: Output, done: pa.Array, *, workers: int, **sco
     context.print_on_execution_start = False
     context.target_max_block_size = _BLOCK_BYTES
     context.memory_usage_poll_interval_s = None  # which nobody would see, and which stops a worker to count its pages
-    context.checkpoint_config = CheckpointConfig(
-        "id",
-        output.at(CHECKPOINT),
-        override_filesystem=output.filesystem,
-        delete_checkpoint_on_success=False,
-        checkpoint_manager_cls=FilteredAtTheSource,
-    )
+    context.checkpoint_config = checkpoint_config(output.at(CHECKPOINT), output.filesystem)
     workers = min(workers, len(source.shards))
     # The same for both, so that Ray Data makes one operator of them: what a worker scores it has read itself.
     process: dict[str, Any] = {"num_cpus": _CPUS_OF_A_WORKER, "runtime_env": {"env_vars": KEEP_MEMORY}}

@@ -23,11 +23,11 @@ from pyarrow import fs
 from model.artifact import write_atomically
 from service.bulk.inputs.parquet import find_twice
 from service.bulk.inputs.source import locate, one_line
+from service.bulk.ray_internals import checkpoint_file, committed_part, is_pending
 
 JOB, SUCCESS, SUMMARY = "_job.json", "_SUCCESS", "_summary.json"
 PARTS, CHECKPOINT = "_unfinished/parts", "_unfinished/checkpoint"
 _LOCK = "_unfinished/lock"
-_PENDING = ".pending.parquet"
 
 
 class OutputError(ValueError):
@@ -106,8 +106,7 @@ class Output:
 
     def committed(self) -> list[str]:
         """Stems of the parts that are whole."""
-        names = self._names(CHECKPOINT)
-        return [name.removesuffix(".parquet") for name in names if not name.endswith(_PENDING)]
+        return [part for name in self._names(CHECKPOINT) if (part := committed_part(name)) is not None]
 
     def part(self, stem: str) -> str:
         """Path of a part that is whole, while the job runs."""
@@ -115,7 +114,7 @@ class Output:
 
     def done(self) -> pa.Array:
         """Ids of all rows in parts that are whole."""
-        paths = [self.at(f"{CHECKPOINT}/{stem}.parquet") for stem in self.committed()]
+        paths = [self.at(f"{CHECKPOINT}/{checkpoint_file(stem)}") for stem in self.committed()]
         columns = [pq.read_table(path, columns=["id"], filesystem=self.filesystem).column("id") for path in paths]
         return pa.chunked_array(columns, pa.string()).combine_chunks()
 
@@ -123,7 +122,7 @@ class Output:
         """Remove what a killed run left of parts that are not whole."""
         stems = tuple(self.committed())
         broken = [f"{PARTS}/{name}" for name in self._names(PARTS) if not name.startswith(stems)]
-        broken += [f"{CHECKPOINT}/{name}" for name in self._names(CHECKPOINT) if name.endswith(_PENDING)]
+        broken += [f"{CHECKPOINT}/{name}" for name in self._names(CHECKPOINT) if is_pending(name)]
         for name in broken:
             self.filesystem.delete_file(self.at(name))
 

@@ -3,14 +3,12 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import ray
 from pyarrow import fs
 from ray.data import DataContext
 from ray.data.block import BlockMetadata
-from ray.data.checkpoint import CheckpointManager
 from ray.data.datasource import Datasource, ReadTask
 
 from service.bulk.inputs.source import Shard
@@ -58,11 +56,3 @@ def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
         while (table := following.result()) is not None:
             following = pool.submit(next, tables, None)
             yield table
-
-
-class FilteredAtTheSource(CheckpointManager):
-    """Tells Ray Data that nothing is done, so that it doesn't read everything again in order to drop it."""
-
-    def load_checkpoint(self, *_: Any, **__: Any) -> tuple[None, int]:
-        """Say that there is nothing to drop."""
-        return None, 0

@@ -12,11 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar, get_args
 
-import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0
-from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from model.calibration import Estimator
@@ -26,6 +24,7 @@ from service.inference.predictor import ESTIMATORS, Prediction
 from service.monitoring.drift import STATISTICS, Reference, summarize_feedback
 from service.monitoring.multiprocess_files import finish_merge, merged
 from service.monitoring.prediction_log import PredictionLog
+from service.monitoring.prometheus_internals import DeferredCounter, DeferredHistogram, merge_files
 from service.schemas.answers import MODES
 from service.schemas.problems import STATUSES
 
@@ -44,43 +43,7 @@ _BOUNDS = dict(zip(STATISTICS, (_RATIOS, _INFORMATION_RATIOS), strict=True))
 _MODEL_DIGITS = 12
 
 
-class _Histogram(Histogram):
-    """Takes notes of values, any number of which are then counted at once."""
-
-    def _metric_init(self) -> None:
-        super()._metric_init()
-        self.noted: list[float] = []
-
-    def count(self) -> None:
-        """Count what was noted, none of it NaN; other threads may go on noting."""
-        if values := _taken(self.noted):
-            places = np.searchsorted(self._upper_bounds, values, side="left")
-            for bucket, count in zip(self._buckets, np.bincount(places).tolist(), strict=False):
-                if count:
-                    bucket.inc(count)
-            self._sum.inc(math.fsum(values))
-
-
-class _Counter(Counter):
-    """Takes notes of amounts, any number of which are then counted at once."""
-
-    def _metric_init(self) -> None:
-        super()._metric_init()
-        self.noted: list[float] = []
-
-    def count(self) -> None:
-        """Count what was noted; other threads may go on noting."""
-        if amounts := _taken(self.noted):
-            self.inc(sum(amounts))
-
-
-def _taken(noted: list[float]) -> list[float]:
-    values = noted[:]
-    del noted[: len(values)]
-    return values
-
-
-Noting = TypeVar("Noting", _Histogram, _Counter)
+Noting = TypeVar("Noting", DeferredHistogram, DeferredCounter)
 
 
 class Metrics:
@@ -89,7 +52,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._derived: list[Collector] = []
-        self._noting: dict[_Histogram | _Counter, None] = {}
+        self._noting: dict[DeferredHistogram | DeferredCounter, None] = {}
         self._in_work = 0
         shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         self._folder = Path(shared) if shared else None
@@ -100,7 +63,7 @@ class Metrics:
         self._codes: dict[tuple[str, str, int], Counter] = {}
         durations = "Time from when a request is there to its answer."
         self._durations = self._histogram("http_request_duration_seconds", durations, _LATENCIES, "route", "method")
-        self._routes: dict[tuple[str, str], _Histogram] = {}
+        self._routes: dict[tuple[str, str], DeferredHistogram] = {}
         stages = "Time that a stage took for all images of a request."
         by_stage = self._histogram("stage_duration_seconds", stages, _STAGE_LATENCIES, "stage")
         self._stages = {stage: self._child(by_stage, stage) for stage in _STAGES}
@@ -112,7 +75,7 @@ class Metrics:
         )
 
         self._predictions = self._counter("predictions", "Images predicted.", "model", "mode", "predicted_class")
-        self._classes: dict[tuple[str, Estimator, str], _Counter] = {}
+        self._classes: dict[tuple[str, Estimator, str], DeferredCounter] = {}
         self._passes = self._child(self._counter("forward_passes", "Dropout masks computed; 1 for a pass without any."))
         masks = "Dropout masks of a prediction, 0 where nothing is sampled."
         self._samples = self._child(self._histogram("samples_per_prediction", masks, _NUMBERS))
@@ -239,14 +202,14 @@ class Metrics:
             registry.register(collector)
         return generate_latest(registry)
 
-    def _counter(self, name: str, told: str, *labels: str) -> _Counter:
-        return _Counter(f"mcd_{name}", told, labels, registry=self._registry)
+    def _counter(self, name: str, told: str, *labels: str) -> DeferredCounter:
+        return DeferredCounter(f"mcd_{name}", told, labels, registry=self._registry)
 
     def _gauge(self, name: str, told: str, over_workers: str, *labels: str) -> Gauge:
         return Gauge(f"mcd_{name}", told, labels, registry=self._registry, multiprocess_mode=over_workers)  # type: ignore[arg-type]
 
-    def _histogram(self, name: str, told: str, bounds: Sequence[float], *labels: str) -> _Histogram:
-        return _Histogram(f"mcd_{name}", told, labels, registry=self._registry, buckets=tuple(bounds))
+    def _histogram(self, name: str, told: str, bounds: Sequence[float], *labels: str) -> DeferredHistogram:
+        return DeferredHistogram(f"mcd_{name}", told, labels, registry=self._registry, buckets=tuple(bounds))
 
     def _child(self, metric: Noting, *labels: str) -> Noting:
         """Take notes for one of a metric's label sets."""
@@ -256,7 +219,7 @@ class Metrics:
 
     def _by_estimator(
         self, name: str, told: str, bounds: Sequence[float], estimators: Sequence[Estimator] = ESTIMATORS
-    ) -> dict[Estimator, _Histogram]:
+    ) -> dict[Estimator, DeferredHistogram]:
         histogram = self._histogram(name, told, bounds, "mode")
         return {estimator: self._child(histogram, MODES[estimator]) for estimator in estimators}
 
@@ -319,5 +282,4 @@ class _AllWorkers(Collector):
 
     def collect(self) -> Iterable[Metric]:
         with merged(self._folder) as files:
-            found: Iterable[Metric] = MultiProcessCollector.merge(files)  # type: ignore[no-untyped-call]
-        return found
+            return merge_files(files)

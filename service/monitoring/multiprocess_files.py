@@ -7,15 +7,14 @@ import fcntl
 import json
 import re
 import struct
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from prometheus_client.mmap_dict import MmapedDict
 
 from model.artifact import write_atomically
 from service.monitoring.logs import LOGGER
 from service.monitoring.prediction_log import is_alive
+from service.monitoring.prometheus_internals import read_file, write_file
 
 KINDS = ("counter", "histogram")  # of live gauges nothing stays
 _LOCK, _PLAN = "merge.lock", "merge.json"
@@ -83,12 +82,10 @@ def _prepare(folder: Path, kind: str, dead: list[Path]) -> None:
             sums[key] = sums.get(key, 0.0) + value
     prepared = _prepared_file(folder, kind)
     prepared.unlink(missing_ok=True)
-    with closing(MmapedDict(str(prepared))) as written:  # type: ignore[no-untyped-call]
-        for key, value in sums.items():
-            written.write_value(key, value, 0.0)  # type: ignore[no-untyped-call]
+    write_file(prepared, sums)
 
 
-def _values(path: Path) -> list[tuple[str, float]]:
+def _values(path: Path) -> Sequence[tuple[str, float]]:
     """What a file holds; nothing, if its process died before it was whole."""
     try:
         return _read(path)
@@ -99,10 +96,9 @@ def _values(path: Path) -> list[tuple[str, float]]:
         return []
 
 
-def _read(path: Path) -> list[tuple[str, float]]:
+def _read(path: Path) -> Sequence[tuple[str, float]]:
     """Keys, which are JSON, and values of a file; raises one of `_CORRUPT`."""
-    values = MmapedDict.read_all_values_from_file(str(path))  # type: ignore[no-untyped-call]
-    found = [(key, value) for key, value, *_ in values]
+    found = read_file(path)
     for key, _ in found:
         json.loads(key)
     return found
