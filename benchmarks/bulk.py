@@ -34,7 +34,7 @@ from model import MonteCarloDropout, load_artifact, summarize
 from service.bulk.inputs import IMAGES
 from service.bulk.job import KEEP_MEMORY
 from service.bulk.scoring import AT_ONCE, Scorer
-from service.inference.images import ImageLimits
+from service.inference.limits import ImageLimits
 from service.schemas.parameters import Parameters
 from training.data import as_inputs, load_fashion_mnist
 

@@ -11,10 +11,11 @@ from model import Artifact, entropy
 from service.inference.decision import Decision, DecisionOptions, DecisionPolicy, Decisions
 from service.inference.decoding import decode_all
 from service.inference.errors import DecoderError, ImageError
+from service.inference.limits import ImageLimits
 from service.inference.pixels import SIDE, Pixels
 from service.inference.predictor import Prediction, Predictions, Predictor
 from service.inference.preparation import Input, prepare_all
-from service.inference.upload import ImageLimits, RawImage, Upload
+from service.inference.upload import RawImage, Upload
 from service.monitoring.drift import Reference
 from service.monitoring.logs import LOGGER
 from service.monitoring.timings import Timings

@@ -19,7 +19,7 @@ from service.http.application import Application
 from service.http.connections import guard_connections
 from service.http.cors import cors_options
 from service.http.request_body import image_of, images_of
-from service.inference.upload import ImageLimits
+from service.inference.limits import ImageLimits
 from service.monitoring.logs import write_log
 from service.monitoring.metrics import Metrics, PredictionCollector
 from service.monitoring.observer import PredictionObserver

@@ -2,10 +2,12 @@
 
 import math
 
-from service.inference.decoding import Decoded, decode_all
+from service.inference.decoding import decode_all
 from service.inference.errors import ImageError
+from service.inference.general_decoder import Decoded
+from service.inference.limits import ImageLimits
 from service.inference.preparation import Input, Invert, prepare_all
-from service.inference.upload import ImageLimits, RawImage, Upload
+from service.inference.upload import RawImage, Upload
 
 
 def accept(image: RawImage, *, max_pixels: int = 10**6, max_aspect_ratio: float = math.inf) -> Upload:

@@ -20,7 +20,7 @@ from service.bulk.progress import shown
 from service.bulk.report import page
 from service.bulk.scoring import Scorer
 from service.bulk.summary import sections, summarize_output
-from service.inference.upload import ImageLimits
+from service.inference.limits import ImageLimits
 from service.schemas.parameters import Parameters
 from service.schemas.problems import Problem
 from service.settings import Settings, SettingsError

@@ -12,10 +12,10 @@ from threadpoolctl import threadpool_limits
 
 from model import Artifact, Uncertainty
 from service.inference.decision import Decisions
+from service.inference.limits import ImageLimits
 from service.inference.pixels import SIDE
 from service.inference.predictor import Predictions
 from service.inference.preparation import Input
-from service.inference.upload import ImageLimits
 from service.pipeline import Batch, Pipeline, Run
 from service.schemas.parameters import Parameters
 from service.schemas.problems import Problem

@@ -11,8 +11,8 @@ from starlette.responses import Response
 from service.http.admission import Admission
 from service.http.body_reader import BodyReader
 from service.http.deadline import Deadline
-from service.http.open_inference.decode import read
-from service.http.open_inference.encode import check_outputs, write
+from service.http.open_inference.decode import read_inference
+from service.http.open_inference.encode import check_outputs, write_inference
 from service.http.open_inference.metadata import HEADER_LENGTH
 from service.http.request_body import ParsedBody, check_count, read_many, read_one
 from service.http.request_context import RequestContext
@@ -105,7 +105,9 @@ class PredictionEndpoints:
         """Predict many images, by the Open Inference Protocol."""
         context = RequestContext.of(request.scope)
         body = await self._bodies.read(request)
-        inference = await anyio.to_thread.run_sync(read, body, request.headers.get(HEADER_LENGTH), self._settings)
+        inference = await anyio.to_thread.run_sync(
+            read_inference, body, request.headers.get(HEADER_LENGTH), self._settings
+        )
         check_outputs(inference)
         self._check_work(len(inference.images), inference.parameters)
         _note(context, body, len(inference.images), inference.parameters)
@@ -114,7 +116,7 @@ class PredictionEndpoints:
         def work(run: Run) -> tuple[bytes, int | None]:
             answers = list(pipeline.answers(inference.images, inference.parameters, run))
             with context.timings.stage("encode"):
-                return write(inference, answers, pipeline.classes)
+                return write_inference(inference, answers, pipeline.classes)
 
         async with self.batches:
             content, length = await self._in_thread(request, work, seconds=inference.seconds)
@@ -139,13 +141,13 @@ class PredictionEndpoints:
             raise Problem("too-much-work", f"{detail} ({rules})")
 
     async def _read(
-        self, request: Request, read: Callable[..., ParsedBody], kind: type[SomeParameters]
+        self, request: Request, parse_body: Callable[..., ParsedBody], kind: type[SomeParameters]
     ) -> tuple[ParsedBody, SomeParameters]:
         content_type = request.headers.get("content-type", "")
         body = await self._bodies.read(request)
 
         def parse() -> tuple[ParsedBody, SomeParameters]:
-            content = read(content_type, body, self._settings)
+            content = parse_body(content_type, body, self._settings)
             return content, kind.gather(request.query_params.multi_items(), content.fields)
 
         is_light = len(body) <= _LIGHT_BODY_BYTES

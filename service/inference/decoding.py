@@ -1,33 +1,11 @@
-"""Uploads -> grey pixels of any size."""
+"""Uploads -> grey pixels of any size, many images at once."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
-import numpy as np
-
-from service.inference import pillow_decoder, png
-from service.inference.arrays import pixels_of_array
-from service.inference.errors import ImageError, as_image_error
-from service.inference.formats import read_structure
-from service.inference.pixels import Pixels
-from service.inference.png import PlainPng
+from service.inference.errors import ImageError
+from service.inference.general_decoder import Decoded, decode_image
+from service.inference.png import PlainPng, decode_plain
 from service.inference.upload import Upload
-
-
-class Decoded(NamedTuple):
-    """A decoded image, of any size, dark on light or light on dark.
-
-    Attributes:
-        pixels: (H, W) uint8.
-        source: format of the source: "PNG", "JPEG", "WEBP" or "array".
-        steps: what was done to it, in order.
-        warnings: what may make the prediction worse.
-    """
-
-    pixels: Pixels
-    source: str
-    steps: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
 
 
 def decode_all(uploads: Sequence[Upload], *, unit_range: bool) -> Iterator[Decoded | ImageError]:
@@ -44,23 +22,10 @@ def decode_all(uploads: Sequence[Upload], *, unit_range: bool) -> Iterator[Decod
         `TooManyPixelsError` where there is not enough memory, `DecoderError` where the decoder failed unexpectedly,
         another `ImageError` for broken data.
     """
-    plain = iter(png.decode([upload.content for upload in uploads if isinstance(upload.content, PlainPng)]))
+    plain = iter(decode_plain([upload.content for upload in uploads if isinstance(upload.content, PlainPng)]))
     for upload in uploads:
         pixels = next(plain) if isinstance(upload.content, PlainPng) else None
         try:
-            yield _decode(upload, unit_range=unit_range) if pixels is None else Decoded(pixels, "PNG")
+            yield decode_image(upload, unit_range=unit_range) if pixels is None else Decoded(pixels, "PNG")
         except ImageError as error:
             yield error
-
-
-def _decode(upload: Upload, *, unit_range: bool) -> Decoded:
-    content = upload.content
-    if isinstance(content, list):
-        return Decoded(pixels_of_array(content, unit_range=unit_range), "array")
-    if isinstance(content, np.ndarray):
-        return Decoded(content, "array")
-    with as_image_error:
-        file = read_structure(content.data) if isinstance(content, PlainPng) else content
-        pixels, steps = pillow_decoder.decode(file)
-    frames = () if file.frames == 1 else (f"only the first of {file.frames} frames was used",)
-    return Decoded(pixels, file.format, steps, frames + file.warnings)

@@ -30,7 +30,7 @@ _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
 Image.MAX_IMAGE_PIXELS = None  # `Upload.of` has checked our own limit
 
 
-def decode(file: ImageStructure) -> tuple[Pixels, tuple[str, ...]]:
+def decode_file(file: ImageStructure) -> tuple[Pixels, tuple[str, ...]]:
     """Decode a file to grey, turned upright as its EXIF orientation says (Exif 2.3, tag 0x0112).
 
     Returns:

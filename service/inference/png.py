@@ -67,7 +67,7 @@ class PlainPng(NamedTuple):
         return rows if stream.eof and len(rows) == size else None
 
 
-def decode(files: Sequence[PlainPng]) -> list[Pixels | None]:
+def decode_plain(files: Sequence[PlainPng]) -> list[Pixels | None]:
     """Decode files, (H, W) each; None for one that is not quite right."""
     if len({(file.width, file.height) for file in files}) < 2:
         return _decode_alike(files)

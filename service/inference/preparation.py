@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from service.inference.decoding import Decoded
 from service.inference.errors import ImageError
+from service.inference.general_decoder import Decoded
 from service.inference.pixels import SIDE, Pixels
 
 _MARGIN_TOLERANCE = 13  # 5 % of full scale, the margin rule of Fashion-MNIST's own preparation (arXiv:1708.07747, 2)

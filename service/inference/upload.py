@@ -1,27 +1,15 @@
 """Images as clients send them, accepted or refused before anything is decoded."""
 
-import math
 from typing import Any, NamedTuple, Self
 
-from service.inference.errors import ImageError, TooManyPixelsError, as_image_error
+from service.inference.errors import as_image_error
 from service.inference.formats import ImageStructure, read_structure
+from service.inference.limits import ImageLimits
 from service.inference.pixels import Pixels
 from service.inference.png import PlainPng
 
 # An image file; an array as nested lists; or pixels, (28, 28).
 RawImage = bytes | list[Any] | Pixels
-
-
-class ImageLimits(NamedTuple):
-    """What an image file may announce.
-
-    Attributes:
-        max_pixels: of three bytes, which decoding it may cost as much as.
-        max_aspect_ratio: largest ratio of its longer side to the shorter one.
-    """
-
-    max_pixels: int
-    max_aspect_ratio: float = math.inf
 
 
 class Upload(NamedTuple):
@@ -48,15 +36,5 @@ class Upload(NamedTuple):
             return cls(image)
         with as_image_error:
             file = PlainPng.of(image) or read_structure(image)
-        _check(file, limits)
+        limits.check(file.width, file.height, file.cost)
         return cls(file, file.cost)
-
-
-def _check(file: PlainPng | ImageStructure, limits: ImageLimits) -> None:
-    size = f"{file.width} x {file.height} pixels"
-    if file.cost > limits.max_pixels:
-        counted = "" if file.cost == file.width * file.height else f", which count as {file.cost}"
-        raise TooManyPixelsError(f"the image has {size}{counted}, more than {limits.max_pixels}")
-    if max(file.width, file.height) > limits.max_aspect_ratio * min(file.width, file.height):
-        ratio = f"{limits.max_aspect_ratio:g}"
-        raise ImageError(f"the image has {size}: a side may be {ratio} times as long as the other at most")

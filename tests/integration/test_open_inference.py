@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.http.open_inference import metadata
-from service.http.open_inference.decode import read
+from service.http.open_inference.decode import read_inference
 from service.http.open_inference.encode import check_outputs
 from service.http.open_inference.schemas import InferenceResponse
 from service.schemas.problems import Problem
@@ -44,7 +44,7 @@ def tensor_of(values: np.ndarray, datatype: str) -> dict:
 
 def refused(body: bytes, header: str | None = None) -> Problem:
     with pytest.raises(Problem) as found:
-        check_outputs(read(body, header, LIMITS))
+        check_outputs(read_inference(body, header, LIMITS))
     assert found.value.status in {400, 422}
     return found.value
 
@@ -56,24 +56,26 @@ def test_numbers_are_images_in_every_shape(pixels_BHW, shape, is_flat):
         tensor = tensor_of(values.reshape(shape), datatype)
         if is_flat:
             tensor["data"] = values.ravel().tolist()
-        assert np.array_equal(read(request_of(tensor), None, LIMITS).images, pixels_BHW)
+        assert np.array_equal(read_inference(request_of(tensor), None, LIMITS).images, pixels_BHW)
         dtype = {"UINT8": "u1", "FP32": "<f4", "FP64": "<f8"}[datatype]
         raw = values.astype(dtype).tobytes()
         head = request_of({"shape": shape, "datatype": datatype, "parameters": {"binary_data_size": len(raw)}})
-        assert np.array_equal(read(head + raw, str(len(head)), LIMITS).images, pixels_BHW)
+        assert np.array_equal(read_inference(head + raw, str(len(head)), LIMITS).images, pixels_BHW)
 
 
 def test_one_image_needs_no_axis_for_others(pixels_BHW):
     for shape in ((28, 28), (784,)):
         tensor = tensor_of(pixels_BHW[0].reshape(shape), "UINT8")
-        assert np.array_equal(read(request_of(tensor), None, LIMITS).images, pixels_BHW[:1])
+        assert np.array_equal(read_inference(request_of(tensor), None, LIMITS).images, pixels_BHW[:1])
 
 
 def test_bytes_are_files():
     raw = struct.pack("<I", 3) + b"abc" + struct.pack("<I", 0)
     head = request_of({"shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}})
-    assert read(head + raw, str(len(head)), LIMITS).images == [b"abc", b""]
-    assert read(request_of({"shape": [1], "datatype": "BYTES", "data": ["YWJj"]}), None, LIMITS).images == [b"abc"]
+    assert read_inference(head + raw, str(len(head)), LIMITS).images == [b"abc", b""]
+    assert read_inference(request_of({"shape": [1], "datatype": "BYTES", "data": ["YWJj"]}), None, LIMITS).images == [
+        b"abc"
+    ]
 
 
 ZEROS = np.zeros((1, 28, 28), int)
@@ -135,7 +137,7 @@ def test_whatever_comes_is_read_or_a_clients_mistake(cut, insertion, header):
     body = request_of(GOOD, parameters={"samples": 10}, outputs=[{"name": "variance"}])
     status = 200
     try:
-        check_outputs(read(body[:cut] + insertion + body[cut:], header, LIMITS))
+        check_outputs(read_inference(body[:cut] + insertion + body[cut:], header, LIMITS))
     except Problem as problem:
         status = problem.status
     assert status in {200, 400, 422}

@@ -26,8 +26,8 @@ from service.bulk.report import page
 from service.bulk.scoring import ROWS, Scorer
 from service.bulk.summary import MEASURES, QUANTILES, summarize_output
 from service.inference.decoding import decode_all
+from service.inference.limits import ImageLimits
 from service.inference.preparation import Input
-from service.inference.upload import ImageLimits
 from service.schemas.parameters import Parameters
 
 NONE = pa.array([], pa.string())

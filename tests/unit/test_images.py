@@ -10,9 +10,9 @@ from stages import accept, prepare
 from stages import decode as decode_upload
 
 from service.inference.arrays import pixels_of_array
-from service.inference.decoding import Decoded
 from service.inference.errors import ImageError, TooManyPixelsError, UnknownFormatError
 from service.inference.formats import FORMATS
+from service.inference.general_decoder import Decoded
 from service.inference.preparation import Input, Invert
 
 MAX_PIXELS = 1_000_000

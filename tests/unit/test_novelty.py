@@ -13,7 +13,7 @@ from model import MLPConfig, build_mlp, load_artifact
 from model.artifact import ArtifactError, save_artifact
 from model.chain import Chain
 from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, _by_active, features
-from service.inference.decoding import Decoded
+from service.inference.general_decoder import Decoded
 from training.data import Images, as_inputs
 from training.novelty import fit_novelty, varied
 

@@ -9,9 +9,9 @@ from PIL import Image
 from model import load_artifact
 from service.inference.decision import Decision, DecisionPolicy
 from service.inference.formats import read_structure
+from service.inference.limits import ImageLimits
 from service.inference.predictor import Predictor
 from service.inference.preparation import prepare_all
-from service.inference.upload import ImageLimits
 from service.monitoring.metrics import Metrics
 from service.monitoring.observer import PredictionObserver
 from service.monitoring.prediction_log import PredictionLog

@@ -11,10 +11,11 @@ from PIL import Image
 from stages import accept, prepare
 from stages import decode as decode_upload
 
-from service.inference.decoding import Decoded, decode_all
+from service.inference.decoding import decode_all
 from service.inference.errors import ImageError
 from service.inference.formats import read_structure
-from service.inference.png import PlainPng, decode
+from service.inference.general_decoder import Decoded
+from service.inference.png import PlainPng, decode_plain
 from service.inference.preparation import Input, prepare_all
 from service.inference.upload import Upload
 
@@ -66,7 +67,7 @@ def test_what_pillow_writes_is_plain(size, options):
     pixels = RNG.integers(0, 256, size[::-1], dtype=np.uint8)
     plain = PlainPng.of(encoded(Image.fromarray(pixels), **options))
     assert (plain.width, plain.height) == size
-    assert np.array_equal(decode([plain])[0], pixels)
+    assert np.array_equal(decode_plain([plain])[0], pixels)
 
 
 @pytest.mark.parametrize("kind", range(6))
@@ -134,15 +135,15 @@ def test_files_decoded_together_are_those_decoded_alone(fashion):
     images += [file(zlib.compress(rows([kind] * 28))) for kind in range(5)]
     plain = [one for data in (*images, *damaged(), *images) if (one := PlainPng.of(data)) and one[:2] == (28, 28)]
     broken = 0
-    for one, pixels in zip(plain, decode(plain), strict=True):
-        (alone,) = decode([one])
+    for one, pixels in zip(plain, decode_plain(plain), strict=True):
+        (alone,) = decode_plain([one])
         broken += alone is None
         assert np.array_equal(pixels, alone) if alone is not None else pixels is None
     assert broken > 500
     sound = [PlainPng.of(data) for data in images]
-    for data, pixels in zip(images, decode(sound), strict=True):
+    for data, pixels in zip(images, decode_plain(sound), strict=True):
         assert np.array_equal(pixels, by_the_general_reader(data).pixels)
-    assert decode([]) == []
+    assert decode_plain([]) == []
 
 
 def alone(data: bytes) -> Input | ImageError:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from stages import prepare
 
-from service.inference.decoding import Decoded
+from service.inference.general_decoder import Decoded
 from service.inference.preparation import _fit
 
 

@@ -48,7 +48,7 @@ class Inference:
     seconds: float | None
 
 
-def read(body: bytes, header_length: str | None, limits: Settings) -> Inference:
+def read_inference(body: bytes, header_length: str | None, limits: Settings) -> Inference:
     """Read the body of an inference request: JSON, and raw tensors behind the bytes that the header counts.
 
     Raises:

@@ -97,7 +97,9 @@ def check_outputs(asked: Inference) -> None:
             raise invalid(("outputs", f"{output.name} is not there without masks or moments"))
 
 
-def write(asked: Inference, answers: Sequence[Answer | Problem], classes: Sequence[str]) -> tuple[bytes, int | None]:
+def write_inference(
+    asked: Inference, answers: Sequence[Answer | Problem], classes: Sequence[str]
+) -> tuple[bytes, int | None]:
     """Make the body of the answer, and the length of its JSON if raw tensors follow.
 
     Raises:

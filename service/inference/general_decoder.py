@@ -1,0 +1,43 @@
+"""One image of any kind -> grey pixels."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from service.inference import pillow_decoder
+from service.inference.arrays import pixels_of_array
+from service.inference.errors import as_image_error
+from service.inference.formats import read_structure
+from service.inference.pixels import Pixels
+from service.inference.png import PlainPng
+from service.inference.upload import Upload
+
+
+class Decoded(NamedTuple):
+    """A decoded image, of any size, dark on light or light on dark.
+
+    Attributes:
+        pixels: (H, W) uint8.
+        source: format of the source: "PNG", "JPEG", "WEBP" or "array".
+        steps: what was done to it, in order.
+        warnings: what may make the prediction worse.
+    """
+
+    pixels: Pixels
+    source: str
+    steps: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def decode_image(upload: Upload, *, unit_range: bool) -> Decoded:
+    """Decode an image; arguments and errors as for `decoding.decode_all`."""
+    content = upload.content
+    if isinstance(content, list):
+        return Decoded(pixels_of_array(content, unit_range=unit_range), "array")
+    if isinstance(content, np.ndarray):
+        return Decoded(content, "array")
+    with as_image_error:
+        file = read_structure(content.data) if isinstance(content, PlainPng) else content
+        pixels, steps = pillow_decoder.decode_file(file)
+    frames = () if file.frames == 1 else (f"only the first of {file.frames} frames was used",)
+    return Decoded(pixels, file.format, steps, frames + file.warnings)
