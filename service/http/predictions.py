@@ -119,10 +119,10 @@ class PredictionEndpoints:
                 return write_inference(inference, answers, pipeline.classes)
 
         async with self.batches:
-            content, length = await self._in_thread(request, work, seconds=inference.seconds)
-        if length is None:
+            content, json_length = await self._in_thread(request, work, seconds=inference.seconds)
+        if json_length is None:
             return json_response(content)
-        return Response(content, headers={HEADER_LENGTH: str(length)}, media_type="application/octet-stream")
+        return Response(content, headers={HEADER_LENGTH: str(json_length)}, media_type="application/octet-stream")
 
     async def _read_many(
         self, request: Request, kind: type[SomeParameters]
