@@ -3,15 +3,15 @@
 from service.pipeline import Pipeline
 from service.service import UncertaintyService
 
-_answer = Pipeline.answer
+_evaluate = Pipeline._evaluate
 
 
-def _fail_or_answer(self, opened, parameters, stages):
-    if parameters.seed == 13:
+def _fail_or_evaluate(self, group, sampling, options, run):
+    if sampling.seed == 13:
         raise RuntimeError("a fault on purpose")
-    return _answer(self, opened, parameters, stages)
+    return _evaluate(self, group, sampling, options, run)
 
 
-Pipeline.answer = _fail_or_answer
+Pipeline._evaluate = _fail_or_evaluate
 
 __all__ = ["UncertaintyService"]

@@ -37,4 +37,6 @@ class PageFiles:
             return RedirectResponse(f"..{ROOT}", 308)
         response = await self._files.get_response(PAGES.get(path) or path.removeprefix(f"{ROOT}/"), request.scope)
         response.headers["Cache-Control"] = "no-cache"
+        if response.headers.get("Content-Type") == "application/octet-stream":  # a licence
+            response.headers["Content-Type"] = "text/plain; charset=utf-8"
         return response
