@@ -1,11 +1,13 @@
-"""What the README says is run, or held against the code that it speaks of."""
+"""The documentation is executed, or compared with the code that it describes."""
 
+import importlib.util
 import json
 import re
 import subprocess
 import sys
 import tomllib
 from itertools import chain, pairwise
+from pathlib import Path
 
 import pytest
 from server import ROOT
@@ -14,29 +16,67 @@ from model import load_artifact
 from model.artifact import PRETRAINED
 from model.calibration import COVERAGES, RISKS
 from service.schemas.parameters import Parameters
+from service.schemas.problems import STATUSES
 from service.settings import PREFIX, Settings
 from training.compare import interval
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-CURLS = [line.removeprefix("$ ") for kind, text in BLOCKS if kind == "console" for line in text.splitlines()]
+DOCS = ROOT / "docs"
+README, API, RESULTS = ROOT / "README.md", DOCS / "api.md", DOCS / "results.md"
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
+ALL_PAGES = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*/*.md"))]
+MOST_LINES_OF_README = 150
 
 
-def rows(header: str) -> list[list[str]]:
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """The kind and text of each fenced block."""
+    return re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def snippets(kind: str) -> list:
+    return [
+        pytest.param(text, id=f"{name_of(page)}-{number}")
+        for page in PAGES
+        for number, (found, text) in enumerate(blocks(page))
+        if found == kind
+    ]
+
+
+def examples() -> list:
+    """Each request that is followed by its answer."""
+    found = []
+    for page in PAGES:
+        for number, ((kind, text), (following, answer)) in enumerate(pairwise(blocks(page))):
+            if (kind, following) == ("console", "json"):
+                command = text.removeprefix("$ ").strip().replace("\n$ ", " && ")
+                found.append(pytest.param(command, json.loads(answer), id=f"{name_of(page)}-{number}"))
+    return found
+
+
+def tables(page: Path) -> list[list[list[str]]]:
+    """The cells of each table, its header first."""
+    found = re.findall(r"((?:^\|.*\n)+)", page.read_text(), re.MULTILINE)
+    cells = [[[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()] for table in found]
+    return [[header, *body] for header, _, *body in cells]
+
+
+def rows(page: Path, header: str) -> list[list[str]]:
     """The cells of the table that has this header in its first column."""
-    table = re.search(rf"^\| {header} \|.*\n\|.*\n((?:\|.*\n)+)", README, re.MULTILINE)
-    assert table, header
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[1].splitlines()]
+    [body] = [body for titles, *body in tables(page) if titles[0] == header]
+    return body
 
 
 def run_shell(command: str, url: str) -> dict:
-    there = command.replace("localhost:3000", url.removeprefix("http://"))
-    completed = subprocess.run(["bash", "-c", there], cwd=ROOT, capture_output=True, check=True, timeout=30)
+    on_server = command.replace("localhost:3000", url.removeprefix("http://"))
+    completed = subprocess.run(["bash", "-c", on_server], cwd=ROOT, capture_output=True, check=True, timeout=30)
     return json.loads(completed.stdout)
 
 
 def assert_alike(shown: object, found: object) -> None:
-    """Equal but for the digits that the README leaves out."""
+    """Equal except for the digits that the documentation leaves out."""
     if isinstance(shown, dict):
         assert shown.keys() == found.keys()
         for name, value in shown.items():
@@ -47,106 +87,201 @@ def assert_alike(shown: object, found: object) -> None:
         assert found == shown
 
 
-SHOWN = [
-    (text.removeprefix("$ ").strip().replace("\n$ ", " && "), json.loads(answer))
-    for (kind, text), (following, answer) in pairwise(BLOCKS)
-    if (kind, following) == ("console", "json")
-]
+def test_readme_is_short():
+    assert len(README.read_text().splitlines()) <= MOST_LINES_OF_README
 
 
-def test_answers_are_shown():
-    assert len(SHOWN) == 4
+def test_examples_are_found():
+    assert len(examples()) == 4
+    assert sum(page == README for page in PAGES for kind, _ in blocks(page) if kind == "json") == 1
 
 
-@pytest.mark.parametrize(("command", "answer"), SHOWN)
-def test_the_answers_shown_are_the_servers(server, command, answer):
+@pytest.mark.parametrize(("command", "answer"), examples())
+def test_shown_answers_are_the_servers(server, command, answer):
     assert_alike(answer, run_shell(command, server.url))
 
 
-def test_the_ways_to_send_an_image_are_one(server):
-    answers = [run_shell(command, server.url) for command in CURLS if "seed" in command]
+def test_ways_to_send_an_image_are_equivalent(server):
+    commands = [
+        line.removeprefix("$ ") for kind, text in blocks(API) if kind == "console" for line in text.splitlines()
+    ]
+    answers = [run_shell(command, server.url) for command in commands if "seed" in command]
     assert len(answers) == 3
     assert all(answer == answers[0] for answer in answers)
     assert (answers[0]["label"], answers[0]["samples"], answers[0]["seed"]) == ("ankle boot", 100, 1)
 
 
-@pytest.mark.parametrize("snippet", [text for kind, text in BLOCKS if kind == "python"])
-def test_the_python_snippets_run(server, snippet):
+@pytest.mark.parametrize("snippet", snippets("python"))
+def test_python_snippets_run(server, snippet):
     code = snippet.replace("http://localhost:3000", server.url)
     code = code.replace("localhost:3000", server.url.removeprefix("http://"))
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
 
 
-def test_the_settings_are_all_there_with_their_defaults():
-    shown = {name.strip("`"): default for names, _, default in rows("variable") for name in names.split(", ")}
+def test_all_settings_are_listed_with_their_defaults():
+    listed = rows(DOCS / "settings.md", "variable")
+    shown = {name.strip("`"): default for names, _, default in listed for name in names.split(", ")}
     assert shown.pop("MCD_DATA_DIR") == ""
     assert shown == {PREFIX + name.upper(): str(value) for name, value in Settings()}
 
 
-def test_the_parameters_are_all_there_with_their_defaults():
-    shown = {name.strip("`"): default.strip("`") for name, _, default in rows("parameter")}
+def test_all_parameters_are_listed_with_their_defaults():
+    shown = {name.strip("`"): default.strip("`") for name, _, default in rows(API, "parameter")}
     assert shown == {name: str(value) for name, value in Parameters()}
 
 
-def test_every_dependency_is_named_with_a_reason():
+def test_all_error_statuses_are_listed():
+    shown = {int(status) for statuses, _ in rows(API, "status") for status in statuses.split(", ")}
+    assert shown == set(STATUSES.values())
+
+
+def test_every_dependency_is_listed_with_a_reason():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    listed = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
-    named = ", ".join(re.sub(r"\(.*?\)", "", packages) for packages, _ in rows("package"))
-    assert {re.match(r"[\w-]+", line)[0] for line in listed} == {name.strip() for name in named.split(",")}
+    declared = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    names = {re.match(r"[\w-]+", line)[0] for line in declared}
+    listed = ", ".join(re.sub(r"\(.*?\)", "", packages) for packages, _ in rows(DOCS / "dependencies.md", "package"))
+    assert {name.strip() for name in listed.split(",")} == names
     pinned = set(re.findall(r"^([\w-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
-    assert {re.match(r"[\w-]+", line)[0] for line in listed} <= pinned
+    assert names <= pinned
 
 
-def test_the_figures_are_the_cards():
+def test_figures_are_those_of_the_artifacts_card():
     metrics = load_artifact().card["metrics"]["test"]
-    shown = {name: len(list(rows(name))) for name in ("mode", "coverage asked for", "risk accepted")}
-    assert shown == {"mode": 3, "coverage asked for": len(COVERAGES), "risk accepted": len(RISKS)}
-    for mode, *figures in rows("mode"):
+    shown = {name: len(rows(RESULTS, name)) for name in ("mode", "requested coverage", "`max_risk`")}
+    assert shown == {"mode": 3, "requested coverage": len(COVERAGES), "`max_risk`": len(RISKS)}
+    for mode, *figures in rows(RESULTS, "mode"):
         found = metrics[mode.partition(",")[0]]
         raw = [found[name] for name in ("accuracy", "nll", "ece")]
         calibrated = [found["calibrated"][name] for name in ("nll", "ece")]
         assert [f"{number:.4f}" for number in raw + calibrated] == figures
-    promises = metrics["mc"]["calibrated"]
-    for level, covered, size in rows("coverage asked for"):
-        found = promises["prediction_sets"]["lac"][level]
+    calibrated = metrics["mc"]["calibrated"]
+    for level, covered, size in rows(RESULTS, "requested coverage"):
+        found = calibrated["prediction_sets"]["lac"][level]
         assert [f"{found[name]:.3f}" for name in ("covered", "size")] == [covered, size]
-    for risk, answered, error in rows("risk accepted"):
-        found = promises["max_risk"][risk]
+    for risk, answered, error in rows(RESULTS, "`max_risk`"):
+        found = calibrated["max_risk"][risk]
         assert [f"{found[name]:.3f}" for name in ("answered", "error")] == [answered, error]
 
 
-def test_the_other_figures_are_the_model_cards():
-    figures = json.loads((ROOT / "docs" / "model-card" / "figures.json").read_text())
-    assert [row[0] for row in rows("images that are no clothing")] == list(figures["ood"])
-    for name, *shown in rows("images that are no clothing"):
+def test_figures_are_those_of_the_model_card():
+    figures = json.loads((DOCS / "model-card" / "figures.json").read_text())
+    others = rows(RESULTS, "out-of-distribution images")
+    assert [row[0] for row in others] == list(figures["ood"])
+    for name, *shown in others:
         aurocs = [figures["ood"][name][score]["auroc"] for score in ("novelty", "mutual information, mc")]
         decided = [figures["decisions"][name][part] for part in ("novel", "answered")]
         assert [f"{number:.3f}" for number in aurocs + decided] == shown
-    for name, *shown in rows("other model"):
+    for name, *shown in rows(RESULTS, "other model"):
         model, mode = name.split(", ")
         assert [f"{figures['beside'][model][mode][part]:.4f}" for part in ("accuracy", "nll", "ece")] == shown
-    varied = {
-        "blurred a little": figures["corruptions"]["blur"]["1"], "turned by 15°": figures["rotation"]["15"],
-        "turned by 90°": figures["rotation"]["90"], "covered in part": figures["corruptions"]["occlusion"]["3"],
+    shifted = {
+        "slightly blurred": figures["corruptions"]["blur"]["1"], "rotated by 15°": figures["rotation"]["15"],
+        "rotated by 90°": figures["rotation"]["90"], "partly covered": figures["corruptions"]["occlusion"]["3"],
     }  # fmt: skip
-    assert [row[0] for row in rows("test images")] == list(varied)
-    for name, *shown in rows("test images"):
-        found = varied[name]
+    assert [row[0] for row in rows(RESULTS, "test images")] == list(shifted)
+    for name, *shown in rows(RESULTS, "test images"):
+        found = shifted[name]
         numbers = [found["mc"]["accuracy"], found["decision"]["answered"], found["decision"]["error"]]
         assert [f"{number:.3f}" for number in numbers] == shown
 
 
-def test_the_intervals_over_seeds_are_those_of_the_cards():
+def test_intervals_over_seeds_are_those_of_the_cards():
     folders = [PRETRAINED, *sorted((ROOT / "training" / "ensemble").iterdir())]
     cards = [load_artifact(folder).card for folder in folders]
     assert [card["seed"] for card in cards] == [0, 1, 2, 3, 4]
     calibrated = [card["metrics"]["test"]["mc"]["calibrated"] for card in cards]
+    text = " ".join(RESULTS.read_text().split())
     for title, name in {"accuracy": "accuracy", "NLL": "nll", "ECE": "ece"}.items():
         mean, half = interval([one[name] for one in calibrated])
-        assert f"{title} {mean:.4f} ± {half:.4f}" in README
+        assert f"{title} {mean:.4f} ± {half:.4f}" in text
 
 
-def test_every_make_target_named_exists():
-    makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"(?:^    |`)make (\w+)", README, re.MULTILINE)):
+def measured(page: str, table: int = 0) -> dict[str, list[str]]:
+    """A table that a benchmark wrote: the cells of each row by its first one."""
+    return {label: cells for label, *cells in tables(DOCS / "performance" / page)[table][1:]}
+
+
+def milliseconds(table: dict[str, list[str]]) -> tuple[float, float]:
+    """Time of 100 masks with our method, and with the fastest other library."""
+    took = {label: cells[2].partition(" ")[0] for label, cells in table.items()}
+    others = [float(took[label]) for label in took if label.startswith(("torch-uncertainty", "baal"))]
+    return float(took["ours: stratified"]), min(others)
+
+
+def measured_ratios() -> list[float]:
+    """The figures of docs/performance.md in their order, from the tables of the benchmarks."""
+    one, many, error = measured("speed.md"), measured("speed.md", 2), measured("error.md")
+    latency, throughput = measured("latency.md"), measured("throughput.md")
+    (ours, fastest), (ours_of_many, fastest_of_many) = milliseconds(one), milliseconds(many)
+    in_forwards = {label: float(re.search(r"\((.*)\)", cells[2])[1]) for label, cells in one.items()}
+    loop = float(one["loop of train-mode passes"][2].partition(" ")[0])
+    overload = re.search(
+        r"99th percentile of the answers is ([\d.]+) times", (DOCS / "performance/overload.md").read_text()
+    )
+    return [
+        in_forwards["ours: stratified"],
+        fastest / ours,
+        loop / ours,
+        fastest_of_many / ours_of_many,
+        float(error["stratified 30"][0]) / float(error["independent 100"][0]),
+        float(error["moments"][0]) / float(error["independent 1000"][0]),
+        float(error["moments"][2]) / float(error["independent 200"][2]),
+        in_forwards["ours: moments"],
+        float(throughput["bare uvicorn and Starlette"][1]),
+        float(throughput["BentoML's idiom"][1]),
+        float(overload[1]),
+        *(float(latency[request][1]) for request in ("samples=100", "samples=1000", "method=moments")),
+    ]
+
+
+def test_performance_figures_are_those_of_the_benchmarks():
+    shown = [value for _, value in rows(DOCS / "performance.md", "measurement")]
+    digits = [len(value.replace(".", "").lstrip("0")) for value in shown]
+    assert shown == [f"{ratio:.{count}g}" for ratio, count in zip(measured_ratios(), digits, strict=True)]
+
+
+def test_headline_figures_are_those_of_the_docs():
+    of_masks, at_5_percent = rows(RESULTS, "mode")[1], rows(RESULTS, "`max_risk`")[-1]
+    assert [value for _, value in rows(README, "quality")] == [of_masks[1], of_masks[5], *at_5_percent[1:]]
+    performance = [value for _, value in rows(DOCS / "performance.md", "measurement")]
+    assert [value for _, value in rows(README, "speed")] == [*performance[:3], performance[8]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_name_existing_targets_and_modules(page):
+    makefile, text = (ROOT / "Makefile").read_text(), page.read_text()
+    for target in set(re.findall(r"(?:^    |`)make ([a-z-]+)", text, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    for module in set(re.findall(r"python -m ((?:service|training|benchmarks)[\w.]*)", text)):
+        assert importlib.util.find_spec(module), module
+
+
+def prose(page: Path) -> str:
+    """The text of a page without code blocks, inline code and formulas."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`|\$[^$]*\$", "", text)
+
+
+def anchors(page: Path) -> set[str]:
+    """The ids that GitHub gives to the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = [heading.lower() for heading in re.findall(r"^#+ (.*)", text, re.MULTILINE)]
+    return {re.sub(r"[^\w -]", "", heading).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
+def test_relative_links_resolve(page):
+    for link in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_index_links_every_page():
+    index = (DOCS / "README.md").read_text()
+    for page in DOCS.glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in index, page.name
