@@ -1,7 +1,6 @@
 """The command `mcd`: each subcommand is loaded when it is asked for, so that help comes at once."""
 
 import importlib
-import sys
 from typing import Annotated
 
 import typer
@@ -70,12 +69,14 @@ def _run(context: typer.Context, module: str, *, extra: str = "") -> None:
         extra: of this distribution, which installs what the module imports.
 
     Raises:
-        SystemExit: the program ended; status 1 if a package of the extra is missing.
+        Exit: a package of the extra is missing.
+        SystemExit: the program ended.
     """
     try:
         program = importlib.import_module(module).app
     except ModuleNotFoundError as error:
         if not extra or str(error.name).partition(".")[0] in _OWN_PACKAGES:
             raise
-        sys.exit(f"{context.command_path}: {error.name} is not installed: pip install 'mcd[{extra}]'")
+        typer.echo(f"{context.command_path}: {error.name} is not installed: pip install 'mcd[{extra}]'", err=True)
+        raise typer.Exit(1) from error
     program(args=context.args, prog_name=context.command_path)
