@@ -1,4 +1,4 @@
-# Every target sets up .venv first; once that is done and nothing changed, it installs nothing.
+# Every target first installs in .venv what it needs; once that is done and nothing changed, it installs nothing.
 PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 3000
@@ -8,10 +8,19 @@ IN ?= docs/images/fashion-*.png
 OUT ?= runs/bulk
 STUDIES ?= runs/studies
 MNIST ?=
+# Files or folders instead of those that the target runs, and more options of pytest.
+TESTS ?=
+PYTEST_OPTIONS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+# One file for each set of packages that is installed: the base for serving, two of the extras, and everything.
+FOR_SERVING := $(VENV)/installed-serve
+FOR_TRAINING := $(VENV)/installed-train
+FOR_BULK := $(VENV)/installed-bulk
 INSTALLED := $(VENV)/installed
+PIP_INSTALL := -m pip install --disable-pip-version-check --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 BENCH := .venv-bench
 CHAPTER := runs/chapter/artifact
 SEEDS := 1 2 3 4
@@ -22,25 +31,48 @@ MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 # BentoML reports usage unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: install serve test fuzz observe soak check format train ensemble bulk evaluate studies bench pictures bento \
-	bento-check lock clean
+.PHONY: install serve unit test test-all fuzz observe soak check format train ensemble bulk evaluate studies bench \
+	pictures bento bento-check lock clean
 
+# Everything that development needs.
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, got " + sys.version.split()[0] + ": make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[train,bulk,tracing,dev]'
-	$(BIN)/python -m pip download --disable-pip-version-check --no-deps --dest $(VENV)/share '$(PROTOCOL)'
+	$(PYTHON) -m venv $(VENV)
+
+# A larger set contains the smaller ones: after `make install` no target installs anything.
+$(FOR_SERVING): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python $(PIP_INSTALL) --editable .
 	touch $@
 
-# Idle connections stay open longer than clients and proxies keep theirs: were it shorter, a busy server could close one
-# on which a request has just arrived.
-serve: $(INSTALLED)
-	exec $(BIN)/bentoml serve --timeout-keep-alive 75 --timeout-graceful-shutdown 30 --host $(HOST) --port $(PORT) .
+$(FOR_TRAINING): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python $(PIP_INSTALL) --editable '.[train]'
+	touch $(FOR_SERVING) $@
 
+$(FOR_BULK): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python $(PIP_INSTALL) --editable '.[bulk]'
+	touch $(FOR_SERVING) $@
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python $(PIP_INSTALL) --editable '.[train,bulk,tracing,dev]'
+	$(BIN)/python -m pip download --disable-pip-version-check --no-deps --dest $(VENV)/share '$(PROTOCOL)'
+	touch $(FOR_SERVING) $(FOR_TRAINING) $(FOR_BULK) $@
+
+serve: $(FOR_SERVING)
+	exec $(BIN)/mcd serve --host $(HOST) --port $(PORT)
+
+# Functions, and HTTP in process: within a minute.
+unit: $(INSTALLED)
+	$(PYTEST) $(or $(TESTS),tests/unit)
+
+# Also one real server, a browser, and the rules of Prometheus.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(TESTS)
+	$(PYTEST) $(or $(TESTS),tests/unit tests/integration)
+
+# Also killed processes, overload, Ray, a Bento and long training runs.
+test-all: $(INSTALLED)
+	$(PYTEST) $(or $(TESTS),tests)
 
 # Five thousand requests and more made from the service's own description, ten minutes.
 fuzz: $(INSTALLED)
@@ -65,11 +97,11 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 # An interrupted run goes on where it stopped; a finished one is only reported.
-train: $(INSTALLED)
+train: $(FOR_TRAINING)
 	$(BIN)/python -m training.train --recipe default --out runs/default --resume
 
 # Other seeds of the same recipe, ten minutes of one core each: for an ensemble, and for intervals over seeds.
-ensemble: $(INSTALLED)
+ensemble: $(FOR_TRAINING)
 	for seed in $(SEEDS); do \
 		$(BIN)/python -m training.train --recipe default --seed $$seed --no-novelty --out runs/seed-$$seed --resume \
 			&& mkdir -p training/ensemble/seed-$$seed \
@@ -77,18 +109,18 @@ ensemble: $(INSTALLED)
 	done
 
 # Scores what IN names: a folder, a pattern, Parquet, npy or IDX (docs/bulk.md).
-bulk: $(INSTALLED)
+bulk: $(FOR_BULK)
 	$(BIN)/python -m service.bulk '$(IN)' '$(OUT)' --resume --report '$(OUT).html'
 
-evaluate: $(INSTALLED) $(CHAPTER)/card.json
+evaluate: $(FOR_TRAINING) $(CHAPTER)/card.json
 	$(BIN)/python -m training.evaluate $(MODEL) --report $(REPORT) $(addprefix --ood ,$(OOD)) \
 		--beside chapter=$(CHAPTER) $(addprefix --beside ensemble=,$(MEMBERS))
 
-$(CHAPTER)/card.json: | $(INSTALLED)
+$(CHAPTER)/card.json: | $(FOR_TRAINING)
 	$(BIN)/python -m training.train --recipe chapter --out runs/chapter --resume
 
 # The chapter's exercises, half an hour of two cores; what is in $(STUDIES) already isn't done again.
-studies: $(INSTALLED)
+studies: $(FOR_TRAINING)
 	$(BIN)/python -m training.studies all --out $(STUDIES) $(if $(MNIST),--mnist $(MNIST))
 
 # The libraries that we compare with live in an environment of their own; one that can't be installed is left out.
@@ -105,9 +137,9 @@ bench: $(BENCH)/installed
 
 $(BENCH)/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[train,bulk]' psutil
+	$(BENCH)/bin/python $(PIP_INSTALL) --editable '.[train,bulk]' psutil
 	grep -v '^#' benchmarks/requirements.txt | while read -r peer; do \
-		$(BENCH)/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt $$peer \
+		$(BENCH)/bin/python $(PIP_INSTALL) $$peer \
 			|| echo "could not install $$peer: the tables go without it"; \
 	done
 	touch $@
@@ -116,7 +148,7 @@ $(BENCH)/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 pictures: $(INSTALLED)
 	$(BIN)/python -m benchmarks.page
 
-bento: $(INSTALLED)
+bento: $(FOR_SERVING)
 	$(BIN)/bentoml build .
 
 # Installs the Bento's requirements in an environment of their own, a minute or more, and compares its answers.

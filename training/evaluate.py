@@ -35,7 +35,7 @@ Array = np.ndarray
 COUNTS = (2, 5, 10, 30, 100, 300)  # of masks, side by side
 _SHIFTED = ("accuracy", "nll", "ece", "entropy", "mutual_information")
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 class Evaluator:
@@ -159,27 +159,32 @@ def run(evaluator: Evaluator, beside: Mapping[str, Sequence[Artifact]], outside:
 @app.command()
 def main(  # noqa: PLR0913 - one argument an option
     artifact: Annotated[
-        Path | None, typer.Argument(help="Folder of the artifact; the embedded default if none.")
+        Path | None, typer.Argument(help="Folder of the artifact.", show_default="the embedded one")
     ] = None,
     *,
-    samples: Annotated[int, typer.Option(min=2, help="Dropout masks.")] = 100,
+    samples: Annotated[int, typer.Option(min=2, help="Dropout masks to average.")] = 100,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the masks.")] = 0,
-    data: Annotated[Path | None, typer.Option(help="Folder of Fashion-MNIST; else found as for training.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of Fashion-MNIST.", show_default="$MCD_DATA_DIR, or found")
+    ] = None,
     beside: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FOLDER of an artifact to compare with; several of one name are an ensemble."),
+        typer.Option(help="NAME=FOLDER of another artifact to compare with; several with one name are an ensemble."),
     ] = None,
     ood: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"NAME=PATH of images that are no clothing: IDX, .npy, or a folder; or {', '.join(DOWNLOADS)}, which "
+            help=f"NAME=PATH of out-of-distribution images: IDX, .npy, or a folder; or {', '.join(DOWNLOADS)}, which "
             "torchvision downloads (EMNIST: 560 MB)."
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the figures to this JSON file too.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Folder for a model card in HTML, with pictures.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for all figures.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Folder for a model card in HTML with pictures.")] = None,
 ) -> None:
-    """Measure an artifact's predictions, promises and doubts, on the test images of Fashion-MNIST and on others."""
+    """Measure an artifact on the test images of Fashion-MNIST, on shifted images and on out-of-distribution images.
+
+    Prints accuracy, calibration, coverage of the prediction sets, abstention and detection of novel images as tables.
+    """
     torch.set_num_threads(1)  # one image at a time: too small to share
     try:
         if out is not None and not out.parent.is_dir():

@@ -36,7 +36,7 @@ ARTIFACT = "artifact"
 METRIC_SAMPLES = 100
 
 RecipeName = StrEnum("RecipeName", {name: name for name in RECIPES})
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 @dataclass(frozen=True)
@@ -62,31 +62,46 @@ class Run:
 @app.command()
 def main(  # noqa: PLR0913 - one argument an option
     *,
-    recipe: Annotated[RecipeName, typer.Option(help="'chapter' as in d2l.ai; 'default' makes the embedded model.")] = (
-        RecipeName["default"]
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="Of weights, order, augmentation, dropout.")] = 0,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's number.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/RECIPE-seedSEED")] = None,
+    recipe: Annotated[
+        RecipeName, typer.Option(help="chapter trains as d2l.ai does; default makes the embedded model.")
+    ] = (RecipeName["default"]),
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order of images, augmentation and dropout.")] = 0,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs instead of the recipe's.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for artifact, checkpoint, log and curves.", show_default="runs/RECIPE-seedSEED"),
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Folder of Fashion-MNIST.", show_default="$MCD_DATA_DIR, or found")
     ] = None,
     validate: Annotated[
         bool,
-        typer.Option("--validate", help="To choose a recipe: leave out images, and measure those, not the test's."),
+        typer.Option(
+            "--validate",
+            help="Measure on images left out of training, not on the test images: to choose between recipes.",
+        ),
     ] = False,
-    no_novelty: Annotated[bool, typer.Option("--no-novelty", help="Fit no novelty score, for a smaller artifact.")] = (
-        False
-    ),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last epoch, if there is one.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew where a run exists.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps; auto takes a GPU where there is one.")] = "auto",
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; their number is part of what fixes the bits.")] = 1,
-    publish: Annotated[bool, typer.Option("--publish", help="Put the artifact into the BentoML model store.")] = False,
+    no_novelty: Annotated[
+        bool, typer.Option("--no-novelty", help="Fit no novelty score, which makes the artifact smaller.")
+    ] = (False),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue after the run's last epoch, if there is one.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete an existing run in the folder and start again.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps; auto takes a GPU if there is one.")] = "auto",
+    threads: Annotated[
+        int, typer.Option(min=1, help="CPU threads; another number may change the last bits of the result.")
+    ] = 1,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Also save the artifact in the BentoML model store.")
+    ] = False,
 ) -> None:
-    """Fit the dropout MLP to Fashion-MNIST; leave artifact, learning curves and log in a folder.
+    """Fit the dropout MLP to Fashion-MNIST and write artifact, learning curves and log into a folder.
 
-    An epoch is on disk when its line is printed: after Ctrl-C or a crash, --resume goes on from there to the same bits.
+    Each epoch is saved before its line is printed. After Ctrl-C or a crash, the same command with --resume continues
+    and ends with the same bits.
     """
     torch.set_num_threads(threads)
     chosen = RECIPES[recipe.value]

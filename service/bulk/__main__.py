@@ -25,40 +25,50 @@ from service.schemas.parameters import Parameters
 from service.schemas.problems import Problem
 from service.settings import Settings, SettingsError
 
-app = typer.Typer(add_completion=False)
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 _ROWS = 20
 
 
 @app.command()
 def main(  # noqa: PLR0913 - one argument an option
     source: Annotated[str, typer.Argument(metavar="IN", help="Folder, pattern, Parquet, npy or IDX; path or URL.")],
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder for Parquet files; path or URL.")],
+    out: Annotated[
+        str, typer.Argument(metavar="OUT", help="Folder for the Parquet files with the answers; path or URL.")
+    ],
     *,
     samples: Annotated[
-        str | None, typer.Option(help="Dropout masks: 0 for eval mode, 2..1000, or auto.", show_default="100")
+        str | None,
+        typer.Option(help="Dropout masks to average: 0 for eval mode, 2..1000, or auto.", show_default="100"),
     ] = None,
-    method: Annotated[str, typer.Option(help="masks, or moments without sampling.")] = "masks",
-    seed: Annotated[str, typer.Option(help="Of the masks.")] = "0",
-    coverage: Annotated[str, typer.Option(help="Of prediction sets.")] = "0.9",
-    max_risk: Annotated[str, typer.Option(help="Abstain, so that at most this part of the answers is wrong.")] = "0.05",
+    method: Annotated[
+        str, typer.Option(help="masks samples dropout; moments propagates mean and variance instead.")
+    ] = "masks",
+    seed: Annotated[str, typer.Option(help="Seed of the masks: the same seed gives the same rows.")] = "0",
+    coverage: Annotated[str, typer.Option(help="How often the prediction set contains the true class.")] = "0.9",
+    max_risk: Annotated[str, typer.Option(help="Abstain so that at most this part of the answers is wrong.")] = "0.05",
     invert: Annotated[str, typer.Option(help="Swap dark and light: auto, yes or no.")] = "auto",
     model: Annotated[str, typer.Option(help="Folder of an artifact.", show_default="the embedded one")] = "",
-    image_column: Annotated[str, typer.Option(help="Of a Parquet data set.")] = "image",
+    image_column: Annotated[str, typer.Option(help="Column of a Parquet data set that has the images.")] = "image",
     id_column: Annotated[
-        str | None, typer.Option(help="Of a Parquet data set.", show_default="id, or file and row")
+        str | None,
+        typer.Option(help="Column of a Parquet data set that names the rows.", show_default="id, or file and row"),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that score.", show_default="cores")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Worker processes.", show_default="number of cores")
+    ] = None,
     address: Annotated[
-        str | None, typer.Option(envvar="RAY_ADDRESS", help="A Ray cluster.", show_default="this machine")
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS", help="Address of a Ray cluster that does the work.", show_default="this machine"
+        ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where an earlier run ended, if there is one.")
-    ] = False,
-    report: Annotated[Path | None, typer.Option(help="Draw what was found on an HTML page.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run, if there is one.")] = False,
+    report: Annotated[Path | None, typer.Option(help="File for an HTML report with tables and pictures.")] = None,
 ) -> None:
-    """Score all images of IN: a row for each in OUT, which is whole when it holds _SUCCESS.
+    """Predict all images of IN and write a row for each into OUT.
 
-    A bad image becomes a row that says what is wrong. After Ctrl-C, a crash or a full disk, --resume goes on.
+    OUT is complete when it contains the file _SUCCESS. An image that can't be read gets a row that says what is wrong
+    with it. After Ctrl-C, a crash or a full disk, the same command with --resume continues.
     """
     asked = {"method": method, "seed": seed, "coverage": coverage, "max_risk": max_risk, "invert": invert}
     if samples is not None or method == "masks":

@@ -1,0 +1,1 @@
+"""The command `mcd`: one way in to serving, predicting, bulk scoring, training and evaluating."""

@@ -1,0 +1,177 @@
+"""The command `mcd`, all but its server."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli.main import app
+from cli.server import server_environment
+from model import load_artifact
+from service.inference.limits import ImageLimits
+from service.pipeline import Pipeline, Run
+from service.schemas.parameters import Parameters
+
+ROOT = Path(__file__).parent.parent.parent
+SNEAKER = ROOT / "service" / "web" / "images" / "sneaker.png"
+BOOT = ROOT / "service" / "web" / "images" / "ankle-boot.png"
+
+
+def mcd(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words], prog_name="mcd")
+
+
+@pytest.fixture(scope="module")
+def without_extras() -> dict[str, tuple[int, str, str]]:
+    """Exit status, output and errors of commands where no extra is installed."""
+    script = [sys.executable, str(ROOT / "tests" / "without_extras.py"), str(SNEAKER)]
+    ran = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return {name: tuple(printed) for name, printed in json.loads(ran.stdout).items()}
+
+
+@pytest.fixture(scope="module")
+def answer():
+    """What the service answers for the sneaker."""
+    pipeline = Pipeline(load_artifact(), ImageLimits(25_000_000))
+    upload = pipeline.accept(SNEAKER.read_bytes())
+    return lambda **asked: pipeline.answer(upload, Parameters(**asked), Run()).model_dump(mode="json")
+
+
+def test_help_lists_the_commands_and_loads_none():
+    script = "import sys; from cli.main import app; app(['--help'], standalone_mode=False); print(*sys.modules)"
+    printed = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    for command in ("serve", "predict", "bulk", "train", "evaluate"):
+        assert f"│ {command} " in printed
+    assert not {"torch", "bentoml", "numpy", "ray"} & set(printed.split())
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("serve", "--port"),
+        ("predict", "--samples"),
+        ("bulk", "--resume"),
+        ("train", "--recipe"),
+        ("evaluate", "--report"),
+    ],
+)
+def test_each_command_has_its_own_help(command, option):
+    shown = mcd(command, "--help")
+    assert shown.exit_code == 0
+    assert f"Usage: mcd {command} [OPTIONS]" in shown.stdout
+    assert option in shown.stdout
+
+
+def test_an_unknown_option_of_a_command_is_a_usage_error():
+    refused = mcd("train", "--recipes", "default")
+    assert refused.exit_code == 2
+    assert "No such option" in refused.stderr
+    assert "mcd train --help" in refused.stderr
+
+
+@pytest.mark.parametrize("asked", [{"samples": 0}, {"samples": 30, "seed": 4}, {"samples": "auto"}])
+def test_predict_prints_what_the_service_answers(answer, asked):
+    words = [word for name, value in asked.items() for word in (f"--{name}", value)]
+    printed = mcd("predict", SNEAKER, "--json", *words)
+    assert printed.exit_code == 0
+    assert json.loads(printed.stdout) == {"image": str(SNEAKER)} | answer(**asked)
+
+
+def test_predict_prints_a_row_for_each_image(answer):
+    expected = answer(samples=100)
+    printed = mcd("predict", SNEAKER, BOOT)
+    assert printed.exit_code == 0
+    _, head, sneaker, boot = printed.stdout.splitlines()
+    assert head.split() == ["image", "label", "confidence", "set", "abstain", "information", "novelty"]
+    assert sneaker.split() == [
+        str(SNEAKER),
+        expected["label"],
+        f"{expected['confidence']:.3f}",
+        *", ".join(expected["prediction_set"]).split(),
+        "no",
+        f"{expected['uncertainty']['mutual_information']:.3f}",
+        f"{expected['novelty']['score']:.2f}",
+    ]
+    assert boot.startswith(f" {BOOT}  ankle boot  ")
+
+
+def test_predict_shows_why_to_abstain():
+    printed = mcd("predict", ROOT / "docs" / "images" / "page-light.png")
+    assert "  novelty  " in printed.stdout.splitlines()[-1]
+
+
+def test_predict_in_eval_mode_shows_no_mutual_information():
+    printed = mcd("predict", SNEAKER, "--samples", "0")
+    assert printed.stdout.splitlines()[-1].split()[-2] == "-"
+
+
+def test_bad_images_are_reported_and_the_others_printed(tmp_path):
+    text, missing = tmp_path / "notes.txt", tmp_path / "missing.png"
+    text.write_text("no image")
+    printed = mcd("predict", text, SNEAKER, missing, tmp_path, "--json")
+    assert printed.exit_code == 1
+    assert json.loads(printed.stdout)["image"] == str(SNEAKER)
+    assert printed.stderr.splitlines() == [
+        f"{text}: the image must be a PNG, JPEG or WEBP file",
+        f"{missing}: No such file or directory",
+        f"{tmp_path}: Is a directory",
+    ]
+
+
+def test_a_table_without_rows_is_not_printed(tmp_path):
+    printed = mcd("predict", tmp_path / "missing.png")
+    assert (printed.exit_code, printed.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--samples", "1"], "samples must be 0, 2..1000 or auto, got 1: one mask has no spread"),
+        (["--seed", "x"], "seed must be a whole number, got x"),
+        (["--model", "no-folder"], "no-folder/card.json: expected a readable file, got No such file or directory"),
+    ],
+)
+def test_predict_refuses_wrong_options_in_one_line(words, message):
+    refused = mcd("predict", SNEAKER, *words)
+    assert (refused.exit_code, refused.stdout, refused.stderr) == (1, "", f"{message}\n")
+
+
+def test_predict_and_the_service_need_no_extra(without_extras):
+    status, printed, _ = without_extras["predict"]
+    assert status == 0
+    assert f" {SNEAKER}  sneaker " in printed
+
+
+@pytest.mark.parametrize(("command", "extra"), [("bulk", "bulk"), ("train", "train"), ("evaluate", "train")])
+def test_a_missing_extra_is_named_in_one_line(without_extras, command, extra):
+    status, printed, errors = without_extras[command]
+    assert (status, printed) == (1, "")
+    (line,) = errors.splitlines()
+    assert line.startswith(f"mcd {command}: ")
+    assert line.endswith(f" is not installed: pip install 'mcd[{extra}]'")
+
+
+def test_serving_gets_absolute_paths():
+    given = {
+        "MCD_MODEL": "runs/default/artifact",
+        "MCD_API_KEYS_FILE": "/etc/mcd/keys",
+        "MCD_RECENT_FOLDER": "",
+        "MCD_WORKERS": "2",
+    }
+    here = os.getcwd()  # noqa: PTH109 - as text
+    assert server_environment(given) == given | {
+        "MCD_MODEL": f"{here}/runs/default/artifact",
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
+
+
+def test_serving_keeps_the_names_of_stored_models():
+    given = {"MCD_MODEL": "bentoml:mcd:latest", "BENTOML_DO_NOT_TRACK": "False"}
+    assert server_environment(given) == given
