@@ -15,7 +15,7 @@ POLICY = (
     b"form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 
-_FOLDER = Path(__file__).parent / "web"
+_FOLDER = Path(__file__).parents[1] / "web"
 _MEDIA_TYPES = {
     ".html": "text/html",
     ".css": "text/css",
