@@ -22,14 +22,14 @@ from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Response
 from server import ROOT, Server, serve
 from torchvision.transforms.v2 import functional
 
-from benchmarks.page import VIEWS, WATCH, answers_a_second, chromium, drag
+from benchmarks.page import VIEWS, WATCH, predictions_per_second, chromium, drag
 from model import load_artifact
 
 WEB = ROOT / "service" / "web"
 CLASSES = load_artifact().classes
-NOT_CLOTHING = ("a face", "a cup", "a house", "a seven", "noise")
-FIRST_VIEW_BYTES = 150_000
-LEAST_ANSWERS_PER_SECOND = 10
+DRAWINGS = ("a face", "a cup", "a house", "a seven", "noise")
+MAX_FIRST_VIEW_BYTES = 150_000
+MIN_PREDICTIONS_PER_SECOND = 10
 KEY = "Schlüssel zum Dienst"
 
 
@@ -123,8 +123,8 @@ def assert_shown(page: Page, whole: dict, thinned: dict) -> None:
 
 def assert_shown_now(page: Page, whole: dict, thinned: dict) -> None:
     expect(page.locator("#confidence")).to_have_text(percent(thinned["confidence"]))
-    expect(page.locator("#eval-says")).to_have_text(f"{whole['label']}, {percent(whole['confidence'])}")
-    expect(page.locator("#mc-says")).to_have_text(f"{thinned['label']}, {percent(thinned['confidence'])}")
+    expect(page.locator("#eval-result")).to_have_text(f"{whole['label']}, {percent(whole['confidence'])}")
+    expect(page.locator("#dropout-result")).to_have_text(f"{thinned['label']}, {percent(thinned['confidence'])}")
     assert label(page) == thinned["label"]
     assert page.locator("#label").inner_text().endswith("?") == thinned["abstain"]
     pairs = zip(whole["probabilities"], thinned["probabilities"], strict=True)
@@ -136,7 +136,7 @@ def assert_shown_now(page: Page, whole: dict, thinned: dict) -> None:
     members = page.locator("#classes .member th").all_inner_texts()
     assert {member.lower() for member in members} == set(thinned["prediction_set"] or ())
     decision = page.locator("#decision").inner_text()
-    assert {"risk": "not sure enough", "novelty": "never seen", None: "Answers"}[thinned["abstain_reason"]] in decision
+    assert {"risk": "low confidence", "novelty": "out-of-distribution", None: "Answers"}[thinned["abstain_reason"]] in decision
     spread = thinned["uncertainty"]
     values = [spread[name] for name in ("expected_entropy", "mutual_information", "predictive_entropy")]
     assert page.locator("#entropies strong").all_inner_texts() == [f"{value:.3f}" for value in values]
@@ -183,7 +183,7 @@ def slide(page: Page, name: str, value: float) -> None:
 # What is served.
 
 
-def test_the_files_are_guarded_and_kept_by_browsers(client):
+def test_files_have_security_headers_and_are_cacheable(client):
     for path in ("/ui", "/ui/card", "/ui/main.js", "/ui/style.css", "/ui/icon.svg", "/ui/images/coat.png"):
         response = client.get(path)
         policies = response.headers.get_list("content-security-policy")
@@ -206,7 +206,7 @@ def test_the_files_are_guarded_and_kept_by_browsers(client):
     assert "unsafe-inline" in client.get("/").headers["content-security-policy"]  # BentoML's page is another
 
 
-def test_files_have_their_types_and_other_paths_are_none(client):
+def test_files_have_media_types_and_other_paths_are_404(client):
     kinds = {"/ui": "text/html", "/ui/main.js": "text/javascript", "/ui/style.css": "text/css"}
     kinds |= {"/ui/icon.svg": "image/svg+xml", "/ui/images/bag.png": "image/png"}
     kinds |= {"/ui/images/LICENSE.fashion-mnist": "text/plain", "/card.json": "application/json"}
@@ -219,7 +219,7 @@ def test_files_have_their_types_and_other_paths_are_none(client):
     assert client.post("/ui").status_code == 405
 
 
-def test_nothing_inline_and_nothing_from_elsewhere_is_in_the_files():
+def test_files_have_no_inline_code_and_no_external_resources():
     for path in WEB.rglob("*.html"):
         text = path.read_text()
         assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:|<script(?![^>]*src=)", text), path
@@ -231,13 +231,13 @@ def test_nothing_inline_and_nothing_from_elsewhere_is_in_the_files():
         )
 
 
-def test_the_card_is_the_models_without_its_tables(client):
+def test_card_json_is_the_model_card_without_calibration_tables(client):
     card = load_artifact().card
     assert client.get("/card.json").json() == {name: value for name, value in card.items() if name != "calibrations"}
     assert len(client.get("/card.json").content) < 10_000
 
 
-def test_the_clothes_are_the_first_test_image_of_each_class(fashion):
+def test_gallery_has_the_first_test_image_of_each_class(fashion):
     labels = fashion.test.labels_B.tolist()
     for place, name in enumerate(CLASSES):
         pixels = np.asarray(Image.open(io.BytesIO(file_of(name))))
@@ -246,7 +246,7 @@ def test_the_clothes_are_the_first_test_image_of_each_class(fashion):
     assert (WEB / "images" / "LICENSE.fashion-mnist").read_text().endswith(license_text.partition("The MIT")[2])
 
 
-def test_pixels_are_returned_if_asked_for(client):
+def test_predictions_return_pixels_on_request(client):
     rng = np.random.default_rng(5)
     pixels = rng.integers(0, 120, (28, 28), dtype=np.uint8)
     for path, found in (("/predict", lambda body: body), ("/predict_batch", lambda body: body["results"][0])):
@@ -265,7 +265,7 @@ def test_pixels_are_returned_if_asked_for(client):
 # The first view.
 
 
-def test_the_first_view_is_light_complete_and_asks_nobody_else(browser, server):
+def test_first_view_is_small_and_loads_from_the_service_only(browser, server):
     context = browser.new_context(**VIEWS["light"])
     page = context.new_page()
     responses: list[Response] = []
@@ -277,7 +277,7 @@ def test_the_first_view_is_light_complete_and_asks_nobody_else(browser, server):
     assert {one.status for one in responses} == {200}
     total = sum(sum(one.request.sizes()[part] for part in ("responseBodySize", "responseHeadersSize")) for one in files)
     assert len(files) > 10
-    assert total < FIRST_VIEW_BYTES
+    assert total < MAX_FIRST_VIEW_BYTES
     assert label(page) == "ankle boot"
     responses.clear()
     page.reload()
@@ -287,7 +287,7 @@ def test_the_first_view_is_light_complete_and_asks_nobody_else(browser, server):
     context.close()
 
 
-def test_the_page_is_found_from_the_apis(browser, server):
+def test_api_page_links_to_the_page(browser, server):
     context = browser.new_context(**VIEWS["light"])
     page = context.new_page()
     page.goto(f"{server.url}/")
@@ -298,16 +298,16 @@ def test_the_page_is_found_from_the_apis(browser, server):
     context.close()
 
 
-def test_the_card_is_a_page(browser, server):
+def test_card_page_shows_the_model_card(browser, server):
     with page_of(browser, server.url, path="/ui/card") as page:
         metrics = load_artifact().card["metrics"]["test"]
-        expect(page.locator("#is")).to_contain_text(load_artifact().sha256)
-        row = page.locator("#right tr", has=page.get_by_role("rowheader", name="100 masks", exact=True))
+        expect(page.locator("#facts")).to_contain_text(load_artifact().sha256)
+        row = page.locator("#accuracy tr", has=page.get_by_role("rowheader", name="100 masks", exact=True))
         assert row.locator("td").all_inner_texts() == [
             f"{100 * metrics['mc']['accuracy']:.1f} %", f"{metrics['mc']['nll']:.4f}", f"{metrics['mc']['ece']:.4f}",
         ]  # fmt: skip
-        assert page.locator("#promise tbody tr").count() == 4
-        assert page.locator("#risk tbody tr").count() == 3
+        assert page.locator("#coverage tbody tr").count() == 4
+        assert page.locator("#abstention tbody tr").count() == 3
         page.get_by_role("link", name="Try it").click()
         settled(page)
 
@@ -315,17 +315,17 @@ def test_the_card_is_a_page(browser, server):
 # Every way of giving an image.
 
 
-def test_the_clothes_are_answered_as_the_api_answers_them(page, client):
+def test_gallery_images_show_the_predictions_of_the_api(page, client):
     for name in reversed(CLASSES):
         page.get_by_role("radio", name=name, exact=True).check()
         assert_shown(page, *asked(client, file_of(name)))
         expect(page.locator("#preprocessing")).to_have_text(
-            f"{name[0].upper()}{name[1:]}. PNG, 28 × 28 pixels: taken as it is, not inverted."
+            f"{name[0].upper()}{name[1:]}. PNG, 28 × 28 pixels: used unchanged, not inverted."
         )
 
 
-def test_what_is_no_clothing_is_drawn_sent_and_inverted(page):
-    for name in NOT_CLOTHING:
+def test_out_of_distribution_drawings_are_sent_and_inverted(page):
+    for name in DRAWINGS:
         with page.expect_response(lambda one: "return_pixels" in one.url and one.ok) as answered:
             page.get_by_role("radio", name=name, exact=True).check()
         thinned = answered.value.json()
@@ -334,7 +334,7 @@ def test_what_is_no_clothing_is_drawn_sent_and_inverted(page):
         if name != "noise":
             assert told["inverted"]
             expect(page.locator("#preprocessing")).to_contain_text("inverted (dark became light)")
-        expect(page.locator("#origin")).to_be_visible()
+        expect(page.locator("#original")).to_be_visible()
         expect(page.locator("#confidence")).to_have_text(percent(thinned["confidence"]))
         assert seen_pixels(page) == told["pixels"]
     assert page.locator("#decision").inner_text().startswith("Abstains")  # noise
@@ -342,7 +342,7 @@ def test_what_is_no_clothing_is_drawn_sent_and_inverted(page):
 
 def seen_pixels(page: Page) -> list[list[int]]:
     """What the canvas shows."""
-    return page.locator("#seen").evaluate(
+    return page.locator("#network-input").evaluate(
         """(canvas) => {
           const { data } = canvas.getContext("2d").getImageData(0, 0, 28, 28);
           return [...Array(28).keys()].map((y) => [...Array(28).keys()].map((x) => data[4 * (28 * y + x)]));
@@ -352,7 +352,7 @@ def seen_pixels(page: Page) -> list[list[int]]:
 
 @pytest.mark.parametrize("way", ["file", "drop", "paste"])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-def test_files_are_picked_dropped_and_pasted(page, client, way, kind):
+def test_a_file_is_chosen_dropped_or_pasted(page, client, way, kind):
     paper = Image.new("RGB", (200, 260), "white")
     paper.paste(Image.open(io.BytesIO(file_of("sandal"))).resize((160, 160)).point(lambda value: 255 - value), (20, 50))
     photograph = encoded(paper, kind)
@@ -364,22 +364,22 @@ def test_files_are_picked_dropped_and_pasted(page, client, way, kind):
     whole, thinned = asked(client, photograph)
     assert_shown(page, whole, thinned)
     expect(page.locator("#preprocessing")).to_contain_text(f"My sandal. {kind}, 200 × 260 pixels")
-    expect(page.locator("#seen")).to_have_attribute("aria-label", "my sandal: 28 by 28 pixels")
-    expect(page.locator("#drop")).to_be_hidden()
+    expect(page.locator("#network-input")).to_have_attribute("aria-label", "my sandal: 28 by 28 pixels")
+    expect(page.locator("#drop-area")).to_be_hidden()
     assert page.locator("input[name=image]:checked").count() == 0
     expected = client.post("/predict", content=photograph, params={"return_pixels": True}).json()
     assert seen_pixels(page) == expected["preprocessing"]["pixels"]
 
 
-def test_what_is_dropped_without_a_file_is_told_of(page):
+def test_a_drop_without_a_file_shows_a_problem(page):
     page.evaluate(
         "document.body.dispatchEvent(new DragEvent('drop', { bubbles: true, dataTransfer: new DataTransfer() }))"
     )
-    expect(page.get_by_role("alert")).to_contain_text("There was no file in what you dropped")
+    expect(page.get_by_role("alert")).to_contain_text("The dropped content contains no file")
     assert label(page) == "ankle boot"
 
 
-def test_the_file_chooser_opens(page, client):
+def test_the_button_opens_the_file_chooser(page, client):
     with page.expect_file_chooser() as chooser:
         page.get_by_role("button", name="Choose a file").click()
     chooser.value.set_files({"name": "a.png", "mimeType": "image/png", "buffer": file_of("dress")})
@@ -388,16 +388,16 @@ def test_the_file_chooser_opens(page, client):
 
 def test_an_image_is_drawn_by_pointer(page, client):
     page.get_by_role("radio", name="a cup").check()
-    expect(page.locator("#origin")).to_be_visible()
+    expect(page.locator("#original")).to_be_visible()
     slide(page, "rotation", 45)
     draw = page.get_by_role("button", name="Draw")
     draw.click()
     expect(draw).to_have_attribute("aria-pressed", "true")
-    expect(page.locator("#origin")).to_be_hidden()
-    expect(page.locator("#preprocessing")).to_have_text("Your drawing. Taken as it is drawn.")
+    expect(page.locator("#original")).to_be_hidden()
+    expect(page.locator("#preprocessing")).to_have_text("Your drawing. Used as drawn.")
     assert page.locator("#rotation").input_value() == "0"
     expect(page.locator("#warnings")).to_contain_text("the image is blank")
-    box = page.locator("#seen").bounding_box()
+    box = page.locator("#network-input").bounding_box()
     for x in (0.35, 0.62):
         page.mouse.move(box["x"] + x * box["width"], box["y"] + 0.1 * box["height"])
         page.mouse.down()
@@ -420,11 +420,11 @@ def test_an_image_is_drawn_by_pointer(page, client):
     expect(page.locator("#tools")).to_be_hidden()
 
 
-def test_an_image_is_drawn_by_keys(page, client):
+def test_an_image_is_drawn_by_keyboard(page, client):
     draw = page.get_by_role("button", name="Draw")
     draw.focus()
     page.keyboard.press("Enter")
-    expect(page.locator("#seen")).to_be_focused()
+    expect(page.locator("#network-input")).to_be_focused()
     expect(page.locator("#cursor")).to_be_visible()
     for _ in range(6):
         page.keyboard.press("ArrowUp")
@@ -440,7 +440,7 @@ def test_an_image_is_drawn_by_keys(page, client):
 # Every control.
 
 
-def test_votes_and_demands_are_what_is_asked(page, client):
+def test_settings_become_request_parameters(page, client):
     page.get_by_role("radio", name="shirt", exact=True).check()
     body = file_of("shirt")
     given: dict[str, object] = {}
@@ -457,10 +457,10 @@ def test_votes_and_demands_are_what_is_asked(page, client):
     expect(page.locator("#samples")).to_have_value("2")
     assert_after(lambda: slide(page, "samples-range", 63), samples=100)
     assert_after(lambda: page.locator("#seed").fill(str(2**63 - 1)), seed=2**63 - 1)
-    page.get_by_role("button", name="Another").click()
+    page.get_by_role("button", name="New seed").click()
     assert_after(lambda: None, seed=page.locator("#seed").input_value())
     assert page.locator("#seed").input_value() != str(2**63 - 1)
-    page.get_by_text("What you demand of it").click()
+    page.get_by_text("Decision settings").click()
     assert_after(lambda: page.locator("#coverage").select_option("0.99"), coverage="0.99")
     expect(page.locator("#numbers")).to_contain_text("the true class of 99 % of all images")
     assert_after(lambda: page.locator("#max_risk").select_option("0.01"), max_risk="0.01")
@@ -470,14 +470,14 @@ def test_votes_and_demands_are_what_is_asked(page, client):
     assert seen_pixels(page) == (255 - np.asarray(Image.open(io.BytesIO(body)))).tolist()
     given.pop("samples")
     given.pop("seed")
-    assert_after(lambda: page.get_by_label("all masks, by moments").check(), method="moments")
+    assert_after(lambda: page.get_by_label("all masks (moment propagation)").check(), method="moments")
     expect(page.locator("#samples")).to_be_disabled()
     assert len(page.locator("#classes .spread").evaluate_all("all => all.filter((one) => one.getAttribute('d'))")) == 10
     page.get_by_label("sampled masks").check()
     expect(page.locator("#samples")).to_be_enabled()
 
 
-def test_every_change_of_the_image_is_answered_and_can_be_undone(page, client):
+def test_changes_are_predicted_and_can_be_reset(page, client):
     page.get_by_role("radio", name="pullover", exact=True).check()
     original = np.asarray(Image.open(io.BytesIO(file_of("pullover"))))
     assert_shown(page, *asked(client, file_of("pullover")))
@@ -487,7 +487,7 @@ def test_every_change_of_the_image_is_answered_and_can_be_undone(page, client):
         assert not np.array_equal(seen, original)
         assert_shown(page, *asked(client, png(seen), invert="no"))
         assert page.locator(f"#{name}").get_attribute("aria-valuetext").startswith(str(value))
-        page.get_by_role("button", name="Undo the changes").click()
+        page.get_by_role("button", name="Reset the changes").click()
         assert seen_pixels(page) == original.tolist()
         assert_shown(page, *asked(client, file_of("pullover")))
     for name, value in {"rotation": 20, "noise": 10, "blur": 0.5}.items():  # together
@@ -499,43 +499,43 @@ def test_every_change_of_the_image_is_answered_and_can_be_undone(page, client):
 
 
 def in_page(page: Page, call: str, pixels: np.ndarray) -> np.ndarray:
-    """What a function of pixels.js makes of an image."""
+    """What a function of image-changes.js makes of an image."""
     values = page.evaluate(
-        f"async (pixels) => {{ const all = await import('/ui/pixels.js'); return Array.from(all.{call}); }}",
+        f"async (pixels) => {{ const all = await import('/ui/image-changes.js'); return Array.from(all.{call}); }}",
         pixels.ravel().tolist(),
     )
     return np.array(values).reshape(28, 28)
 
 
-def test_images_are_changed_as_another_implementation_does_it(page):
+def test_changes_equal_a_second_implementation(page):
     for name in ("ankle boot", "coat"):
         pixels = np.asarray(Image.open(io.BytesIO(file_of(name))))
         tensor = torch.from_numpy(pixels.astype(np.float32))[None]
         bilinear = functional.InterpolationMode.BILINEAR
         for degrees in (1, 30, 90, 135, 222.5, 360):
             turned = functional.rotate(tensor, degrees, interpolation=bilinear)[0].numpy()
-            assert np.abs(in_page(page, f"rotated(pixels, {degrees})", pixels) - turned).max() < 0.1
+            assert np.abs(in_page(page, f"rotate(pixels, {degrees})", pixels) - turned).max() < 0.1
         for deviation in (0.5, 1.5, 3):
             side = 2 * int(np.ceil(3 * deviation)) + 1
             blurred = functional.gaussian_blur(tensor, [side, side], [deviation, deviation])[0].numpy()
-            assert np.abs(in_page(page, f"blurred(pixels, {deviation})", pixels) - blurred).max() < 0.1
+            assert np.abs(in_page(page, f"gaussianBlur(pixels, {deviation})", pixels) - blurred).max() < 0.1
         for factor in (0.1, 0.5, 2):
             expected = pixels.mean() + factor * (pixels - pixels.mean())
-            assert np.abs(in_page(page, f"contrasted(pixels, {factor})", pixels) - expected).max() < 1e-9
+            assert np.abs(in_page(page, f"adjustContrast(pixels, {factor})", pixels) - expected).max() < 1e-9
         for side in (1, 6, 28):
-            covered = in_page(page, f"covered(pixels, {side})", pixels)
+            covered = in_page(page, f"coverCentre(pixels, {side})", pixels)
             first = (28 - side) // 2
             assert covered[first : first + side, first : first + side].max() == 0
             assert (covered == pixels).sum() >= 784 - side * side
     grey = np.full((28, 28), 128)
     unchanged = "{ rotation: 0, noise: 0, blur: 0, contrast: 100, occlusion: 0"
-    noisy = in_page(page, f"changed(pixels, {unchanged}, noise: 10 }})", grey)
+    noisy = in_page(page, f"applyChanges(pixels, {unchanged}, noise: 10 }})", grey)
     assert noisy.mean() == pytest.approx(128, abs=4 * 25.5 / 28)
     assert noisy.std() == pytest.approx(25.5, rel=0.1)
-    assert np.array_equal(in_page(page, f"changed(pixels, {unchanged} }})", pixels), pixels)
+    assert np.array_equal(in_page(page, f"applyChanges(pixels, {unchanged} }})", pixels), pixels)
 
 
-def test_the_figure_is_of_one_request_and_shows_its_means(page, client):
+def test_rotation_figure_shows_the_means_of_one_batch(page, client):
     with page.expect_response("**/predict_batch*") as answered:
         page.get_by_role("radio", name="sneaker", exact=True).check()
     asked_for = json.loads(answered.value.request.post_data)
@@ -546,12 +546,12 @@ def test_the_figure_is_of_one_request_and_shows_its_means(page, client):
     assert asked_for["images"][0] == original.tolist()
     turned = functional.rotate(torch.from_numpy(original.copy())[None].float(), 90.0)[0].numpy()
     assert np.abs(np.array(asked_for["images"][9]) - turned).max() <= 1
-    page.get_by_text("The means as a table").click()
-    expect(page.locator("#turned-table tbody tr")).to_have_count(37)
-    names = [head.lower() for head in page.locator("#turned-table thead th").all_inner_texts()[1:]]
+    page.get_by_text("Table of the means").click()
+    expect(page.locator("#rotation-table tbody tr")).to_have_count(37)
+    names = [head.lower() for head in page.locator("#rotation-table thead th").all_inner_texts()[1:]]
     means_TC = np.array([result["sample_probabilities"] for result in results]).mean(axis=1)
     for turn in (0, 5, 36):
-        cells = page.locator("#turned-table tbody tr").nth(turn).locator("td").all_inner_texts()
+        cells = page.locator("#rotation-table tbody tr").nth(turn).locator("td").all_inner_texts()
         for name, cell in zip(names, cells, strict=True):
             mean = means_TC[turn % 36, CLASSES.index(name)]
             assert cell in {percent(mean), percent(mean + 1e-9), percent(mean - 1e-9)}
@@ -562,27 +562,27 @@ def test_the_figure_is_of_one_request_and_shows_its_means(page, client):
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     angle = int(page.locator("#rotation").input_value())
     assert 160 < angle < 180
-    expect(page.locator("#answer")).to_have_attribute("data-rotation", str(angle))
-    assert "sneaker" in page.locator("#turned-says").inner_text()
+    expect(page.locator("#prediction")).to_have_attribute("data-rotation", str(angle))
+    assert "sneaker" in page.locator("#rotation-summary").inner_text()
 
 
 # Dragging.
 
 
-def test_dragging_is_answered_ten_times_a_second_and_never_goes_back(page):
+def test_dragging_shows_ten_predictions_a_second_in_order(page):
     rates = []
-    while len(rates) < 3 and max(rates, default=0) < LEAST_ANSWERS_PER_SECOND:  # what else the machine does, slows it
-        page.get_by_role("button", name="Undo the changes").click()
-        expect(page.locator("#answer")).to_have_attribute("data-rotation", "0")
+    while len(rates) < 3 and max(rates, default=0) < MIN_PREDICTIONS_PER_SECOND:  # what else the machine does, slows it
+        page.get_by_role("button", name="Reset the changes").click()
+        expect(page.locator("#prediction")).to_have_attribute("data-rotation", "0")
         page.evaluate(WATCH)
         drag(page)
         end = page.locator("#rotation").input_value()
-        expect(page.locator("#answer")).to_have_attribute("data-rotation", end)
-        angles = [angle for _, angle in page.evaluate("window.seen")]
+        expect(page.locator("#prediction")).to_have_attribute("data-rotation", end)
+        angles = [angle for _, angle in page.evaluate("window.shown")]
         assert angles == sorted(angles)
         assert angles[-1] == float(end) > 350
-        rates.append(answers_a_second(page))
-    assert max(rates) >= LEAST_ANSWERS_PER_SECOND
+        rates.append(predictions_per_second(page))
+    assert max(rates) >= MIN_PREDICTIONS_PER_SECOND
 
 
 # Answers come late by between 0 and 300 milliseconds.
@@ -598,12 +598,12 @@ HOLD = """() => {
 }"""
 
 
-def test_an_older_answer_never_follows_a_newer_one(page, client):
+def test_an_older_response_never_replaces_a_newer_one(page, client):
     page.evaluate(HOLD)
     page.evaluate(WATCH)
     drag(page)
-    expect(page.locator("#answer")).to_have_attribute("data-rotation", page.locator("#rotation").input_value())
-    angles = [angle for _, angle in page.evaluate("window.seen")]
+    expect(page.locator("#prediction")).to_have_attribute("data-rotation", page.locator("#rotation").input_value())
+    angles = [angle for _, angle in page.evaluate("window.shown")]
     assert angles == sorted(angles)
     assert len(angles) >= 3
     for name in ("trouser", "bag", "noise", "dress", "sandal"):  # faster than they are loaded, and answered
@@ -611,7 +611,7 @@ def test_an_older_answer_never_follows_a_newer_one(page, client):
         page.wait_for_timeout(50)
     page.wait_for_timeout(1500)
     assert_shown(page, *asked(client, file_of("sandal")))
-    expect(page.locator("#seen")).to_have_attribute("aria-label", "sandal: 28 by 28 pixels")
+    expect(page.locator("#network-input")).to_have_attribute("aria-label", "sandal: 28 by 28 pixels")
 
 
 # Where there is no answer.
@@ -628,7 +628,7 @@ def test_an_older_answer_never_follows_a_newer_one(page, client):
     ],
     ids=["415", "422", "413 pixels", "413 bytes", "empty"],
 )  # fmt: skip
-def test_a_refusal_is_told_in_the_services_words_and_the_last_image_stays(
+def test_a_refused_file_shows_the_problem_and_keeps_the_image(
     browser, server, client, name, content, words
 ):
     with page_of(browser, server.url, faults=("status of 4",)) as page:
@@ -640,10 +640,10 @@ def test_a_refusal_is_told_in_the_services_words_and_the_last_image_stays(
         assert_shown(page, *asked(client, file_of("ankle boot")))
         slide(page, "rotation", 15)
         expect(problem).to_be_hidden()
-        expect(page.locator("#answer")).to_have_attribute("data-rotation", "15")
+        expect(page.locator("#prediction")).to_have_attribute("data-rotation", "15")
 
 
-def test_a_wrong_parameter_is_told_in_the_services_words(browser, server, client):
+def test_an_invalid_parameter_shows_the_problem(browser, server, client):
     with page_of(browser, server.url, faults=("status of 422",)) as page:
         settled(page)
         page.locator("#samples").fill("1")
@@ -659,7 +659,7 @@ def test_a_wrong_parameter_is_told_in_the_services_words(browser, server, client
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_who_is_told_to_wait_waits_as_long(browser, server, client, status):
+def test_retries_after_the_requested_time(browser, server, client, status):
     """As a proxy with a limit of its own says it, once for every request."""
     with page_of(browser, server.url, faults=(f"status of {status}",)) as page:
         settled(page)
@@ -675,13 +675,13 @@ def test_who_is_told_to_wait_waits_as_long(browser, server, client, status):
 
         page.route(re.compile(r"/predict\?.*return_pixels"), refuse)
         page.get_by_role("radio", name="bag", exact=True).check()
-        expect(page.locator("#status")).to_have_text("The service is busy: too many for now. Trying again in 2 s.")
+        expect(page.locator("#status")).to_have_text("The service is busy: too many for now. Retrying in 2 s.")
         assert_shown(page, *asked(client, file_of("bag")))
         expect(page.locator("#status")).to_be_hidden()
         assert 1.95 < times[1] - times[0] < 4
 
 
-def test_an_overloaded_service_is_waited_for(browser, tmp_path):
+def test_the_figure_waits_for_an_overloaded_service(browser, tmp_path):
     """One batch may be in work: while it is another's, the figure waits, and comes after all."""
     many = npy_request(np.zeros((1000, 28, 28), np.uint8)) | {"params": {"samples": 100}, "timeout": 60}
     with (
@@ -702,29 +702,29 @@ def test_an_overloaded_service_is_waited_for(browser, tmp_path):
                 break
             assert time.monotonic() < ends
         assert refused[0].headers["retry-after"] == "1"
-        expect(page.locator("#turned-says")).to_contain_text(f"Upright it says {name}")
+        expect(page.locator("#rotation-summary")).to_contain_text(f"Upright, the prediction is {name}")
         expect(page.locator("#status")).to_be_hidden()
 
 
-def test_a_service_that_is_away_is_waited_for(browser, server, client):
+def test_an_unreachable_service_is_retried(browser, server, client):
     with page_of(browser, server.url, faults=("ERR_INTERNET_DISCONNECTED",)) as page:
         settled(page)
         page.context.set_offline(True)
         slide(page, "rotation", 40)
-        expect(page.locator("#status")).to_have_text("The service can’t be reached. Trying again in 2 s.")
+        expect(page.locator("#status")).to_have_text("The service cannot be reached. Retrying in 2 s.")
         slide(page, "rotation", 50)
         page.context.set_offline(False)
-        expect(page.locator("#answer")).to_have_attribute("data-rotation", "50")
+        expect(page.locator("#prediction")).to_have_attribute("data-rotation", "50")
         expect(page.locator("#status")).to_be_hidden()
 
 
-def test_who_hangs_up_on_a_large_file_is_not_sent_it_again(browser, server, client):
+def test_a_large_file_is_not_sent_again_after_a_reset(browser, server, client):
     """As a proxy with a smaller limit does it: the browser learns no more than that the connection has ended."""
     with page_of(browser, server.url, faults=("ERR_CONNECTION_RESET",)) as page:
         settled(page)
         page.route("**/predict?*", lambda route: route.abort("connectionreset"))
         give_file(page, "large.png", bytes(3 * 2**20))
-        expect(page.get_by_role("alert")).to_contain_text("large.png: Not sent: the service hung up before all 3 MiB")
+        expect(page.get_by_role("alert")).to_contain_text("large.png: Upload failed: the service closed the connection before all 3 MiB")
         page.unroute("**/predict?*")
         assert_shown(page, *asked(client, file_of("ankle boot")))
 
@@ -736,20 +736,20 @@ def keyed(tmp_path_factory) -> Iterator[Server]:
         yield running
 
 
-def test_a_key_is_asked_for_and_kept_in_memory_only(browser, keyed):
+def test_the_api_key_is_requested_and_kept_in_memory_only(browser, keyed):
     with page_of(browser, keyed.url, faults=("status of 401",)) as page:
-        dialog = page.get_by_role("dialog", name="This service asks for a key")
+        dialog = page.get_by_role("dialog", name="This service requires an API key")
         expect(dialog).to_contain_text("the key is missing")
-        expect(page.get_by_label("API key")).to_be_focused()
+        expect(page.get_by_role("textbox", name="API key")).to_be_focused()
         assert Axe().run(page).response["violations"] == []
-        page.get_by_label("API key").fill("wrong")
+        page.get_by_role("textbox", name="API key").fill("wrong")
         page.keyboard.press("Enter")
         expect(dialog).to_contain_text("the key is not known")
         page.keyboard.press("Escape")
         expect(dialog).to_be_hidden()
         expect(page.get_by_role("alert")).to_contain_text("the key is not known")
         page.get_by_role("radio", name="bag", exact=True).check()
-        page.get_by_label("API key").fill(KEY)
+        page.get_by_role("textbox", name="API key").fill(KEY)
         page.get_by_role("button", name="Use this key").click()
         settled(page)
         assert label(page) == "bag"
@@ -774,12 +774,12 @@ def test_axe_finds_no_violation(browser, server, view):
     with page_of(browser, server.url, faults=("status of 4",), **VIEWS[view]) as page:
         settled(page)
         assert violations(page) == []
-        page.get_by_text("What you demand of it").click()
-        page.get_by_text("The means as a table").click()
+        page.get_by_text("Decision settings").click()
+        page.get_by_text("Table of the means").click()
         page.get_by_role("radio", name="a seven", exact=True).check()
         slide(page, "rotation", 33)
-        page.get_by_label("all masks, by moments").check()
-        expect(page.locator("#mc-title")).to_have_text("All its thinned copies")
+        page.get_by_label("all masks (moment propagation)").check()
+        expect(page.locator("#dropout-title")).to_have_text("Mean over all masks")
         assert violations(page) == []
         page.get_by_role("button", name="Draw").click()
         expect(page.locator("#warnings li")).not_to_have_count(0)
@@ -789,16 +789,16 @@ def test_axe_finds_no_violation(browser, server, view):
         assert violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         page.goto(f"{server.url}/ui/card")
-        expect(page.locator("#is")).to_contain_text("sha256")
+        expect(page.locator("#facts")).to_contain_text("sha256")
         assert violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_everything_can_be_reached_and_done_by_keys(page, client):
+def test_everything_can_be_used_by_keyboard(page, client):
     page.keyboard.press("Tab")
-    expect(page.get_by_role("link", name="Skip to the answer")).to_be_focused()
+    expect(page.get_by_role("link", name="Skip to the prediction")).to_be_focused()
     page.keyboard.press("Enter")
-    expect(page.locator("#answer")).to_be_focused()
+    expect(page.locator("#prediction")).to_be_focused()
     page.get_by_role("radio", name="ankle boot", exact=True).focus()
     page.keyboard.press("ArrowRight")
     assert_shown(page, *asked(client, file_of("pullover")))
@@ -811,21 +811,21 @@ def test_everything_can_be_reached_and_done_by_keys(page, client):
                 "document.activeElement.id || document.activeElement.name || document.activeElement.textContent"
             )
         )
-    wanted = {"image", "pick", "draw", "rotation", "noise", "blur", "contrast", "occlusion", "reset", "samples-range"}
-    assert wanted | {"samples", "seed", "other-seed", "method", "What you demand of it", "Model card"} <= reached
+    wanted = {"image", "choose-file", "draw", "rotation", "noise", "blur", "contrast", "occlusion", "reset", "samples-range"}
+    assert wanted | {"samples", "seed", "new-seed", "method", "Decision settings", "Model card"} <= reached
     page.locator("#rotation").focus()
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#answer")).to_have_attribute("data-rotation", "1")
+    expect(page.locator("#prediction")).to_have_attribute("data-rotation", "1")
 
 
-def test_words_are_said_once_it_is_quiet(page):
-    spoken: Locator = page.locator("#spoken")
-    expect(spoken).to_contain_text("Ankle boot 99.7 %. Answers. All 100 masks say ankle boot.")
+def test_the_prediction_is_announced_once_after_changes(page):
+    spoken: Locator = page.locator("#announcement")
+    expect(spoken).to_contain_text("Ankle boot 99.7 %. Answers. All 100 masks predict ankle boot.")
     page.evaluate(
         """() => {
           window.said = 0;
           const count = new MutationObserver(() => { window.said += 1; });
-          count.observe(document.getElementById("spoken"), { childList: true });
+          count.observe(document.getElementById("announcement"), { childList: true });
         }"""
     )
     for angle in range(10, 100, 10):
