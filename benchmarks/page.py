@@ -18,14 +18,14 @@ VIEWS: dict[str, dict[str, Any]] = {
     "dark": {"color_scheme": "dark", "viewport": {"width": 1280, "height": 1000}},
     "narrow": {"color_scheme": "light", "viewport": {"width": 360, "height": 740}},
 }
-# Notes when an answer is shown, and of which angle.
+# Records when a prediction is shown, and of which angle.
 WATCH = """() => {
   window.watch?.disconnect();
-  window.seen = [];
-  const answer = document.getElementById("answer");
-  const note = () => window.seen.push([performance.now(), Number(answer.dataset.rotation)]);
+  window.shown = [];
+  const prediction = document.getElementById("prediction");
+  const note = () => window.shown.push([performance.now(), Number(prediction.dataset.rotation)]);
   window.watch = new MutationObserver(note);
-  window.watch.observe(answer, { attributeFilter: ["data-rotation"] });
+  window.watch.observe(prediction, { attributeFilter: ["data-rotation"] });
 }"""
 
 _IMAGES = ROOT / "docs" / "images"
@@ -43,8 +43,8 @@ def main() -> None:
         for name, view in VIEWS.items():
             _take_pictures(browser, url, name, view)
         print(f"first view: {_first_view(browser, url) / 1000:.1f} kB besides images")
-        rates = sorted(_answers_a_second(browser, url) for _ in range(5))
-        print(f"dragging: {rates[0]:.0f} to {rates[-1]:.0f} answers a second, two workers")
+        rates = sorted(_predictions_per_second(browser, url) for _ in range(5))
+        print(f"dragging: {rates[0]:.0f} to {rates[-1]:.0f} predictions a second, two workers")
         browser.close()
 
 
@@ -67,10 +67,10 @@ def drag(page: Page) -> None:
     page.mouse.up()
 
 
-def answers_a_second(page: Page) -> float:
-    """Of those that `WATCH` has noted."""
-    seen = page.evaluate("window.seen")
-    return 1000 * (len(seen) - 1) / float(seen[-1][0] - seen[0][0])
+def predictions_per_second(page: Page) -> float:
+    """Rate of the predictions that `WATCH` has recorded."""
+    shown = page.evaluate("window.shown")
+    return 1000 * (len(shown) - 1) / float(shown[-1][0] - shown[0][0])
 
 
 def _open(browser: Browser, url: str, view: dict[str, Any], **options: Any) -> Page:
@@ -85,13 +85,13 @@ def _take_pictures(browser: Browser, url: str, name: str, view: dict[str, Any]) 
     page.locator("#rotation").evaluate(
         "(slider, angle) => { slider.value = angle; slider.dispatchEvent(new Event('input')); }", str(_ANGLE)
     )
-    page.locator(f"#answer[data-rotation='{_ANGLE}']").wait_for()
+    page.locator(f"#prediction[data-rotation='{_ANGLE}']").wait_for()
     page.wait_for_timeout(500)
     if name == "narrow":
-        page.locator(".picture").evaluate("(one) => scrollTo(0, one.getBoundingClientRect().top + scrollY - 16)")
+        page.locator(".input").evaluate("(one) => scrollTo(0, one.getBoundingClientRect().top + scrollY - 16)")
     _save(page.screenshot(), f"page-{name}.png")
     if name == "light":
-        box = page.locator(".turned").bounding_box()
+        box = page.locator(".rotation").bounding_box()
         assert box is not None
         clip = {"x": box["x"] - _MARGIN, "y": box["y"] - _MARGIN}
         clip |= {"width": box["width"] + 2 * _MARGIN, "height": box["height"] + 2 * _MARGIN}
@@ -109,7 +109,7 @@ def _save(picture: bytes, name: str) -> None:
 
 
 def _first_view(browser: Browser, url: str) -> int:
-    """Bytes on the wire of all that a first visit loads, but for images and answers to questions."""
+    """Bytes on the wire of all that a first visit loads, except images and responses of the API."""
     responses: list[Response] = []
     page = browser.new_page(**VIEWS["light"])
     page.on("response", lambda response: responses.append(response))  # noqa: PLW0108 - playwright marks its listeners
@@ -124,12 +124,12 @@ def _first_view(browser: Browser, url: str) -> int:
     return total
 
 
-def _answers_a_second(browser: Browser, url: str) -> float:
+def _predictions_per_second(browser: Browser, url: str) -> float:
     page = _open(browser, url, VIEWS["light"])
     page.evaluate(WATCH)
     drag(page)
     page.wait_for_timeout(500)
-    rate = answers_a_second(page)
+    rate = predictions_per_second(page)
     page.close()
     return rate
 

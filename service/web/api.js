@@ -1,82 +1,83 @@
-// The public API, and what it may answer instead: its own words, a key that is missing, silence.
+// Requests to the public API. A failure becomes a RequestError that says what the page can do about it.
 
 const SERVICE = new URL("..", import.meta.url);
-const OTHERWISE_SECONDS = 2; // until the next try, where nobody says
+const DEFAULT_RETRY_SECONDS = 2; // if the response has no Retry-After
 const LARGE_BYTES = 2 ** 20;
 
-let key = "";
+let apiKey = "";
 
-/** Send this key from now on; it is kept here and nowhere else. In the header it is UTF-8, as the server reads it. */
-export function useKey(text) {
-  key = String.fromCharCode(...new TextEncoder().encode(text));
+/** Send this key with each request. It is kept in memory only; the header carries it in UTF-8. */
+export function setApiKey(text) {
+  apiKey = String.fromCharCode(...new TextEncoder().encode(text));
 }
 
-/** Why there is no answer: `kind` is "refused" (for good), "busy" (try again in `seconds`), "key" or "offline". */
-export class Problem extends Error {
-  constructor(kind, { title = "", detail = "", seconds = OTHERWISE_SECONDS } = {}) {
+/** `kind` is "refused" (final), "busy" (retry after `seconds`), "unauthorized" (a key is needed) or "offline". */
+export class RequestError extends Error {
+  constructor(kind, { title = "", detail = "", seconds = DEFAULT_RETRY_SECONDS } = {}) {
     super(detail);
     Object.assign(this, { kind, title, detail, seconds });
   }
 }
 
-/** Ask the service, and take its JSON; a body is a Blob (any file) or what becomes JSON. */
-export async function ask(path, { query = {}, body = null, signal = null } = {}) {
+/** Call the service and return its JSON. The body is a Blob (any file) or a value that is sent as JSON. */
+export async function requestJson(path, { query = {}, body = null, signal = null } = {}) {
   const url = new URL(path, SERVICE);
   url.search = new URLSearchParams(query);
   const headers = {};
-  if (key) headers["X-API-Key"] = key;
+  if (apiKey) headers["X-API-Key"] = apiKey;
   let content = null;
   if (body instanceof Blob) {
-    headers["Content-Type"] = "application/octet-stream"; // the service finds out for itself
+    headers["Content-Type"] = "application/octet-stream"; // the service detects the image format
     content = body;
   } else if (body) {
     headers["Content-Type"] = "application/json";
     content = JSON.stringify(body);
   }
-  return fetched(url, { method: body ? "POST" : "GET", headers, body: content, signal }, (response) => response.json());
+  const request = { method: body ? "POST" : "GET", headers, body: content, signal };
+  return fetchAndRead(url, request, (response) => response.json());
 }
 
-/** Take a file of the page. */
-export async function load(url, signal) {
-  return fetched(url, { signal }, (response) => response.blob());
+/** Load one of the page's own files. */
+export async function loadFile(url, signal) {
+  return fetchAndRead(url, { signal }, (response) => response.blob());
 }
 
-async function fetched(url, request, read) {
+async function fetchAndRead(url, request, read) {
   let response;
   try {
     response = await fetch(url, { ...request, credentials: "omit" });
     if (response.ok) return await read(response);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw await silence(request);
+    throw await connectionError(request);
   }
-  throw await refusal(response);
+  throw await responseError(response);
 }
 
-/** Why there was no answer at all: a service that is there hangs up on what is larger than it reads. */
-async function silence({ body, signal }) {
-  if (!(body instanceof Blob) || body.size < LARGE_BYTES) return new Problem("offline");
-  const isThere = await fetch(new URL("livez", SERVICE), { signal }).then(() => true, () => false);
-  if (!isThere) return new Problem("offline");
+/** Without a response: a service that is still reachable has closed the connection on a body that is too large. */
+async function connectionError({ body, signal }) {
+  if (!(body instanceof Blob) || body.size < LARGE_BYTES) return new RequestError("offline");
+  const isReachable = await fetch(new URL("livez", SERVICE), { signal }).then(() => true, () => false);
+  if (!isReachable) return new RequestError("offline");
   const size = `${(body.size / 2 ** 20).toFixed(0)} MiB`;
-  const detail = `the service hung up before all ${size} were sent: it may not take so much`;
-  return new Problem("refused", { title: "Not sent", detail });
+  const detail = `the service closed the connection before all ${size} were sent: the file may be too large`;
+  return new RequestError("refused", { title: "Upload failed", detail });
 }
 
-async function refusal(response) {
-  const told = await response.json().catch(() => ({}));
-  const title = told.title ?? `HTTP ${response.status}`;
-  const detail = told.detail ?? response.statusText;
-  if (response.status === 401) return new Problem("key", { title, detail });
+async function responseError(response) {
+  const problem = await response.json().catch(() => ({}));
+  const title = problem.title ?? `HTTP ${response.status}`;
+  const detail = problem.detail ?? response.statusText;
+  if (response.status === 401) return new RequestError("unauthorized", { title, detail });
   if (response.status === 429 || response.status === 503) {
-    return new Problem("busy", { title, detail, seconds: retryAfter(response.headers.get("Retry-After")) });
+    return new RequestError("busy", { title, detail, seconds: retryAfter(response.headers.get("Retry-After")) });
   }
-  return new Problem("refused", { title, detail });
+  return new RequestError("refused", { title, detail });
 }
 
-/** Seconds that a Retry-After header asks for: a number, or a date (RFC 9110, 10.2.3). */
+/** Seconds to wait by a Retry-After header: a number or a date (RFC 9110, 10.2.3). */
 function retryAfter(text) {
-  if (!text) return OTHERWISE_SECONDS;
+  if (!text) return DEFAULT_RETRY_SECONDS;
   const seconds = /^\d+$/.test(text) ? Number(text) : (Date.parse(text) - Date.now()) / 1000;
-  return Number.isFinite(seconds) ? Math.max(seconds, 0) : OTHERWISE_SECONDS;
+  return Number.isFinite(seconds) ? Math.max(seconds, 0) : DEFAULT_RETRY_SECONDS;
 }

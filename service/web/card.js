@@ -1,10 +1,10 @@
-// The card of the served model as a page.
+// The page of the model card.
 
-import { ask } from "./api.js";
-import { by, element } from "./dom.js";
-import { percent } from "./words.js";
+import { requestJson } from "./api.js";
+import { byId, element } from "./dom.js";
+import { percent } from "./explanations.js";
 
-const MODES = { eval: "the whole network", mc: "100 masks", moments: "all masks, by moments" };
+const MODES = { eval: "without dropout", mc: "100 masks", moments: "all masks (moment propagation)" };
 
 function facts(card) {
   const { recipe = {}, data = {}, architecture, weights } = card;
@@ -14,53 +14,54 @@ function facts(card) {
     Classes: card.classes.join(", "),
     Layers: `${layers.join(" – ")} units, dropout ${architecture.dropout.join(" and ")}`,
     Weights: `sha256 ${weights.sha256}`,
-    Recipe: Object.entries(recipe).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(", "),
+    Training: Object.entries(recipe).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(", "),
     Data: data.name,
     Split: data.split && Object.entries(data.split).map(([name, count]) => `${name} ${count}`).join(", "),
-    "Made by": card.command,
+    Command: card.command,
     Versions: card.versions && Object.entries(card.versions).map(([name, version]) => `${name} ${version}`).join(", "),
   };
 }
 
-function table(id, heads, rows) {
+function table(id, headings, rows) {
   if (!rows.length) {
-    by(id).closest("section").hidden = true; // a card need not have it
+    byId(id).closest("section").hidden = true; // the card has no such figures
     return;
   }
   const cells = ([name, ...values]) => element(
     "tr", {}, element("th", { scope: "row" }, name), ...values.map((value) => element("td", {}, value)),
   );
-  by(id).replaceChildren(
-    element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", { scope: "col" }, head)))),
+  byId(id).replaceChildren(
+    element("thead", {}, element("tr", {}, ...headings.map((heading) => element("th", { scope: "col" }, heading)))),
     element("tbody", {}, ...rows.map(cells)),
   );
 }
 
 function show(card) {
-  const known = Object.entries(facts(card)).filter(([, value]) => value);
-  by("is").replaceChildren(element("tbody", {}, ...known.map(([name, value]) => element(
+  const entries = Object.entries(facts(card)).filter(([, value]) => value);
+  byId("facts").replaceChildren(element("tbody", {}, ...entries.map(([name, value]) => element(
     "tr", {}, element("th", { scope: "row" }, name), element("td", { class: "text" }, value),
   ))));
   const test = card.metrics?.test ?? {};
   const modes = Object.entries(MODES).filter(([mode]) => test[mode]);
-  const scores = (one) => [percent(one.accuracy), one.nll.toFixed(4), one.ece.toFixed(4)];
-  table("right", ["Prediction", "accuracy", "NLL", "ECE"], modes.flatMap(([mode, name]) => [
+  const scores = ({ accuracy, nll, ece }) => [percent(accuracy), nll.toFixed(4), ece.toFixed(4)];
+  table("accuracy", ["Prediction", "accuracy", "NLL", "ECE"], modes.flatMap(([mode, name]) => [
     [name, ...scores(test[mode])],
     ...(test[mode].calibrated ? [[`${name}, calibrated`, ...scores(test[mode].calibrated)]] : []),
   ]));
-  const promised = test.mc?.calibrated ?? {};
-  const sets = Object.entries(promised.prediction_sets?.lac ?? {});
-  table("promise", ["Asked for", "held", "classes in a set"], sets.map(
-    ([asked, { covered, size }]) => [percent(Number(asked)), percent(covered), size.toFixed(2)],
+  const calibrated = test.mc?.calibrated ?? {};
+  const sets = Object.entries(calibrated.prediction_sets?.lac ?? {});
+  table("coverage", ["Requested coverage", "measured coverage", "classes per set"], sets.map(
+    ([requested, { covered, size }]) => [percent(Number(requested)), percent(covered), size.toFixed(2)],
   ));
-  table("risk", ["Allowed", "answered", "wrong"], Object.entries(promised.max_risk ?? {}).map(
-    ([allowed, { answered, error }]) => [percent(Number(allowed)), percent(answered), percent(error)],
+  const risks = Object.entries(calibrated.max_risk ?? {});
+  table("abstention", ["Maximum error rate", "answered", "measured error rate"], risks.map(
+    ([maximum, { answered, error }]) => [percent(Number(maximum)), percent(answered), percent(error)],
   ));
 }
 
-ask("card.json").then(show).catch((problem) => {
-  const isAway = problem.kind === "offline";
-  by("problem").textContent = isAway ? "The service can’t be reached: reload the page." : problem.detail;
-  by("problem").hidden = false;
-  by("card").hidden = true;
+requestJson("card.json").then(show).catch((error) => {
+  const isOffline = error.kind === "offline";
+  byId("problem").textContent = isOffline ? "The service cannot be reached. Reload the page." : error.detail;
+  byId("problem").hidden = false;
+  byId("card").hidden = true;
 });

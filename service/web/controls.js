@@ -1,52 +1,50 @@
-// What can be set: changes of the image, and how it is voted on.
+// The settings: changes of the image, sampling of masks, and decisions.
 
-import { by } from "./dom.js";
-import { UNCHANGED } from "./pixels.js";
+import { byId } from "./dom.js";
+import { UNCHANGED } from "./image-changes.js";
 
-const NAMES = Object.keys(UNCHANGED);
-const DEMANDS = ["coverage", "max_risk", "false_alarm_rate"];
-const OF_MASKS = ["samples", "samples-range", "seed", "other-seed"];
-const [FEWEST, MOST, STEPS] = [2, 1000, 100]; // masks, and places of their slider
+const CHANGES = Object.keys(UNCHANGED);
+const DECISION_PARAMETERS = ["coverage", "max_risk", "false_alarm_rate"];
+const MASK_FIELDS = ["samples", "samples-range", "seed", "new-seed"];
+const [MIN_MASKS, MAX_MASKS, SLIDER_STEPS] = [2, 1000, 100];
 
 export class Controls {
-  /**
-   * @param {() => void} turn: called when an image is changed.
-   * @param {() => void} vote: called when anything else is set.
-   */
-  constructor(turn, vote) {
-    for (const name of NAMES) {
-      by(name).addEventListener("input", () => {
-        this.#tell(name);
-        turn();
+  /** @param {() => void} onChange: called whenever a setting changes. */
+  constructor(onChange) {
+    for (const name of CHANGES) {
+      byId(name).addEventListener("input", () => {
+        this.#showValue(name);
+        onChange();
       });
     }
-    by("reset").addEventListener("click", () => {
+    byId("reset").addEventListener("click", () => {
       this.reset();
-      turn();
+      onChange();
     });
-    by("samples-range").addEventListener("input", () => {
-      by("samples").value = Math.round(FEWEST * (MOST / FEWEST) ** (by("samples-range").value / STEPS));
-      this.#place();
-      vote();
+    byId("samples-range").addEventListener("input", () => {
+      const position = byId("samples-range").value / SLIDER_STEPS;
+      byId("samples").value = Math.round(MIN_MASKS * (MAX_MASKS / MIN_MASKS) ** position);
+      this.#moveMaskSlider();
+      onChange();
     });
-    by("samples").addEventListener("input", () => {
-      this.#place();
-      vote();
+    byId("samples").addEventListener("input", () => {
+      this.#moveMaskSlider();
+      onChange();
     });
-    by("other-seed").addEventListener("click", () => {
-      by("seed").value = Math.floor(Math.random() * 1e6);
-      vote();
+    byId("new-seed").addEventListener("click", () => {
+      byId("seed").value = Math.floor(Math.random() * 1e6);
+      onChange();
     });
     for (const method of document.getElementsByName("method")) {
       method.addEventListener("change", () => {
-        for (const id of OF_MASKS) by(id).disabled = this.method === "moments";
-        vote();
+        for (const id of MASK_FIELDS) byId(id).disabled = this.method === "moments";
+        onChange();
       });
     }
-    for (const id of [...DEMANDS, "invert"]) by(id).addEventListener("change", vote);
-    by("seed").addEventListener("input", vote);
+    for (const id of [...DECISION_PARAMETERS, "invert"]) byId(id).addEventListener("change", onChange);
+    byId("seed").addEventListener("input", onChange);
     this.reset();
-    this.#place();
+    this.#moveMaskSlider();
   }
 
   get method() {
@@ -54,57 +52,57 @@ export class Controls {
   }
 
   get invert() {
-    return by("invert").value;
+    return byId("invert").value;
   }
 
   get seed() {
-    return by("seed").value.trim();
+    return byId("seed").value.trim();
   }
 
-  /** How the image is to be changed. */
+  /** The changes of the image, as `applyChanges` takes them. */
   get changes() {
-    return Object.fromEntries(NAMES.map((name) => [name, Number(by(name).value)]));
+    return Object.fromEntries(CHANGES.map((name) => [name, Number(byId(name).value)]));
   }
 
-  /** Parameters of every request. */
-  get demands() {
-    return Object.fromEntries(DEMANDS.map((name) => [name, by(name).value]));
+  /** Parameters of all predictions. */
+  get decisionParameters() {
+    return Object.fromEntries(DECISION_PARAMETERS.map((name) => [name, byId(name).value]));
   }
 
-  /** Parameters of the prediction over masks, or over their moments. */
-  get voting() {
+  /** Parameters of the prediction with dropout. */
+  get samplingParameters() {
     if (this.method === "moments") return { method: "moments" };
-    return { samples: by("samples").value, seed: this.seed, return_samples: true };
+    return { samples: byId("samples").value, seed: this.seed, return_samples: true };
   }
 
-  /** Whether something is being typed that is no number yet. */
-  get isUnfinished() {
-    return this.method === "masks" && (by("samples").value === "" || this.seed === "");
+  /** Whether the user has emptied a field to type a new number. */
+  get hasEmptyField() {
+    return this.method === "masks" && (byId("samples").value === "" || this.seed === "");
   }
 
   reset() {
-    for (const name of NAMES) {
-      by(name).value = UNCHANGED[name];
-      this.#tell(name);
+    for (const name of CHANGES) {
+      byId(name).value = UNCHANGED[name];
+      this.#showValue(name);
     }
   }
 
-  turn(angle) {
-    by("rotation").value = angle;
-    this.#tell("rotation");
+  setRotation(angle) {
+    byId("rotation").value = angle;
+    this.#showValue("rotation");
   }
 
-  #tell(name) {
-    const slider = by(name);
+  #showValue(name) {
+    const slider = byId(name);
     const text = `${Number(slider.value)}${slider.dataset.unit}`;
     slider.previousElementSibling.textContent = text;
     slider.setAttribute("aria-valuetext", text);
   }
 
-  /** Move the slider to where the number of masks is; its places are in even ratios. */
-  #place() {
-    const samples = Math.min(Math.max(Number(by("samples").value) || FEWEST, FEWEST), MOST);
-    by("samples-range").value = STEPS * Math.log(samples / FEWEST) / Math.log(MOST / FEWEST);
-    by("samples-range").setAttribute("aria-valuetext", `${samples} masks`);
+  /** Move the slider to the number of masks; its scale is logarithmic. */
+  #moveMaskSlider() {
+    const samples = Math.min(Math.max(Number(byId("samples").value) || MIN_MASKS, MIN_MASKS), MAX_MASKS);
+    byId("samples-range").value = SLIDER_STEPS * Math.log(samples / MIN_MASKS) / Math.log(MAX_MASKS / MIN_MASKS);
+    byId("samples-range").setAttribute("aria-valuetext", `${samples} masks`);
   }
 }

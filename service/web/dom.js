@@ -1,35 +1,34 @@
-// Small parts of documents. Text is always text: nothing that is told becomes HTML.
+// Small parts of documents. Text is always inserted as text, never as HTML.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-export const by = (id) => document.getElementById(id);
+export const byId = (id) => document.getElementById(id);
 
-/** An element with attributes (or properties, for functions) and children: elements and text. */
+/** An HTML element with attributes (functions become event listeners) and children (elements and text). */
 export function element(name, attributes = {}, ...children) {
-  return finished(document.createElement(name), attributes, children);
+  return fill(document.createElement(name), attributes, children);
 }
 
 /** The same for SVG. */
-export function shape(name, attributes = {}, ...children) {
-  return finished(document.createElementNS(SVG, name), attributes, children);
+export function svgElement(name, attributes = {}, ...children) {
+  return fill(document.createElementNS(SVG, name), attributes, children);
 }
 
-/** Change attributes of an element. */
-export function change(made, attributes) {
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+export function setAttributes(node, attributes) {
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
 }
 
-function finished(made, attributes, children) {
+function fill(node, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
-    if (typeof value === "function") made.addEventListener(name, value);
-    else made.setAttribute(name, value);
+    if (typeof value === "function") node.addEventListener(name, value);
+    else node.setAttribute(name, value);
   }
-  made.append(...children);
-  return made;
+  node.append(...children);
+  return node;
 }
 
-/** Fill a description list. */
-export function describe(list, entries) {
+/** Replace a description list by [name, value, unit, sentence] entries. */
+export function fillDescriptionList(list, entries) {
   list.replaceChildren(...entries.map(([name, value, unit, sentence]) => element(
     "div", {},
     element("dt", {}, name),

@@ -1,356 +1,272 @@
-// The page: an image and its changes -> questions to the service -> what is seen.
+// The page: an image and its changes -> requests to the service -> what is shown.
 
-import { ask, load, useKey } from "./api.js";
-import { Classes, showDoubt } from "./charts.js";
+import { requestJson } from "./api.js";
+import { DrawingCanvas } from "./canvas.js";
+import { ClassTable, showUncertainty } from "./charts.js";
 import { Controls } from "./controls.js";
-import { by, describe, element } from "./dom.js";
-import { drawings } from "./drawings.js";
-import { Figure, FIGURE_MASKS } from "./figure.js";
-import { Live } from "./live.js";
-import { Pad } from "./pad.js";
-import { asRows, changed, isUnchanged, SIDE, UNCHANGED } from "./pixels.js";
-import { capital, numbers, preprocessing, verdict } from "./words.js";
+import { byId, element, fillDescriptionList } from "./dom.js";
+import { capitalize, explainNumbers, explainPreprocessing, summary } from "./explanations.js";
+import { applyChanges, isUnchanged, SIDE, toRows, UNCHANGED } from "./image-changes.js";
+import { clearGallerySelection, fillGalleries, listenForFiles, selectInGallery } from "./image-sources.js";
+import { LatestRequest } from "./latest-request.js";
+import { clearStatus, hideProblem, requestKey, retryText, showProblem, showStatus } from "./messages.js";
+import { FIGURE_MASKS, RotationFigure } from "./rotation-figure.js";
 
-const CLOTHES = [
-  "ankle boot", "pullover", "trouser", "shirt", "coat", "sandal", "sneaker", "dress", "bag", "t-shirt/top",
-];
-const FIRST = "ankle boot";
-const FIGURE_MILLISECONDS = 250; // without a change, before all angles are asked for
-const SPEECH_MILLISECONDS = 700;
+const FIRST_IMAGE = "ankle boot";
+const FIGURE_DELAY_MILLISECONDS = 250; // without a change, before all angles are requested
+const ANNOUNCEMENT_DELAY_MILLISECONDS = 700;
 
-let classes = null; // the table, once the classes are known
-let image = null; // {file, name, pixels, told, invert}: a file or none, what the network sees of it, and how it came
-let former = null; // the image before, until the new one is answered
-let drawn = ""; // what the figure shows
+let classTable = null; // once the classes are known
+// {file, name, pixels, preprocessing, invert}: `file` is null for a drawing; `pixels` are the network's input, null
+// until the service has returned them for a file; `invert` is the setting that they were made with.
+let image = null;
+let previousImage = null; // until the service has accepted the new one
+let figureInput = ""; // what the rotation figure shows
 
-const pad = new Pad(draw);
-const controls = new Controls(() => act(), () => act());
-const figure = new Figure((angle) => {
-  controls.turn(angle);
-  act();
+const canvas = new DrawingCanvas(useDrawing);
+const controls = new Controls(() => update());
+const figure = new RotationFigure((angle) => {
+  controls.setRotation(angle);
+  update();
 });
-const model = new Live((_, signal) => ask("card.json", { signal }), {
-  ...told("card"),
-  show: (goOn, card) => {
-    hush("card");
-    classes = new Classes(card.classes);
-    goOn();
+const cardRequests = new LatestRequest((_, signal) => requestJson("card.json", { signal }), {
+  ...errorHandlers("card"),
+  onResponse: (whenLoaded, card) => {
+    clearStatus("card");
+    classTable = new ClassTable(card.classes);
+    whenLoaded();
   },
 });
-const files = new Live(({ file }, signal) => file(signal), {
-  ...told("file"),
-  show: ({ name }, file) => {
-    hush("file");
-    give(file, name);
+const fileRequests = new LatestRequest(({ load }, signal) => load(signal), {
+  ...errorHandlers("file"),
+  onResponse: ({ name }, file) => {
+    clearStatus("file");
+    useFile(file, name);
   },
 });
-const answers = new Live(predict, { ...told("answer"), show });
-const turns = new Live(predictTurned, { ...told("figure"), refuse: refuseTurned, show: showTurned });
+const predictionRequests = new LatestRequest(predict, {
+  ...errorHandlers("prediction"), onResponse: showPredictions,
+});
+const figureRequests = new LatestRequest(predictRotations, {
+  ...errorHandlers("figure"), onRefusal: showFigureRefusal, onResponse: showFigure,
+});
 
-// Asking.
+// Choose an image.
 
-/** Take this image instead of the last; changes are undone. */
-function take(next) {
-  answers.drop();
-  turns.drop();
-  hush("figure");
-  drawn = "";
-  former ??= image?.pixels ? image : null;
+/** Replace the image and reset its changes. */
+function useImage(next) {
+  predictionRequests.cancel();
+  figureRequests.cancel();
+  clearStatus("figure");
+  figureInput = "";
+  previousImage ??= image?.pixels ? image : null;
   image = next;
-  showOrigin(image);
+  showOriginal(image);
   controls.reset();
-  act();
+  update();
 }
 
-function give(file, name) {
-  leavePad();
-  by("answer").setAttribute("aria-busy", "true");
-  take({ file, name, pixels: null, told: null });
+function useFile(file, name) {
+  closeCanvas();
+  byId("prediction").setAttribute("aria-busy", "true");
+  useImage({ file, name, pixels: null, preprocessing: null });
 }
 
-/** Take what is drawn: a stroke goes on with what is being asked. */
-function draw(pixels) {
-  if (!image || image.file) take({ file: null, name: "your drawing", pixels, told: null });
+function useOwnFile(file) {
+  fileRequests.cancel();
+  clearGallerySelection();
+  useFile(file, file.name || "your image");
+}
+
+/** Show the current drawing; further strokes don't cancel the running request. */
+function useDrawing(pixels) {
+  if (!image || image.file) useImage({ file: null, name: "your drawing", pixels, preprocessing: null });
   else {
     image.pixels = pixels;
-    act();
+    update();
   }
 }
 
-/** Do what follows from anything that was given, changed or set. */
-function act() {
-  by("problem").hidden = true;
-  if (!image || !classes || controls.isUnfinished) return;
+function closeCanvas() {
+  canvas.close();
+  byId("draw").setAttribute("aria-pressed", "false");
+}
+
+function toggleCanvas() {
+  if (canvas.isOpen) {
+    closeCanvas();
+    return;
+  }
+  fileRequests.cancel();
+  clearGallerySelection();
+  controls.reset();
+  byId("draw").setAttribute("aria-pressed", "true");
+  canvas.open();
+}
+
+// Send requests.
+
+/** Show the image as it is now, and request what follows from it and the settings. */
+function update() {
+  hideProblem();
+  if (!image || !classTable || controls.hasEmptyField) return;
   const changes = controls.changes;
   if (image.file && image.invert !== controls.invert) image.pixels = null;
   if (image.pixels) {
-    const pixels = changed(image.pixels, changes);
-    pad.show(pixels, seenInWords(changes));
-    figure.mark(changes.rotation);
-    answers.ask(question(isUnchanged(changes) && image.file ? image.file : pixels, changes));
-    later("figure", FIGURE_MILLISECONDS, askTurned);
+    const pixels = applyChanges(image.pixels, changes);
+    canvas.show(pixels, describeInput(changes));
+    figure.markAngle(changes.rotation);
+    predictionRequests.submit(predictionRequest(isUnchanged(changes) && image.file ? image.file : pixels, changes));
+    debounce("figure", FIGURE_DELAY_MILLISECONDS, requestFigure);
   } else {
-    answers.ask(question(image.file, UNCHANGED)); // changes follow once its pixels are known
+    predictionRequests.submit(predictionRequest(image.file, UNCHANGED)); // changes need its pixels first
   }
 }
 
-function question(sent, changes) {
-  const { demands, voting, invert } = controls;
-  const body = sent instanceof Blob ? sent : { image: asRows(sent) };
-  return { of: image, body, changes, demands, voting, invert: sent instanceof Blob ? invert : "no" };
+function predictionRequest(content, changes) {
+  const { decisionParameters, samplingParameters, invert } = controls;
+  const isFile = content instanceof Blob;
+  const body = isFile ? content : { image: toRows(content) };
+  return { image, body, changes, decisionParameters, samplingParameters, invert: isFile ? invert : "no" };
 }
 
-/** Ask for both predictions. */
-async function predict({ body, demands, voting, invert }, signal) {
-  const both = { ...demands, invert };
+/** Request the predictions without and with dropout. */
+async function predict({ body, decisionParameters, samplingParameters, invert }, signal) {
+  const common = { ...decisionParameters, invert };
   return Promise.all([
-    ask("predict", { query: both, body, signal }),
-    ask("predict", { query: { ...both, ...voting, return_pixels: true }, body, signal }),
+    requestJson("predict", { query: common, body, signal }),
+    requestJson("predict", { query: { ...common, ...samplingParameters, return_pixels: true }, body, signal }),
   ]);
 }
 
-/** Ask for the image at all angles, unless that is what is shown. */
-function askTurned() {
+/** Request the image at all angles, unless the figure shows it already. */
+function requestFigure() {
   if (!image.pixels) return;
   const changes = { ...controls.changes, rotation: 0 };
-  const voting = { samples: FIGURE_MASKS, seed: controls.seed };
-  const wanted = JSON.stringify([Array.from(changed(image.pixels, changes)), voting]);
-  if (wanted === drawn) return;
-  drawn = wanted;
-  turns.ask({ images: Figure.images(image.pixels, changes), voting });
+  const samplingParameters = { samples: FIGURE_MASKS, seed: controls.seed };
+  const input = JSON.stringify([Array.from(applyChanges(image.pixels, changes)), samplingParameters]);
+  if (input === figureInput) return;
+  figureInput = input;
+  figureRequests.submit({ images: RotationFigure.images(image.pixels, changes), samplingParameters });
 }
 
-async function predictTurned({ images, voting }, signal) {
-  const query = { ...voting, invert: "no", return_samples: true };
-  return ask("predict_batch", { query, body: { images: images.map(asRows) }, signal });
+async function predictRotations({ images, samplingParameters }, signal) {
+  const query = { ...samplingParameters, invert: "no", return_samples: true };
+  return requestJson("predict_batch", { query, body: { images: images.map(toRows) }, signal });
 }
 
-// Showing.
+// Show responses.
 
-function show({ of, changes, invert, body }, [whole, thinned]) {
-  hush("answer");
-  if (classes.names[thinned.class_index] !== thinned.label) {
-    model.ask(act); // another model is served by now
+function showPredictions(request, [evalPrediction, dropoutPrediction]) {
+  clearStatus("prediction");
+  if (classTable.names[dropoutPrediction.class_index] !== dropoutPrediction.label) {
+    cardRequests.submit(update); // the service has another model now
     return;
   }
-  former = null;
-  if (body instanceof Blob) {
-    const isNew = !of.pixels || of.invert !== invert;
-    Object.assign(of, {
-      pixels: Uint8ClampedArray.from(thinned.preprocessing.pixels.flat()), told: thinned.preprocessing, invert,
-    });
-    if (isNew) seen();
-  }
-  by("answer").removeAttribute("aria-busy");
-  by("answer").dataset.rotation = changes.rotation; // which question this answers
-  by("preprocessing").textContent = `${capital(of.name)}. ${preprocessing(of.told)}`;
-  classes.show(whole, thinned);
-  showDoubt(thinned, classes.names.length);
-  describe(by("numbers"), numbers(thinned, classes.names.length));
-  showVerdict(verdict(thinned), thinned.warnings);
+  previousImage = null;
+  if (request.body instanceof Blob) storePixels(request, dropoutPrediction.preprocessing);
+  byId("prediction").removeAttribute("aria-busy");
+  byId("prediction").dataset.rotation = request.changes.rotation; // tells which request this is the response to
+  byId("preprocessing").textContent =
+    `${capitalize(request.image.name)}. ${explainPreprocessing(request.image.preprocessing)}`;
+  classTable.show(evalPrediction, dropoutPrediction);
+  showUncertainty(dropoutPrediction, classTable.names.length);
+  fillDescriptionList(byId("numbers"), explainNumbers(dropoutPrediction, classTable.names.length));
+  showSummary(summary(dropoutPrediction), dropoutPrediction.warnings);
 }
 
-/** Show the pixels that have just become known, and go on from them. */
-function seen() {
-  pad.show(image.pixels, seenInWords(controls.changes));
-  figure.mark(controls.changes.rotation);
-  showOrigin(image);
-  if (isUnchanged(controls.changes)) later("figure", FIGURE_MILLISECONDS, askTurned);
-  else act();
+/** Keep the network's input that the service has made of a file; show it if it is new. */
+function storePixels({ image: sent, invert }, preprocessing) {
+  const isNew = !sent.pixels || sent.invert !== invert;
+  Object.assign(sent, { pixels: Uint8ClampedArray.from(preprocessing.pixels.flat()), preprocessing, invert });
+  if (!isNew) return;
+  canvas.show(image.pixels, describeInput(controls.changes));
+  figure.markAngle(controls.changes.rotation);
+  showOriginal(image);
+  if (isUnchanged(controls.changes)) debounce("figure", FIGURE_DELAY_MILLISECONDS, requestFigure);
+  else update();
 }
 
-function showVerdict(words, warnings) {
-  for (const name of ["label", "confidence", "decision", "sentence"]) by(name).textContent = words[name];
-  by("decision").classList.toggle("abstains", !words.isAnswered);
-  by("warnings").replaceChildren(...warnings.map((text) => element("li", {}, text)));
-  later("speech", SPEECH_MILLISECONDS, () => {
-    by("spoken").textContent = `${words.label} ${words.confidence}. ${words.decision}. ${words.sentence}`;
+function showSummary(texts, warnings) {
+  for (const name of ["label", "confidence", "decision", "sentence"]) byId(name).textContent = texts[name];
+  byId("decision").classList.toggle("abstains", !texts.isAnswered);
+  byId("warnings").replaceChildren(...warnings.map((text) => element("li", {}, text)));
+  debounce("announcement", ANNOUNCEMENT_DELAY_MILLISECONDS, () => {
+    byId("announcement").textContent = `${texts.label} ${texts.confidence}. ${texts.decision}. ${texts.sentence}`;
   });
 }
 
-/** Show what was given beside what became of it, where that is not the same. */
-async function showOrigin({ file, told }) {
-  const canvas = by("origin");
-  canvas.hidden = true;
-  if (!file || !told?.steps.length) return;
+/** Show the file's own picture next to the network's input, if the service had to change it. */
+async function showOriginal({ file, preprocessing }) {
+  const original = byId("original");
+  original.hidden = true;
+  if (!file || !preprocessing?.steps.length) return;
   const picture = await createImageBitmap(file).catch(() => null);
   if (!picture || image.file !== file) return;
-  const scale = canvas.width / Math.max(picture.width, picture.height);
+  const scale = original.width / Math.max(picture.width, picture.height);
   const [width, height] = [scale * picture.width, scale * picture.height];
-  const context = canvas.getContext("2d");
-  context.clearRect(0, 0, canvas.width, canvas.height);
-  context.drawImage(picture, (canvas.width - width) / 2, (canvas.height - height) / 2, width, height);
-  canvas.hidden = false;
+  const context = original.getContext("2d");
+  context.clearRect(0, 0, original.width, original.height);
+  context.drawImage(picture, (original.width - width) / 2, (original.height - height) / 2, width, height);
+  original.hidden = false;
 }
 
-function seenInWords({ rotation, noise, blur, contrast, occlusion }) {
-  const done = [
-    rotation && `turned by ${rotation}°`, noise && "with noise", blur && "blurred",
-    contrast !== 100 && "with other contrast", occlusion && "covered in the middle",
+function describeInput({ rotation, noise, blur, contrast, occlusion }) {
+  const changes = [
+    rotation && `rotated by ${rotation}°`, noise && "with noise", blur && "blurred",
+    contrast !== 100 && "with changed contrast", occlusion && "with a covered centre",
   ].filter(Boolean);
-  return `${[image.name, ...done].join(", ")}: ${SIDE} by ${SIDE} pixels`;
+  return `${[image.name, ...changes].join(", ")}: ${SIDE} by ${SIDE} pixels`;
 }
 
-function showTurned({ images }, { results }) {
-  hush("figure");
-  figure.show(images, results, classes.names);
-  figure.mark(controls.changes.rotation);
+function showFigure({ images }, { results }) {
+  clearStatus("figure");
+  figure.show(images, results, classTable.names);
+  figure.markAngle(controls.changes.rotation);
 }
 
-// Where there is no answer.
+// Handle failures.
 
-const waiting = new Map(); // what is said while who has no answer
-
-/** What is done where there is no answer, by who asked. */
-function told(who) {
+function errorHandlers(source) {
   return {
-    key,
-    wait: (problem) => say(who, inWords(problem)),
-    refuse: (problem, question) => {
-      hush(who);
-      refuse(problem, question);
+    onUnauthorized: requestKey,
+    onRetry: (error) => showStatus(source, retryText(error)),
+    onRefusal: (error, request) => {
+      clearStatus(source);
+      showRefusal(error, request);
     },
   };
 }
 
-function inWords({ kind, detail, seconds }) {
-  const again = `Trying again in ${Math.ceil(seconds)} s.`;
-  return kind === "busy" ? `The service is busy: ${detail}. ${again}` : `The service can’t be reached. ${again}`;
-}
-
-function say(who, text) {
-  waiting.set(who, text);
-  by("status").textContent = text;
-  by("status").hidden = false;
-}
-
-function hush(who) {
-  waiting.delete(who);
-  by("status").hidden = waiting.size === 0;
-}
-
-function refuse({ title, detail }, { of }) {
-  by("answer").removeAttribute("aria-busy");
-  if (of && !of.pixels && former) {
-    image = former; // go on with what could be read
-    former = null;
-    showOrigin(image);
+function showRefusal({ title, detail }, { image: refused }) {
+  byId("prediction").removeAttribute("aria-busy");
+  if (refused && !refused.pixels && previousImage) {
+    image = previousImage;
+    previousImage = null;
+    showOriginal(image);
     controls.reset();
-    act();
+    update();
   }
-  complain(`${of?.name ? `${of.name}: ` : ""}${title}: ${detail}`);
+  showProblem(`${refused?.name ? `${refused.name}: ` : ""}${title}: ${detail}`);
 }
 
-function complain(text) {
-  by("problem").textContent = text;
-  by("problem").hidden = false;
-}
-
-function refuseTurned({ title, detail }) {
-  hush("figure");
-  by("rotation-figure").replaceChildren(element("p", { class: "hint" }, `${title}: ${detail}`));
-}
-
-let asking = null;
-
-/** Ask for a key, once for all that wait for it. */
-function key({ detail }) {
-  by("key-why").textContent = `It says: ${detail}.`;
-  say("key", "The service waits for a key.");
-  asking ??= new Promise((done) => {
-    const dialog = by("key-dialog");
-    const field = by("api-key");
-    dialog.addEventListener("close", () => {
-      asking = null;
-      hush("key");
-      const given = field.value;
-      field.value = "";
-      if (given) useKey(given);
-      done(Boolean(given));
-    }, { once: true });
-    dialog.showModal();
-  });
-  return asking;
-}
-
-// Giving.
-
-function leavePad() {
-  pad.close();
-  by("draw").setAttribute("aria-pressed", "false");
-}
-
-function uncheck() {
-  for (const choice of document.getElementsByName("image")) choice.checked = false;
-}
-
-function giveOwn(file) {
-  if (!file) return;
-  files.drop();
-  uncheck();
-  give(file, file.name || "your image");
-}
-
-function choice(name, picture, file) {
-  const change = () => files.ask({ file, name });
-  const radio = element("input", { type: "radio", name: "image", value: name, change });
-  return element("label", { title: name }, radio, picture, element("span", { class: "unseen" }, name));
-}
-
-function offerImages() {
-  by("clothes").replaceChildren(...CLOTHES.map((name) => {
-    const path = new URL(`images/${name.replace(/[ /]/, "-")}.png`, import.meta.url);
-    const picture = element("img", { src: path, alt: "", width: 48, height: 48 });
-    return choice(name, picture, (signal) => load(path, signal));
-  }));
-  by("drawings").replaceChildren(...drawings().map(([name, canvas]) => {
-    canvas.setAttribute("aria-hidden", "true");
-    return choice(name, canvas, () => new Promise((done) => canvas.toBlob(done)));
-  }));
-}
-
-function listen() {
-  by("pick").addEventListener("click", () => by("file").click());
-  by("file").addEventListener("change", () => {
-    giveOwn(by("file").files[0]);
-    by("file").value = ""; // so that the same one can be chosen again
-  });
-  by("draw").addEventListener("click", () => {
-    if (pad.isOpen) leavePad();
-    else {
-      files.drop();
-      uncheck();
-      controls.reset();
-      by("draw").setAttribute("aria-pressed", "true");
-      pad.open();
-    }
-  });
-  addEventListener("paste", (event) => giveOwn(event.clipboardData.files[0]));
-  addEventListener("dragover", (event) => {
-    event.preventDefault();
-    by("drop").hidden = false;
-  });
-  addEventListener("dragleave", (event) => {
-    if (!event.relatedTarget) by("drop").hidden = true;
-  });
-  addEventListener("drop", (event) => {
-    event.preventDefault();
-    by("drop").hidden = true;
-    const [file] = event.dataTransfer.files;
-    if (file) giveOwn(file);
-    else complain("There was no file in what you dropped: save the image first, or copy and paste it.");
-  });
+function showFigureRefusal({ title, detail }) {
+  clearStatus("figure");
+  byId("rotation-figure").replaceChildren(element("p", { class: "hint" }, `${title}: ${detail}`));
 }
 
 const timers = new Map();
 
-/** Do it once nothing of this name was to be done for so long. */
-function later(name, milliseconds, action) {
+/** Run the action once this name has not been debounced again for so long. */
+function debounce(name, milliseconds, action) {
   clearTimeout(timers.get(name));
   timers.set(name, setTimeout(action, milliseconds));
 }
 
-offerImages();
-listen();
-say("card", "Loading …");
-model.ask(() => document.querySelector(`input[name=image][value="${FIRST}"]`).click());
+fillGalleries((choice) => fileRequests.submit(choice));
+listenForFiles(useOwnFile, () => {
+  showProblem("The dropped content contains no file: save the image first, or copy and paste it.");
+});
+byId("draw").addEventListener("click", toggleCanvas);
+showStatus("card", "Loading …");
+cardRequests.submit(() => selectInGallery(FIRST_IMAGE));

@@ -1,10 +1,10 @@
-// Things that are no clothing, drawn here: dark ink on white paper, as somebody might photograph them.
+// Out-of-distribution example images: dark drawings on white, like photographs of paper.
 
-import { mulberry32 } from "./pixels.js";
+import { uniformNumbers } from "./image-changes.js";
 
 const SIDE = 112;
 
-/** Each draws on a context of 100 x 100 units. */
+/** Each function draws on a context of 100 x 100 units. */
 const DRAWINGS = {
   "a face": (pen) => {
     circle(pen, 50, 50, 40);
@@ -27,7 +27,7 @@ const DRAWINGS = {
     curve(pen, (path) => [[24, 18], [76, 18], [42, 86]].forEach(([x, y]) => path.lineTo(x, y)));
   },
   noise: (pen) => {
-    const uniform = mulberry32(7);
+    const uniform = uniformNumbers(7);
     for (let y = 0; y < 100; y += 4) {
       for (let x = 0; x < 100; x += 4) {
         const grey = Math.floor(256 * uniform());
@@ -38,8 +38,8 @@ const DRAWINGS = {
   },
 };
 
-/** @returns {[string, HTMLCanvasElement][]} names and pictures. */
-export function drawings() {
+/** @returns {[string, HTMLCanvasElement][]} name and picture of each. */
+export function exampleDrawings() {
   return Object.entries(DRAWINGS).map(([name, draw]) => {
     const canvas = document.createElement("canvas");
     canvas.width = canvas.height = SIDE;

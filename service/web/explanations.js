@@ -1,0 +1,141 @@
+// What the numbers of a prediction mean: a unit and a sentence for each.
+
+const PERCENT = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
+
+/** 0.3954 -> "39.5 %"; values that would round to 0 or 100 % get "<" or ">". */
+export function percent(share) {
+  if (share > 0.9995 && share < 1) return "> 99.9 %";
+  if (share > 0 && share < 0.0005) return "< 0.1 %";
+  return `${PERCENT.format(100 * share)} %`;
+}
+
+/** 0.05 -> "5 %". */
+function roundPercent(share) {
+  return `${+(100 * share).toPrecision(3)} %`;
+}
+
+/** Three decimal places. */
+function decimal(value) {
+  return value.toFixed(3);
+}
+
+export function capitalize(text) {
+  return text.charAt(0).toUpperCase() + text.slice(1);
+}
+
+/** Number of masks under which the predicted class is the most probable; null without masks. */
+function agreeingMasks({ sample_probabilities: masks, class_index: winner }) {
+  return masks ? masks.filter((probs) => probs.every((prob) => prob <= probs[winner])).length : null;
+}
+
+/** @returns {{label, confidence, decision, sentence, isAnswered}} the prediction in a few words. */
+export function summary(prediction) {
+  const { label, confidence, abstain, abstain_reason: reason } = prediction;
+  const agreement = agreementSentence(prediction);
+  return {
+    label: abstain ? `${capitalize(label)}?` : capitalize(label),
+    confidence: percent(confidence),
+    decision: { risk: "Abstains: low confidence", novelty: "Abstains: out-of-distribution image" }[reason] ?? "Answers",
+    sentence: `${agreement} ${reason ? abstentionSentence(prediction) : confidenceSentence(prediction)}`,
+    isAnswered: !abstain,
+  };
+}
+
+function agreementSentence(prediction) {
+  const { label, samples } = prediction;
+  const agreeing = agreeingMasks(prediction);
+  if (agreeing === null) return "Mean over all masks, by moment propagation.";
+  const masks = agreeing === samples ? `All ${samples}` : `${agreeing} of ${samples}`;
+  return `${masks} masks predict ${label}.`;
+}
+
+function confidenceSentence({ calibrated, confidence }) {
+  return calibrated
+    ? `Of all predictions with this confidence, ${percent(confidence)} are correct.`
+    : "The confidence is not calibrated for so few masks.";
+}
+
+function abstentionSentence({ abstain_reason: reason, abstain_threshold: threshold, max_risk: maxRisk, novelty }) {
+  if (reason === "risk") {
+    return `A person should decide: if the service also answered below ${percent(threshold)} confidence, ` +
+      `more than ${roundPercent(maxRisk)} of its answers would be wrong.`;
+  }
+  return "A person should decide: the image is too different from the training images " +
+    `(novelty score ${novelty.score.toFixed(2)}, threshold ${novelty.threshold.toFixed(2)}).`;
+}
+
+/** @returns {[name, value, unit, sentence][]} both kinds of uncertainty and their sum. */
+export function explainUncertainty({ uncertainty }, classCount) {
+  const maximum = Math.log(classCount).toFixed(2);
+  return [
+    ["Aleatoric", decimal(uncertainty.expected_entropy), "nats",
+      "Expected entropy: the mean uncertainty of the single masks. It is high if the image is ambiguous."],
+    ["Epistemic", decimal(uncertainty.mutual_information), "nats",
+      "Mutual information: how much the masks disagree. It is high if the network has not learnt such images."],
+    ["Total", decimal(uncertainty.predictive_entropy), "nats",
+      `Predictive entropy: 0 is certain, ${maximum} is the maximum for ${classCount} classes.`],
+  ];
+}
+
+/** @returns {[name, value, unit, sentence][]} all other numbers that the prediction has. */
+export function explainNumbers(prediction, classCount) {
+  return [
+    confidence, agreement, standardError, standardDeviation, predictionSet, confidenceThreshold, noveltyScore,
+    randomGuess,
+  ].map((explain) => explain(prediction, classCount)).filter(Boolean);
+}
+
+function confidence(prediction) {
+  return ["Confidence", percent(prediction.confidence), "", prediction.calibrated
+    ? "Calibrated probability of the predicted class: this share of predictions with this confidence is correct."
+    : "Probability of the predicted class as the network gives it. It is not calibrated for so few masks."];
+}
+
+function agreement(prediction) {
+  const agreeing = agreeingMasks(prediction);
+  return agreeing !== null && ["Agreement", `${agreeing} of ${prediction.samples}`, "masks",
+    "Number of masks under which the predicted class is the most probable class."];
+}
+
+function standardError({ uncertainty, class_index: winner }) {
+  const errors = uncertainty.standard_error;
+  return errors && ["Standard error", decimal(100 * errors[winner]), "percentage points",
+    "Sampling error of the confidence, because only some masks were drawn. More masks make it smaller."];
+}
+
+function standardDeviation({ uncertainty, class_index: winner }) {
+  return ["Standard deviation", decimal(100 * Math.sqrt(uncertainty.variance[winner])), "percentage points",
+    "How much the probability of the predicted class varies between masks. More masks do not make it smaller."];
+}
+
+function predictionSet({ prediction_set: set, coverage }) {
+  return set && ["Prediction set", set.join(", ") || "empty", set.length === 1 ? "1 class" : `${set.length} classes`,
+    `Prediction sets contain the true class of ${roundPercent(coverage)} of all images. ` +
+    "An empty set means that no class is likely."];
+}
+
+function confidenceThreshold({ abstain_threshold: threshold, max_risk: maxRisk }) {
+  return threshold !== null && ["Confidence threshold", percent(threshold), "confidence",
+    `Above it, at most ${roundPercent(maxRisk)} of the answers are wrong. Below it, the service abstains.`];
+}
+
+function noveltyScore({ novelty }) {
+  return novelty && ["Novelty score", novelty.score.toFixed(2),
+    novelty.threshold && `threshold ${novelty.threshold.toFixed(2)}`,
+    "Difference from the training images, without unit: 0 is typical, 1 is far. " +
+    "Above the threshold, the image is out-of-distribution."];
+}
+
+function randomGuess(_, classCount) {
+  return ["Random guess", percent(1 / classCount), "",
+    `The confidence if the network knew nothing and all ${classCount} classes were equally likely.`];
+}
+
+/** How the service prepared an image for the network; null for a drawing, which needs no preparation. */
+export function explainPreprocessing(preprocessing) {
+  if (!preprocessing) return "Used as drawn.";
+  const { source, width, height, inverted, steps } = preprocessing;
+  const original = `${source}, ${width} × ${height} pixels`;
+  const done = steps.map((step) => (step === "inverted" ? "inverted (dark became light)" : step)).join(", ");
+  return done ? `${original}: ${done}.` : `${original}: used unchanged${inverted ? "" : ", not inverted"}.`;
+}

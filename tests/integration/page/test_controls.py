@@ -1,0 +1,108 @@
+"""Every setting, and every change of the image."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from files import png
+from PIL import Image
+from playwright.sync_api import Page, expect
+from torchvision.transforms.v2 import functional
+from ui_page import assert_shows, gallery_file, move_slider, predict_both, shown_pixels
+
+
+def test_settings_become_request_parameters(page, client):
+    page.get_by_role("radio", name="shirt", exact=True).check()
+    body = gallery_file("shirt")
+    given: dict[str, object] = {}
+
+    def assert_after(act: Callable[[], object], **changes: object) -> None:
+        act()
+        given.update(changes)
+        assert_shows(page, *predict_both(client, body, **given))
+
+    assert_after(lambda: page.locator("#samples").fill("7"), samples=7)
+    expect(page.locator("#sentence")).to_contain_text("7 masks")
+    assert_after(lambda: page.locator("#samples").fill("1000"), samples=1000)
+    assert_after(lambda: move_slider(page, "samples-range", 0), samples=2)
+    expect(page.locator("#samples")).to_have_value("2")
+    assert_after(lambda: move_slider(page, "samples-range", 63), samples=100)
+    assert_after(lambda: page.locator("#seed").fill(str(2**63 - 1)), seed=2**63 - 1)
+    page.get_by_role("button", name="New seed").click()
+    assert_after(lambda: None, seed=page.locator("#seed").input_value())
+    assert page.locator("#seed").input_value() != str(2**63 - 1)
+    page.get_by_text("Decision settings").click()
+    assert_after(lambda: page.locator("#coverage").select_option("0.99"), coverage="0.99")
+    expect(page.locator("#numbers")).to_contain_text("the true class of 99 % of all images")
+    assert_after(lambda: page.locator("#max_risk").select_option("0.01"), max_risk="0.01")
+    assert_after(lambda: page.locator("#false_alarm_rate").select_option("0.05"), false_alarm_rate="0.05")
+    assert_after(lambda: page.locator("#invert").select_option("yes"), invert="yes")
+    expect(page.locator("#preprocessing")).to_contain_text("inverted")
+    assert shown_pixels(page) == (255 - np.asarray(Image.open(io.BytesIO(body)))).tolist()
+    given.pop("samples")
+    given.pop("seed")
+    assert_after(lambda: page.get_by_label("all masks (moment propagation)").check(), method="moments")
+    expect(page.locator("#samples")).to_be_disabled()
+    assert len(page.locator("#classes .spread").evaluate_all("all => all.filter((one) => one.getAttribute('d'))")) == 10
+    page.get_by_label("sampled masks").check()
+    expect(page.locator("#samples")).to_be_enabled()
+
+
+def test_changes_are_predicted_and_can_be_reset(page, client):
+    page.get_by_role("radio", name="pullover", exact=True).check()
+    original = np.asarray(Image.open(io.BytesIO(gallery_file("pullover"))))
+    assert_shows(page, *predict_both(client, gallery_file("pullover")))
+    for name, value in {"rotation": 77, "noise": 30, "blur": 1.5, "contrast": 40, "occlusion": 12}.items():
+        move_slider(page, name, value)
+        seen = np.array(shown_pixels(page), dtype=np.uint8)
+        assert not np.array_equal(seen, original)
+        assert_shows(page, *predict_both(client, png(seen), invert="no"))
+        assert page.locator(f"#{name}").get_attribute("aria-valuetext").startswith(str(value))
+        page.get_by_role("button", name="Reset the changes").click()
+        assert shown_pixels(page) == original.tolist()
+        assert_shows(page, *predict_both(client, gallery_file("pullover")))
+    for name, value in {"rotation": 20, "noise": 10, "blur": 0.5}.items():  # together
+        move_slider(page, name, value)
+    assert_shows(page, *predict_both(client, png(np.array(shown_pixels(page), dtype=np.uint8)), invert="no"))
+    page.get_by_role("radio", name="coat", exact=True).check()  # another image is not changed
+    assert_shows(page, *predict_both(client, gallery_file("coat")))
+    assert page.locator("#rotation").input_value() == "0"
+
+
+def call_in_page(page: Page, call: str, pixels: np.ndarray) -> np.ndarray:
+    """What a function of image-changes.js makes of an image."""
+    values = page.evaluate(
+        f"async (pixels) => {{ const all = await import('/ui/image-changes.js'); return Array.from(all.{call}); }}",
+        pixels.ravel().tolist(),
+    )
+    return np.array(values).reshape(28, 28)
+
+
+def test_changes_equal_a_second_implementation(page):
+    for name in ("ankle boot", "coat"):
+        pixels = np.asarray(Image.open(io.BytesIO(gallery_file(name))))
+        tensor = torch.from_numpy(pixels.astype(np.float32))[None]
+        bilinear = functional.InterpolationMode.BILINEAR
+        for degrees in (1, 30, 90, 135, 222.5, 360):
+            turned = functional.rotate(tensor, degrees, interpolation=bilinear)[0].numpy()
+            assert np.abs(call_in_page(page, f"rotate(pixels, {degrees})", pixels) - turned).max() < 0.1
+        for deviation in (0.5, 1.5, 3):
+            side = 2 * int(np.ceil(3 * deviation)) + 1
+            blurred = functional.gaussian_blur(tensor, [side, side], [deviation, deviation])[0].numpy()
+            assert np.abs(call_in_page(page, f"gaussianBlur(pixels, {deviation})", pixels) - blurred).max() < 0.1
+        for factor in (0.1, 0.5, 2):
+            expected = pixels.mean() + factor * (pixels - pixels.mean())
+            assert np.abs(call_in_page(page, f"adjustContrast(pixels, {factor})", pixels) - expected).max() < 1e-9
+        for side in (1, 6, 28):
+            covered = call_in_page(page, f"coverCentre(pixels, {side})", pixels)
+            first = (28 - side) // 2
+            assert covered[first : first + side, first : first + side].max() == 0
+            assert (covered == pixels).sum() >= 784 - side * side
+    grey = np.full((28, 28), 128)
+    unchanged = "{ rotation: 0, noise: 0, blur: 0, contrast: 100, occlusion: 0"
+    noisy = call_in_page(page, f"applyChanges(pixels, {unchanged}, noise: 10 }})", grey)
+    assert noisy.mean() == pytest.approx(128, abs=4 * 25.5 / 28)
+    assert noisy.std() == pytest.approx(25.5, rel=0.1)
+    assert np.array_equal(call_in_page(page, f"applyChanges(pixels, {unchanged} }})", pixels), pixels)

@@ -1,0 +1,42 @@
+"""The figure of predictions against the rotation angle."""
+
+import io
+import json
+
+import numpy as np
+import torch
+from PIL import Image
+from playwright.sync_api import expect
+from torchvision.transforms.v2 import functional
+from ui_page import CLASSES, gallery_file, percent
+
+
+def test_rotation_figure_shows_the_means_of_one_batch(page, client):
+    with page.expect_response("**/predict_batch*") as answered:
+        page.get_by_role("radio", name="sneaker", exact=True).check()
+    asked_for = json.loads(answered.value.request.post_data)
+    results = answered.value.json()["results"]
+    assert (len(asked_for["images"]), len(results)) == (36, 36)
+    assert "samples=100" in answered.value.url
+    original = np.asarray(Image.open(io.BytesIO(gallery_file("sneaker"))))
+    assert asked_for["images"][0] == original.tolist()
+    turned = functional.rotate(torch.from_numpy(original.copy())[None].float(), 90.0)[0].numpy()
+    assert np.abs(np.array(asked_for["images"][9]) - turned).max() <= 1
+    page.get_by_text("Table of the means").click()
+    expect(page.locator("#rotation-table tbody tr")).to_have_count(37)
+    names = [head.lower() for head in page.locator("#rotation-table thead th").all_inner_texts()[1:]]
+    means_TC = np.array([result["sample_probabilities"] for result in results]).mean(axis=1)
+    for turn in (0, 5, 36):
+        cells = page.locator("#rotation-table tbody tr").nth(turn).locator("td").all_inner_texts()
+        for name, cell in zip(names, cells, strict=True):
+            mean = means_TC[turn % 36, CLASSES.index(name)]
+            assert cell in {percent(mean), percent(mean + 1e-9), percent(mean - 1e-9)}
+    assert page.locator("#rotation-figure path.dots").count() == len(names) >= 2
+    first = page.locator("#rotation-figure path.dots").first.get_attribute("d")
+    assert first.count("M") == 3700
+    box = page.locator("#rotation-figure svg").bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    angle = int(page.locator("#rotation").input_value())
+    assert 160 < angle < 180
+    expect(page.locator("#prediction")).to_have_attribute("data-rotation", str(angle))
+    assert "sneaker" in page.locator("#rotation-summary").inner_text()
