@@ -16,9 +16,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from model.artifact import write_atomically
 
 FOLDER = Path(__file__).parent.parent / "docs" / "performance"
-_MOST_ROUNDS = 400
-_LAPS = 20
-_LIGHT = 0.0005  # seconds
+_MAX_ROUNDS = 400
+_FAST_CALL_REPEATS = 20
+_FAST_CALL_SECONDS = 0.0005  # seconds
 
 
 def use_threads(count: int) -> None:
@@ -39,19 +39,24 @@ def interleaved(calls: Mapping[str, Callable[[], object]], *, budget: float, lab
         label: for the progress bar.
     """
     fastest = {name: min(_seconds(call) for _ in range(3)) for name, call in calls.items()}
-    laps = {name: _LAPS if took < max(fastest.values()) / 10 or took < _LIGHT else 1 for name, took in fastest.items()}
+    repeats = {
+        name: _FAST_CALL_REPEATS
+        if seconds_taken < max(fastest.values()) / 10 or seconds_taken < _FAST_CALL_SECONDS
+        else 1
+        for name, seconds_taken in fastest.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     order = random.Random(0)  # noqa: S311 - for measuring
     with Progress(transient=True) as progress:
         task = progress.add_task(label, total=budget * len(calls))
-        for _ in range(_MOST_ROUNDS):
+        for _ in range(_MAX_ROUNDS):
             used = {name: sum(times) for name, times in seconds.items()}
-            left = [name for name, times in seconds.items() if len(times) < 3 or used[name] < budget]
-            if not left:
+            active = [name for name, times in seconds.items() if len(times) < 3 or used[name] < budget]
+            if not active:
                 break
-            for lap in range(_LAPS):
-                for name in order.sample(left, len(left)):
-                    if lap < laps[name]:
+            for repeat in range(_FAST_CALL_REPEATS):
+                for name in order.sample(active, len(active)):
+                    if repeat < repeats[name]:
                         seconds[name].append(_seconds(calls[name]))
             progress.update(task, completed=sum(min(total, budget) for total in used.values()))
     return {name: statistics.median(times) for name, times in seconds.items()}

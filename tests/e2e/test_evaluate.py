@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 import training.evaluate
 from model import MLPConfig, build_mlp, load_artifact, save_artifact
 from model.artifact import PRETRAINED
-from training.data import CLASSES, FashionMNIST, Images, split_three
+from training.data import CLASSES, FashionMNIST, Images, split_data
 from training.estimates import estimate
 from training.evaluate import app
-from training.measure import measure, novelty_scores
-from training.metrics import separation
+from training.measure import measure, ood_scores
+from training.metrics import detection_metrics
 from training.shifts import CORRUPTIONS
 from training.vision import torchvision
 
@@ -107,7 +107,7 @@ def check_ensemble(few: FashionMNIST, found: dict) -> None:
     assert found["eval"]["mutual_information"] > 0
     assert found["mc"]["calibrated"].keys() == found["eval"]["calibrated"].keys()
     each = load_artifact(PRETRAINED).card["data"]["split"]["calibration"]
-    images = split_three(few.train, each=each, validate=False).calibration
+    images = split_data(few.train, images_per_part=each, validate=False).calibration
     with torch.no_grad():
         networks = [load_artifact(path).network for path in (PRETRAINED, MEMBERS[0])]
         logs_BC = torch.stack([network(images.inputs_B).softmax(dim=1) for network in networks]).mean(dim=0).log()
@@ -172,8 +172,8 @@ def test_mnist_is_told_apart(fashion: FashionMNIST, mnist: np.ndarray) -> None:
     found = []
     for images in (fashion.test, digits):
         estimates = estimate(artifact.network, images, samples=(10,), seed=0, console=Console(quiet=True))
-        found.append(novelty_scores(artifact, images, estimates, samples=10)["novelty"])
-    assert separation(*found)["auroc"] >= 0.985
+        found.append(ood_scores(artifact, images, estimates, samples=10)["novelty"])
+    assert detection_metrics(*found)["auroc"] >= 0.985
 
 
 @pytest.mark.parametrize("option", ["--ood", "--beside"])

@@ -29,13 +29,12 @@ from training.studies.chapter import Concise, Scratch, demonstrate
 from training.studies.claims import claim
 from training.studies.dropconnect import build
 from training.studies.intervals import Estimate, estimate, holm, paired_p
-from training.studies.lab import FULL, QUICK, Lab, open_lab
+from training.studies.measurements import FULL, QUICK, StudyData, load_study_data
 from training.studies.perturbations import Draws, Streams, mask_weights, perturb, relative_variance
 from training.studies.stack import DivergenceError, Stack, Variant
 from training.studies.study import TIMINGS, Plan, Results
-from training.studies.table import Row, Table, TableError
-from training.studies.work import Unit, do
-from training.studies.work import missing as lacking
+from training.studies.table import ResultsTable, ResultsTableError, Row
+from training.studies.workers import WorkUnit, missing_units, run_unit
 
 KINDS = ("dropout", "balanced", "gaussian", "uniform", "additive")
 SMALL = replace(RECIPES["chapter"], architecture=MLPConfig(hidden=(24, 16)), batch_size=20, initial_std=None, epochs=2)
@@ -191,8 +190,8 @@ def test_a_network_taken_out_predicts_the_same_and_its_masks_agree_with_those_of
 
 def test_additive_noise_at_test_time_doesnt_depend_on_the_other_images():
     stack, inputs_BU = trained([Variant(name="additive", rates=(0.2, 0.5), noise="additive")]), torch.rand(30, 784)
-    whole = stack.predict(inputs_BU, passes=4).probs_KBC
-    assert torch.allclose(stack.predict(inputs_BU[:10], passes=4).probs_KBC, whole[:, :10], atol=1e-6)
+    all_KBC = stack.predict(inputs_BU, passes=4).probs_KBC
+    assert torch.allclose(stack.predict(inputs_BU[:10], passes=4).probs_KBC, all_KBC[:, :10], atol=1e-6)
 
 
 def test_the_layers_of_dropconnect_have_the_stacks_spread():
@@ -204,8 +203,8 @@ def test_the_layers_of_dropconnect_have_the_stacks_spread():
             layer.weight.copy_(stack.weights_KUV[place][0].T)
             layer.bias.copy_(stack.biases_K1V[place][0, 0])
         by_layers = torch.stack([network(inputs_BU) for _ in range(1500)])
-        units_KBU, streams = stack.first(inputs_BU), Streams(7)
-        by_stack = torch.cat([stack.run(units_KBU, streams).logits_KBC for _ in range(1500)])
+        units_KBU, streams = stack.first_layer(inputs_BU), Streams(7)
+        by_stack = torch.cat([stack.forward(units_KBU, streams).logits_KBC for _ in range(1500)])
     assert torch.allclose(by_layers.mean(dim=0), by_stack.mean(dim=0), atol=0.02)
     assert torch.allclose(by_layers.std(dim=0), by_stack.std(dim=0), rtol=0.15)
 
@@ -268,11 +267,11 @@ def rows_of(key: str = "k", value: float = 1 / 3) -> list[Row]:
 
 def test_the_table_comes_back_and_keeps_what_belongs_to_other_keys(tmp_path):
     path = tmp_path / "new" / "results.csv"
-    table = Table(path)
+    table = ResultsTable(path)
     table.add(rows_of())
     table.add(rows_of("other", 2))
     table.add(rows_of(value=0.25)[:1])
-    again = Table(path)
+    again = ResultsTable(path)
     values = {(seed, key): again["rates", "0/0", seed, key][0].value for seed in range(2) for key in ("k", "other")}
     assert values == {(0, "k"): 0.25, (1, "k"): 0.33333333, (0, "other"): 2, (1, "other"): 2}
     assert ("rates", "0/0", 2, "k") not in again
@@ -280,10 +279,10 @@ def test_the_table_comes_back_and_keeps_what_belongs_to_other_keys(tmp_path):
 
 def test_two_runs_at_once_lose_nothing_of_each_other(tmp_path):
     path = tmp_path / "results.csv"
-    one, other = Table(path), Table(path)
+    one, other = ResultsTable(path), ResultsTable(path)
     one.add(rows_of())
     other.add(rows_of("other"))
-    assert all(("rates", "0/0", seed, key) in Table(path) for seed in range(2) for key in ("k", "other"))
+    assert all(("rates", "0/0", seed, key) in ResultsTable(path) for seed in range(2) for key in ("k", "other"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -296,8 +295,10 @@ def test_a_number_that_isnt_finite_never_comes_into_the_table(value):
 def test_a_file_that_is_no_table_is_refused_and_left_alone(tmp_path, content):
     path = tmp_path / "results.csv"
     path.write_text(content)
-    with pytest.raises(TableError, match=r"results\.csv: expected a table of the columns study, .*move it away"):
-        Table(path)
+    with pytest.raises(
+        ResultsTableError, match=r"results\.csv: expected a table with the columns study, .*move it away"
+    ):
+        ResultsTable(path)
     assert path.read_text() == content
 
 
@@ -320,25 +321,25 @@ def test_whatever_changes_the_numbers_changes_the_key():
 
 
 def test_only_what_is_missing_is_done(tmp_path):
-    study, table = STUDIES["weight-decay"], Table(tmp_path / "results.csv")
-    [first, second] = lacking([study], QUICK_PLAN, table)
+    study, table = STUDIES["weight-decay"], ResultsTable(tmp_path / "results.csv")
+    [first, second] = missing_units([study], QUICK_PLAN, table)
     assert (first.seed, second.seed) == (0, 1)
     assert first.variants == study.variants
     table.add([Row(*study.cell(variant, 0, QUICK_PLAN), "seconds", 0, 1) for variant in study.variants[:3]])
-    assert [unit.variants for unit in lacking([study], QUICK_PLAN, table)] == [study.variants[3:], study.variants]
+    assert [unit.variants for unit in missing_units([study], QUICK_PLAN, table)] == [study.variants[3:], study.variants]
 
 
 # The results that are told of.
 
 
 @pytest.fixture(scope="module")
-def full() -> Table:
-    return Table(DOCS / document.FOLDER / document.RESULTS)
+def full() -> ResultsTable:
+    return ResultsTable(DOCS / document.FOLDER / document.RESULTS)
 
 
 def test_the_document_is_what_the_table_says(full):
     studies = list(STUDIES.values())
-    findings = document.find_all(studies, FULL_PLAN, full)
+    findings = document.interpret_all(studies, FULL_PLAN, full)
     assert list(findings) == list(STUDIES)
     assert (DOCS / document.PAGE).read_text() == document.as_page(studies, findings, FULL_PLAN, full)
     for found in findings.values():
@@ -350,7 +351,7 @@ def test_the_document_is_what_the_table_says(full):
 
 
 def test_each_claim_of_the_document_has_its_interval(full):
-    for name, found in document.find_all(list(STUDIES.values()), FULL_PLAN, full).items():
+    for name, found in document.interpret_all(list(STUDIES.values()), FULL_PLAN, full).items():
         for one in found.claims:
             exempt = name == "chapter" or one.text.startswith("Nothing is shown")
             assert exempt or re.search(r"\d ± \d", one.text), one.text
@@ -380,9 +381,9 @@ def mnist_file(mnist, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lab(fashion, mnist_file) -> Lab:
+def data(fashion, mnist_file) -> StudyData:
     try:
-        return open_lab(QUICK, data=None, mnist=mnist_file)
+        return load_study_data(QUICK, data=None, mnist=mnist_file)
     except DataError as error:
         missing(str(error))
 
@@ -441,10 +442,10 @@ def test_a_quick_run_of_all_studies_finds_the_directions_that_must_hold_in_five_
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_that_nobody_kills_ends_with_the_same_numbers(quick_run, lab):
+def test_a_run_that_nobody_kills_ends_with_the_same_numbers(quick_run, data):
     found = results_of(quick_run[0])
     for name, seed in (("weight-decay", 1), ("noise", 0), ("activations", 1)):
-        rows = do(Unit(name, STUDIES[name].variants, seed, QUICK_PLAN), lab)
+        rows = run_unit(WorkUnit(name, STUDIES[name].variants, seed, QUICK_PLAN), data)
         for row in rows:
             place = tuple(str(part) for part in (row.study, row.configuration, row.seed, row.key, row.metric, row.at))
             if row.metric not in TIMINGS:
@@ -470,7 +471,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_behind(fashion,
     finally:
         said = finish(process, timeout=20)
     assert process.returncode == 130
-    assert "nothing was finished: the same command goes on" in said
+    assert "nothing was finished; run the same command to continue" in said
     assert not psutil.wait_procs(workers, timeout=10)[1]
     assert not list(tmp_path.iterdir())
 

@@ -8,9 +8,9 @@ from model.calibration import (
     COVERAGES,
     RISKS,
     Calibration,
+    apply_temperature,
     find_calibration,
-    set_scores,
-    tempered,
+    nonconformity_scores,
 )
 
 
@@ -37,19 +37,19 @@ def probs_BC() -> np.ndarray:
 @pytest.mark.parametrize("temperature", [0.3, 1, 2.5])
 def test_a_temperature_divides_the_logits(temperature):
     logits_BC = np.random.default_rng(52).normal(size=(7, 5)) * 3
-    found = tempered(special.softmax(logits_BC, axis=1), temperature)
+    found = apply_temperature(special.softmax(logits_BC, axis=1), temperature)
     assert np.allclose(found, special.softmax(logits_BC / temperature, axis=1), rtol=1e-10)
 
 
 def test_a_temperature_takes_certainty_and_no_images():
-    assert np.allclose(tempered(np.array([[1.0, 0.0]]), 3), [[1, 0]], atol=1e-9)
-    assert tempered(np.empty((0, 4)), 3).shape == (0, 4)
+    assert np.allclose(apply_temperature(np.array([[1.0, 0.0]]), 3), [[1, 0]], atol=1e-9)
+    assert apply_temperature(np.empty((0, 4)), 3).shape == (0, 4)
 
 
 def test_scores_of_sets_are_those_of_the_definitions(probs_BC):
     uniform_B = np.random.default_rng(53).random(len(probs_BC))
-    assert np.array_equal(set_scores(probs_BC, uniform_B, method="lac"), 1 - probs_BC)
-    found_BC = set_scores(probs_BC, uniform_B, method="aps")
+    assert np.array_equal(nonconformity_scores(probs_BC, uniform_B, method="lac"), 1 - probs_BC)
+    found_BC = nonconformity_scores(probs_BC, uniform_B, method="aps")
     for probs_C, uniform, found_C in zip(probs_BC, uniform_B, found_BC, strict=True):
         for p, found in zip(probs_C, found_C, strict=True):
             assert found == pytest.approx(sum(other for other in probs_C if other > p) + (1 - uniform) * p)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import training.data
-from training.data import CLASSES, DataError, FashionMNIST, Images, load_fashion_mnist, split_train
+from training.data import CLASSES, DataError, FashionMNIST, Images, hold_out, load_fashion_mnist
 from training.vision import torchvision
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
@@ -330,31 +330,31 @@ def numbers(images: Images) -> list[int]:
 
 
 def test_a_split_is_disjoint_and_complete() -> None:
-    train, held_out = split_train(numbered(30), held_out=70, seed=5)
+    train, held_out = hold_out(numbered(30), held_out=70, seed=5)
     assert (len(train), len(held_out)) == (230, 70)
     assert sorted(numbers(train) + numbers(held_out)) == list(range(300))
 
 
 def test_a_split_holds_out_equally_many_of_each_class() -> None:
-    train, held_out = split_train(numbered(30), held_out=70, seed=5)
+    train, held_out = hold_out(numbered(30), held_out=70, seed=5)
     assert held_out.labels_B.bincount().tolist() == [7] * 10
     assert train.labels_B.bincount().tolist() == [23] * 10
 
 
 def test_a_split_that_cant_be_even_is_refused() -> None:
     with pytest.raises(ValueError, match="held_out must be a multiple of 10, got 25"):
-        split_train(numbered(30), held_out=25, seed=5)
+        hold_out(numbered(30), held_out=25, seed=5)
 
 
 def test_a_split_keeps_images_and_labels_together() -> None:
     images = numbered(30)
-    for part in split_train(images, held_out=70, seed=5):
+    for part in hold_out(images, held_out=70, seed=5):
         assert part.labels_B.tolist() == images.labels_B[numbers(part)].tolist()
 
 
 def test_the_same_seed_splits_the_same_and_another_differently() -> None:
     images = numbered(30)
-    first, again, other = (numbers(split_train(images, held_out=70, seed=seed)[1]) for seed in (5, 5, 6))
+    first, again, other = (numbers(hold_out(images, held_out=70, seed=seed)[1]) for seed in (5, 5, 6))
     assert first == again
     assert first != other
 
@@ -363,23 +363,23 @@ def test_a_split_neither_reads_nor_moves_the_global_generator() -> None:
     images = numbered(30)
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    first = numbers(split_train(images, held_out=70, seed=5)[1])
+    first = numbers(hold_out(images, held_out=70, seed=5)[1])
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
-    assert numbers(split_train(images, held_out=70, seed=5)[1]) == first
+    assert numbers(hold_out(images, held_out=70, seed=5)[1]) == first
 
 
 def test_every_image_has_its_chance_to_be_held_out() -> None:
     held_out = [0] * 100
     for seed in range(400):
-        for number in numbers(split_train(numbered(10), held_out=50, seed=seed)[1]):
+        for number in numbers(hold_out(numbered(10), held_out=50, seed=seed)[1]):
             held_out[number] += 1
     # 400 draws of probability 1/2: standard deviation 10; 5 of them for 100 images.
     assert all(abs(count - 200) < 50 for count in held_out)
 
 
 def test_the_real_data_splits_evenly(fashion: FashionMNIST) -> None:
-    train, held_out = split_train(fashion.train, held_out=5_000, seed=0)
+    train, held_out = hold_out(fashion.train, held_out=5_000, seed=0)
     assert train.labels_B.bincount().tolist() == [5_500] * 10
     assert held_out.labels_B.bincount().tolist() == [500] * 10
 

@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import training.fit
 from model import MLPConfig
 from training.data import Images
-from training.fit import Fit, augment, measure
+from training.fit import Fit, augment, evaluate_loss
 from training.recipes import RECIPES, Recipe
 
 SMALL = MLPConfig(hidden=(32, 16), dropout=(0.2, 0.5))
@@ -397,7 +397,7 @@ def test_held_out_images_never_influence_the_weights(recipe: Recipe) -> None:
 @BOTH
 def test_training_lowers_the_loss_and_learns_what_can_be_learnt(recipe: Recipe) -> None:
     fit = begin(replace(recipe, epochs=15, initial_std=None), train=striped(600), held_out=striped(100, seed=1))
-    before = measure(fit.network, fit.held_out)
+    before = evaluate_loss(fit.network, fit.held_out)
     history = [fit.run_epoch() for _ in range(15)]
     assert history[-1].train_loss < history[0].train_loss
     assert history[-1].held_out_loss < before[0] / 2
@@ -435,17 +435,17 @@ def test_the_history_counts_epochs_from_one() -> None:
 def test_measure_equals_a_plain_computation_and_leaves_the_mode_alone(
     mode: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training.fit, "_EVALUATED_AT_ONCE", 7)
+    monkeypatch.setattr(training.fit, "_EVALUATION_BATCH", 7)
     images = striped(30)
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
     expected = plain_loss_and_accuracy(network.eval(), images)
     network.train(mode)
-    assert measure(network, images) == pytest.approx(expected, rel=1e-5)
+    assert evaluate_loss(network, images) == pytest.approx(expected, rel=1e-5)
     assert {module.training for module in network.modules()} == {mode}
 
 
 def test_measure_leaves_no_gradient() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    measure(network, striped(30))
+    evaluate_loss(network, striped(30))
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())

@@ -18,7 +18,7 @@ from model import (
     load_artifact,
     summarize,
 )
-from model.moments import _pass_through, _third
+from model.moments import _propagate, _third_cumulants
 
 Cumulants = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -39,8 +39,12 @@ def chain(probabilities: tuple[float, ...], *, seed: int = 1, units: int = 24, c
 
 
 def propagated(network: nn.Sequential, image: Tensor) -> Cumulants:
-    logits = _pass_through(image.flatten().numpy(), *MomentPropagation(network)._chain.stages())
-    return logits.mean_C, logits.covariance_CC + logits.curved_CC, _third(logits.pairs_CT, logits.singles_CT)
+    logits = _propagate(image.flatten().numpy(), *MomentPropagation(network)._chain.stages())
+    return (
+        logits.mean_C,
+        logits.covariance_CC + logits.curvature_covariance_CC,
+        _third_cumulants(logits.pairs_CT, logits.singles_CT),
+    )
 
 
 def enumerated(network: nn.Sequential, image: Tensor) -> Cumulants:
@@ -311,7 +315,7 @@ def test_networks_whose_moments_arent_known_are_refused(network, error, message)
 
 def test_images_that_are_no_fit_are_refused(images_B):
     propagation = MomentPropagation(nn.Sequential(nn.Flatten(), DROPOUT, END))
-    with pytest.raises(ValueError, match="25 units don't fit a linear layer of 36"):
+    with pytest.raises(ValueError, match="25 units don't match a linear layer of 36"):
         propagation.predict(images_B[..., :5, :5])
     with pytest.raises(TypeError, match=r"must be floating-point, got torch\.uint8"):
         propagation.predict((images_B * 255).to(torch.uint8))

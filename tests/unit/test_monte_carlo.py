@@ -583,7 +583,7 @@ def test_layers_that_depend_on_chance_or_batch_must_be_in_eval_mode(layer, image
     mc = MonteCarloDropout(network)
     if not isinstance(layer, nn.LayerNorm):  # which computes the same in either mode
         for call in (mc.predict, mc.sample):
-            with pytest.raises(ValueError, match=rf"layer 1: {type(layer).__name__} depends on chance or on the batch"):
+            with pytest.raises(ValueError, match=rf"layer 1: {type(layer).__name__} is random or depends on the batch"):
                 call(images_B)
     network.eval()
     assert mc.sample(images_B, samples=2).shape == (2, 5, 5)
@@ -690,7 +690,7 @@ def test_a_hook_of_later_is_called(images_B):
 
 
 def test_many_chunks_in_several_rows_equal_the_loop(images_B, monkeypatch):
-    monkeypatch.setattr("model.chain._CHUNKS_IN_A_ROW", 2)
+    monkeypatch.setattr("model.chain._CHUNKS_PER_GROUP", 2)
     network = mlp().requires_grad_(requires_grad=False).eval()
     found = MonteCarloDropout(network).sample(images_B, samples=530, seed=6)
     assert torch.allclose(found, loop_of_masks(flat(network), images_B, 530, seed=6), atol=1e-6)
