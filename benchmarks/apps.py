@@ -1,4 +1,4 @@
-"""What the service is compared with: the same decoding, inference and decision, and what each way puts around them."""
+"""Applications to compare the service with: the same decoding, inference and decision in other frameworks."""
 
 import functools
 import io
@@ -24,7 +24,7 @@ OPTIONS = DecisionOptions(coverage=0.9, set_method="lac", max_risk=0.05, false_a
 
 @functools.cache
 def load_stages() -> tuple[Predictor, DecisionPolicy]:
-    """The embedded model, on one thread."""
+    """Load predictor and decision policy of the embedded model, on one thread."""
     torch.set_num_threads(1)
     threadpool_limits(1, user_api="blas")
     artifact = load_artifact()
@@ -32,7 +32,7 @@ def load_stages() -> tuple[Predictor, DecisionPolicy]:
 
 
 def answer(image: Image.Image) -> dict[str, Any]:
-    """Predict by masks, tell the uncertainty, and decide."""
+    """Predict with masks, compute the uncertainty, and decide."""
     predictor, policy = load_stages()
     pixels = np.asarray(image.convert("L"))
     predictions = predictor.sample(pixels[None], samples=SAMPLES, seed=0)
@@ -62,7 +62,7 @@ starlette_app = Starlette(routes=[Route("/predict", _predict, methods=["POST"])]
 
 @bentoml.service(name="idiom")
 class PlainBentoService:
-    """A service as BentoML's documentation writes one."""
+    """A service written as in BentoML's documentation."""
 
     def __init__(self) -> None:
         load_stages()

@@ -1,6 +1,7 @@
-"""Whether the Bento, installed from its own requirements alone, gives the answers of the source tree, byte for byte.
+"""Compare the answers of the installed Bento with those of the source tree, byte for byte.
 
-Also how large it is, and how long either takes until it is ready. `make bento-check` runs it.
+The Bento is installed from its own requirements only. Also measured: its size, and the time until either is ready.
+`make bento-check` runs it.
 """
 
 import os
@@ -25,7 +26,7 @@ _STARTS = 3
 
 
 def main() -> None:
-    """Build, install, serve, compare; status 1 if an answer differs."""
+    """Build, install, serve and compare; exit status 1 if an answer differs."""
     assert IMAGES
     with tempfile.TemporaryDirectory() as folder:
         environ = {"BENTOML_HOME": f"{folder}/home", "BENTOML_DO_NOT_TRACK": "True"}
@@ -38,7 +39,7 @@ def main() -> None:
         _run(python, "-m", "pip", "install", "--disable-pip-version-check", "-r", str(requirements))
         print(f"Bento {_megabytes(bento):.1f} MB, installed environment {_megabytes(environment):.0f} MB", flush=True)
 
-        command = (*BENTOML, str(bento))  # away from the source tree, which Python would import from there
+        command = (*BENTOML, str(bento))  # outside the source tree, so that Python does not import from it
         serve = {
             "source": lambda: run_server(SERVICE),
             "Bento": lambda: run_server(command, python=python, folder=Path(folder)),

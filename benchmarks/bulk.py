@@ -1,4 +1,4 @@
-"""Bulk scoring against the engine that it feeds, and its memory: `python -m benchmarks.bulk`.
+"""Speed of bulk scoring relative to its parts, and its memory: `python -m benchmarks.bulk`.
 
 All 70,000 images of Fashion-MNIST as PNG files under 100 masks, on all cores. The same run measures, before and after
 each turn and in as many processes at once as there are workers, what a core does alone: with decoded images, and with
@@ -56,7 +56,7 @@ def write_files(folder: Path, pixels_BHW: np.ndarray) -> None:
 
 
 def engine_speed(paths: list[Path]) -> dict[str, float]:
-    """Images a second of one process, by what it does."""
+    """Measure images per second of one process, by operation."""
     masks = MonteCarloDropout(load_artifact().network)
     pixels_BHW = np.stack([np.asarray(Image.open(path)) for path in paths])
     inputs_B = as_inputs(torch.from_numpy(pixels_BHW))
@@ -85,13 +85,13 @@ def engine_speed(paths: list[Path]) -> dict[str, float]:
 
 
 def speed_without_ray(pool: Pool, paths: list[Path], processes: int) -> dict[str, float]:
-    """Images a second of a process, by what it does, when so many work at once."""
+    """Measure images per second of each of several concurrent processes, by operation."""
     found = pool.map(engine_speed, [paths] * processes, chunksize=1)
     return {what: statistics.mean(rates[what] for rates in found) for what in found[0]}
 
 
 def run_job(source: Path, out: Path, *options: str, on_poll: Callable[[int], None]) -> float:
-    """Run it, and do something with its pid ten times a second: seconds in all."""
+    """Run a bulk job, call `on_poll` with its pid ten times a second, and return the total seconds."""
     command = [sys.executable, "-m", "service.bulk", str(source), str(out), *options]
     start = time.monotonic()
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
@@ -104,9 +104,9 @@ def run_job(source: Path, out: Path, *options: str, on_poll: Callable[[int], Non
 
 
 def job_speed(source: Path, out: Path) -> tuple[float, float]:
-    """Score images: seconds in all, and images a second in the last three quarters.
+    """Score images; return total seconds, and images per second in the last three quarters.
 
-    What is scored while the first process that writes starts comes all at once: it would count as scored in no time.
+    The first quarter is excluded: results that wait for the start of the first writer appear at once.
     """
     written: list[float] = []
 
@@ -130,7 +130,7 @@ def peak_memory(source: Path, out: Path) -> float:
 
 
 def memory(pid: int) -> float:
-    """Of a process and its descendants, in MB, what they share counted once (Linux)."""
+    """Memory of a process and its descendants in MB, shared pages counted once (Linux)."""
     total = 0
     with contextlib.suppress(psutil.NoSuchProcess):
         root = psutil.Process(pid)

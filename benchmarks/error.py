@@ -21,7 +21,7 @@ from training.recipes import RECIPES
 
 IMAGES = 200
 REFERENCE_SAMPLES = 200_000
-REFERENCE_SEED = 10**6  # none of those that are measured
+REFERENCE_SEED = 10**6  # different from the measured seeds
 SAMPLES = (10, 20, 30, 50, 100, 200, 500, 1000)
 SEEDS = range(10)
 COVERAGE_SAMPLES = 100
@@ -32,7 +32,7 @@ console = Console(highlight=False)
 
 @dataclass(frozen=True)
 class Reference:
-    """Moments over so many masks that they count as all."""
+    """Moments over a very large number of masks."""
 
     mean_BC: Tensor
     variance_BC: Tensor
@@ -97,7 +97,7 @@ def measure_costs(mc: MonteCarloDropout, moments: MomentPropagation, images_B: T
 
 
 def held_out(fashion: FashionMNIST) -> Tensor:
-    """Images that the embedded network has been calibrated with, not trained."""
+    """Images used to calibrate the embedded network, not to train it."""
     recipe = RECIPES["default"]
     return split_data(fashion.train, images_per_part=recipe.calibration, validate=recipe.validate).calibration.inputs_B[
         :IMAGES

@@ -1,4 +1,4 @@
-"""Time and memory of dropout's predictions, ours against other ways: `python -m benchmarks.inference`.
+"""Time and memory of dropout predictions, compared with other methods: `python -m benchmarks.inference`.
 
 The same embedded weights and test images for all, in one process, taking turns; medians. Every way is first held
 against ours: its mean must be within what its masks let expect. Writes docs/performance/speed.md and speed.png.
@@ -31,7 +31,7 @@ console = Console(highlight=False)
 
 
 def check(images_B: Tensor) -> None:
-    """Hold every way's mean of 300 masks against ours of 1000."""
+    """Compare each method's mean of 300 masks with our mean of 1000."""
     network = load_artifact().network
     expected_BC = _mean(OURS[STRATIFIED](network, 1000)(images_B))
     for name, make in METHODS.items():
@@ -46,7 +46,7 @@ def _mean(probs: Tensor) -> Tensor:
 
 
 def is_skipped(name: str, batch: int, samples: int) -> bool:
-    """Whether a way would take too long, or too much memory, for this table."""
+    """Whether a method would need too much time or memory for this table."""
     if name in OURS or name in WITHOUT_SAMPLES:
         return False
     return batch * samples > (MAX_REPLICAS if name in WITH_REPLICATION else MAX_PASSES)

@@ -1,4 +1,4 @@
-"""Ways from images to dropout's predictions: ours, what most people write, and other libraries.
+"""Methods of dropout prediction: ours, common implementations, and other libraries.
 
 Each is built for a network and a number of samples and then called with images; each returns class probabilities, of
 each pass (S, B, C), or (B, C) where nothing is sampled. Other libraries are baal 2.1 and torch-uncertainty 0.13; one
@@ -13,7 +13,7 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-import training.vision  # noqa: F401 - torch-uncertainty imports torchvision, which this lets beside a CPU-only torch
+import training.vision  # noqa: F401 - torch-uncertainty imports torchvision, which this makes importable with a CPU-only torch
 from model import MomentPropagation, MonteCarloDropout
 
 Method = Callable[[Tensor], Tensor]
@@ -122,7 +122,7 @@ METHODS: dict[str, MethodFactory] = {
     **LIBRARIES,
 }
 
-# Those that hold the images once for each sample.
+# Methods that copy the images for each sample.
 WITH_REPLICATION = ("repeated batch", "torch-uncertainty, on_batch", "baal, replicated")
-# Those whose cost depends on no number of samples.
+# Methods whose cost does not depend on the number of samples.
 WITHOUT_SAMPLES = (EVAL, MOMENTS)

@@ -1,4 +1,4 @@
-"""What happens when ten times as much is asked of the service as it can do: `python -m benchmarks.overload`.
+"""Behavior of the service at ten times its capacity: `python -m benchmarks.overload`.
 
 One worker; batches of twenty images under a hundred masks. First one connection alone, then for a minute ten times as
 many requests a second as that one got answered, at even times, each on a connection that is free; then one alone again.
@@ -42,7 +42,7 @@ def batch_request(pixels_BHW: np.ndarray) -> bytes:
 
 
 async def one_connection(port: int, request: bytes, seconds: float) -> Answers:
-    """Ask on one connection, again and again; once at least."""
+    """Send requests one after another on one connection; at least one."""
     connection = await asyncio.open_connection("127.0.0.1", port)
     answers: Answers = []
     end = time.perf_counter() + seconds
@@ -54,7 +54,7 @@ async def one_connection(port: int, request: bytes, seconds: float) -> Answers:
 
 
 async def fixed_rate_load(port: int, request: bytes, *, rate: float, seconds: float) -> Answers:
-    """Ask so many times a second, whatever becomes of it."""
+    """Send requests at a fixed rate, independent of the answers."""
     answers: Answers = []
     free: list[Connection] = []
 
@@ -75,7 +75,7 @@ async def fixed_rate_load(port: int, request: bytes, *, rate: float, seconds: fl
 
 
 def percentile(answers: Answers, n: int) -> float:
-    """Of the seconds that answers took."""
+    """Compute a percentile of the seconds of successful answers."""
     return statistics.quantiles([seconds for status, seconds in answers if status == 200], n=100)[n - 1]
 
 

@@ -1,4 +1,4 @@
-"""What the page under /ui looks like and how fast it is, in Chromium: pictures for the docs, and two figures.
+"""Screenshots and speed of the page under /ui in Chromium.
 
 The pictures go to docs/images. `make pictures` runs it.
 """
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def chromium(playwright: Playwright) -> str | None:
-    """Where a Chromium is: Debian's, or the one that playwright has installed."""
+    """Find Chromium: Debian's, or the one installed by playwright."""
     found = shutil.which("chromium") or playwright.chromium.executable_path
     return found if Path(found).exists() else None
 
@@ -68,7 +68,7 @@ def drag(page: Page) -> None:
 
 
 def answers_a_second(page: Page) -> float:
-    """Of those that `WATCH` has noted."""
+    """Compute the rate of the answers that `WATCH` recorded."""
     seen = page.evaluate("window.seen")
     return 1000 * (len(seen) - 1) / float(seen[-1][0] - seen[0][0])
 

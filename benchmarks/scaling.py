@@ -1,4 +1,4 @@
-"""What one worker does and what two do, by kind of request: `python -m benchmarks.scaling`.
+"""Throughput of one and two workers, by kind of request: `python -m benchmarks.scaling`.
 
 Eight connections, test images. Servers of one and two workers take turns of two seconds; the load comes from one
 process on the same machine, so that two workers on two cores share them with it. Writes docs/performance/scaling.md.

@@ -1,4 +1,4 @@
-"""Servers for the benchmarks, on free ports of 127.0.0.1; each is ended by its pid."""
+"""Servers for the benchmarks, on free ports of 127.0.0.1; each is stopped by its pid."""
 
 import asyncio
 import http.client
@@ -81,7 +81,7 @@ def _wait(port: int, ready: str, process: "subprocess.Popen[bytes]", log: Path) 
 
 
 async def send_request(connection: Connection, request: bytes) -> int:
-    """Send a request, read the answer, tell its status."""
+    """Send a request, read the answer, return its status."""
     reader, writer = connection
     writer.write(request)
     head = (await reader.readuntil(b"\r\n\r\n")).lower()

@@ -1,4 +1,4 @@
-"""Requests a second of the service, of bare Starlette and of BentoML's idiom: `python -m benchmarks.throughput`.
+"""Requests per second of the service, plain Starlette and a plain BentoML service: `python -m benchmarks.throughput`.
 
 The service runs with and without its metrics. One worker each, eight connections, PNG test images, a hundred masks. All
 servers run; they take turns of a second under load from one process. Writes docs/performance/throughput.md.

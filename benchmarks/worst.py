@@ -1,7 +1,7 @@
 """The requests that cost most within the default limits: `python -m benchmarks.worst` writes docs/performance/worst.md.
 
-One worker. Each is the worst known of its kind: as large as its limit allows, and small to send where that is possible.
-`tests/test_worst.py` asks the same of a server.
+One worker. Each is the worst known request of its kind: as large as its limit allows, and small to send where possible.
+`tests/integration/test_worst.py` sends them too.
 """
 
 import gzip
@@ -78,7 +78,7 @@ def png(
 
 
 def side(bytes_a_pixel: float = 3) -> int:
-    """Of the largest square of such pixels."""
+    """Side length of the largest allowed square of such pixels."""
     return int((PIXELS / max(bytes_a_pixel / 3, 1)) ** 0.5)
 
 
@@ -106,7 +106,7 @@ def small_png(before: bytes = b"") -> bytes:
 
 
 def encoded(image: Image.Image, media_type: str, **options: object) -> bytes:
-    """Let Pillow write a file."""
+    """Encode an image with Pillow."""
     file = io.BytesIO()
     image.save(file, media_type, **options)
     return file.getvalue()
@@ -126,7 +126,7 @@ def jpeg_of_scans(length: int, scans: int) -> bytes:
 
 
 def small_jpeg(junk: bytes) -> bytes:
-    """28 x 28 pixels behind what the decoder must pass over."""
+    """28 x 28 pixels after data that the decoder must skip."""
     data = encoded(Image.new("L", (28, 28)), "JPEG")
     return data[:2] + junk + data[2:]
 
@@ -348,7 +348,7 @@ def worker_of(pid: int) -> psutil.Process:
 
 
 def measure(port: int, worker: psutil.Process, request: Request) -> Cost:
-    """Send a request to a server with one worker, and ask for /livez until it is answered."""
+    """Send a request to a server with one worker, and poll /livez until it is answered."""
     statuses: list[int] = []
     sender = threading.Thread(target=lambda: statuses.append(_post(port, request)))
     cpu, memory = sum(worker.cpu_times()[:2]), worker.memory_info().rss
@@ -378,7 +378,7 @@ def _send(port: int, method: str, path: str, body: bytes | None = None, headers:
 
 
 def main() -> None:
-    """Ask each, and write the table."""
+    """Measure each request, and write the table."""
     rows = []
     with run_server(SERVICE) as server:
         worker = worker_of(server.pid)

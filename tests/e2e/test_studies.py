@@ -77,7 +77,7 @@ def test_noise_keeps_the_mean_and_has_the_variance_of_dropout(kind, rate):
     assert out.var().item() == pytest.approx(expected, abs=6 * ((fourth - expected**2) / out.numel()) ** 0.5 + 0.01)
 
 
-def test_balanced_dropout_drops_each_unit_in_as_many_images_and_units_independently():
+def test_balanced_dropout_balances_each_unit_independently():
     kept = drawn("balanced", 0.25, (64, 3000))[0] > 0
     assert (kept.sum(dim=0) == 48).all()
     assert kept.sum(dim=1).double().std().item() == pytest.approx((3000 * 0.25 * 0.75) ** 0.5, rel=0.35)
@@ -85,12 +85,12 @@ def test_balanced_dropout_drops_each_unit_in_as_many_images_and_units_independen
     assert abs(correlation.mean()) < 0.02
 
 
-def test_a_mask_for_all_images_is_ordinary_dropout_where_balance_has_no_meaning():
+def test_balanced_dropout_of_one_mask_is_ordinary_dropout():
     one, other = (drawn(kind, 0.3, (1, 500))[0] for kind in ("balanced", "dropout"))
     assert torch.equal(one, other)
 
 
-def test_what_a_network_draws_doesnt_depend_on_what_others_ask_for():
+def test_draws_of_a_network_are_independent_of_the_others():
     alone = Draws((5, 7), Streams(4, 2), 1).uniform
     draws = Draws((5, 7), Streams(4, 2), 1)
     assert draws.normal.shape == draws.levels.shape == (5, 7)
@@ -144,7 +144,7 @@ def trained(chosen: list[Variant], **changes: Any) -> Stack:
     return stack
 
 
-def test_a_network_is_the_same_bits_whatever_is_trained_beside_it():
+def test_network_is_independent_of_those_trained_with_it():
     together = trained(variants())
     noisy = together.predict(some_images().inputs_B.flatten(1), passes=3).probs_KBC
     for k, variant in enumerate(together.variants):
@@ -174,7 +174,7 @@ def test_a_network_that_diverges_is_named():
         list(stack.epochs(some_images(), 2))
 
 
-def test_a_network_taken_out_predicts_the_same_and_its_masks_agree_with_those_of_the_service():
+def test_extracted_network_predicts_the_same_and_agrees_with_monte_carlo():
     stack, inputs_BU = trained([Variant(name="dropout", rates=(0.2, 0.5))]), some_images().inputs_B.flatten(1)
     mc = MonteCarloDropout(stack.network(0))
     plain = stack.predict(inputs_BU)
@@ -188,7 +188,7 @@ def test_a_network_taken_out_predicts_the_same_and_its_masks_agree_with_those_of
     assert (found.predictive_KB > found.expected_KB).all()
 
 
-def test_additive_noise_at_test_time_doesnt_depend_on_the_other_images():
+def test_additive_noise_at_test_time_is_independent_of_other_images():
     stack, inputs_BU = trained([Variant(name="additive", rates=(0.2, 0.5), noise="additive")]), torch.rand(30, 784)
     all_KBC = stack.predict(inputs_BU, passes=4).probs_KBC
     assert torch.allclose(stack.predict(inputs_BU[:10], passes=4).probs_KBC, all_KBC[:, :10], atol=1e-6)
@@ -233,7 +233,7 @@ def test_the_chapters_demonstration():
 # What is made of the numbers.
 
 
-def test_holms_correction_by_pencil():
+def test_holm_correction_matches_a_worked_example():
     """Sorted 0.01, 0.02, 0.03 and 0.5, times 4, 3, 2 and 1: 0.04, 0.06, 0.06, 0.5."""
     assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
@@ -256,7 +256,7 @@ def test_a_paired_test_and_the_interval_of_the_difference_agree():
         (-0.2, "whether NLL is higher with A or with B (-0.20 ± 0.20)", True),
     ],
 )
-def test_a_claim_says_what_the_interval_says(mean, said, is_open):
+def test_claim_states_the_interval(mean, said, is_open):
     found = claim(Estimate(mean, 0.2), "NLL", "with A", "with B", digits=2)
     assert (found.text, found.is_open) == (said, is_open)
 
@@ -265,7 +265,7 @@ def rows_of(key: str = "k", value: float = 1 / 3) -> list[Row]:
     return [Row("rates", "0/0", seed, key, "nll", 0, value) for seed in range(2)]
 
 
-def test_the_table_comes_back_and_keeps_what_belongs_to_other_keys(tmp_path):
+def test_table_round_trip_keeps_cells_with_other_keys(tmp_path):
     path = tmp_path / "new" / "results.csv"
     table = ResultsTable(path)
     table.add(rows_of())
@@ -292,7 +292,7 @@ def test_a_number_that_isnt_finite_never_comes_into_the_table(value):
 
 
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "study,configuration,seed,key,metric,at,value\nx,y,z\n"])
-def test_a_file_that_is_no_table_is_refused_and_left_alone(tmp_path, content):
+def test_invalid_table_file_is_refused_and_unchanged(tmp_path, content):
     path = tmp_path / "results.csv"
     path.write_text(content)
     with pytest.raises(
@@ -302,7 +302,7 @@ def test_a_file_that_is_no_table_is_refused_and_left_alone(tmp_path, content):
     assert path.read_text() == content
 
 
-def test_whatever_changes_the_numbers_changes_the_key():
+def test_key_changes_with_every_input():
     study, variant = STUDIES["rates"], STUDIES["rates"].variants[4]
     changed = [
         (study, variant, FULL_PLAN),
@@ -320,7 +320,7 @@ def test_whatever_changes_the_numbers_changes_the_key():
     assert study.key(variant, replace(FULL_PLAN, seeds=9)) == keys[0]
 
 
-def test_only_what_is_missing_is_done(tmp_path):
+def test_only_missing_units_are_run(tmp_path):
     study, table = STUDIES["weight-decay"], ResultsTable(tmp_path / "results.csv")
     [first, second] = missing_units([study], QUICK_PLAN, table)
     assert (first.seed, second.seed) == (0, 1)
@@ -337,7 +337,7 @@ def full() -> ResultsTable:
     return ResultsTable(DOCS / document.FOLDER / document.RESULTS)
 
 
-def test_the_document_is_what_the_table_says(full):
+def test_document_matches_the_results_table(full):
     studies = list(STUDIES.values())
     findings = document.interpret_all(studies, FULL_PLAN, full)
     assert list(findings) == list(STUDIES)
@@ -431,7 +431,7 @@ def quick_run(fashion, mnist_file, tmp_path_factory) -> tuple[Path, str, int, fl
     return out, said, second.returncode, time.monotonic() - begun
 
 
-def test_a_quick_run_of_all_studies_finds_the_directions_that_must_hold_in_five_minutes(quick_run):
+def test_quick_run_confirms_all_directions_within_five_minutes(quick_run):
     out, said, status, seconds = quick_run
     assert status == 0, said
     assert "FAILS" not in said
@@ -442,7 +442,7 @@ def test_a_quick_run_of_all_studies_finds_the_directions_that_must_hold_in_five_
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_that_nobody_kills_ends_with_the_same_numbers(quick_run, data):
+def test_uninterrupted_run_gives_the_same_numbers(quick_run, data):
     found = results_of(quick_run[0])
     for name, seed in (("weight-decay", 1), ("noise", 0), ("activations", 1)):
         rows = run_unit(WorkUnit(name, STUDIES[name].variants, seed, QUICK_PLAN), data)
@@ -459,7 +459,7 @@ def test_a_direction_that_fails_ends_with_status_1(fashion, mnist_file, tmp_path
     assert re.search(r"without dropout, test loss has risen.*0\.0000.*FAILS", said)
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_behind(fashion, mnist_file, tmp_path):
+def test_interrupted_run_explains_resuming_and_leaves_no_files(fashion, mnist_file, tmp_path):
     process = start("epochs", tmp_path, mnist_file, "--epochs", "400")
     try:
         until = time.monotonic() + 60
@@ -480,7 +480,7 @@ def _seconds(process: psutil.Process) -> float:
     return process.cpu_times().user
 
 
-def test_digits_that_arent_there_are_told_of(fashion, tmp_path):
+def test_missing_mnist_file_is_reported(fashion, tmp_path):
     process = start("epochs", tmp_path, tmp_path / "nothing.gz")
     assert "nothing.gz: can't be read as images" in finish(process)
     assert process.returncode == 1

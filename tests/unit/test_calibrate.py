@@ -29,7 +29,7 @@ def simulated(images: int, seed: int, sharpness: float = 1) -> tuple[np.ndarray,
     return apply_temperature(right_BC, 1 / sharpness), labels_B
 
 
-def test_the_quantile_is_the_score_of_rank_n_plus_1_times_coverage():
+def test_conformal_quantile_has_the_expected_rank():
     scores_B = np.random.default_rng(61).permutation(np.arange(1, 100))  # n + 1 = 100
     assert [conformal_quantile(scores_B, coverage) for coverage in COVERAGES] == [80, 90, 95, 99]
     assert conformal_quantile(scores_B[:98], 0.995) is None
@@ -71,7 +71,7 @@ def test_the_bound_on_the_risk_is_clopper_and_pearsons():
 
 
 @pytest.mark.parametrize("risk", [0.02, 0.05])
-def test_the_risk_among_the_answered_is_kept_nineteen_times_of_twenty(risk):
+def test_risk_bound_holds_in_95_percent_of_calibrations(risk):
     """Probabilities are right, so that the true risk above a threshold is the mean of what is missing to 1."""
     population_BC, _ = simulated(200_000, 65)
     confidence_B = population_BC.max(axis=1)

@@ -176,13 +176,13 @@ def test_the_cache_is_found_without_a_download(plain: Path, nowhere: dict[str, s
     assert load_fashion_mnist(environ=nowhere, download=False).source == cache
 
 
-def test_without_xdg_cache_home_the_cache_is_in_the_home_folder(plain: Path, tmp_path: Path) -> None:
+def test_default_cache_is_in_the_home_folder(plain: Path, tmp_path: Path) -> None:
     cache = link(plain, tmp_path / "home" / ".cache" / "mcd")
     assert load_fashion_mnist(environ={}, download=False).source == cache
 
 
 @pytest.mark.parametrize("by_environment", [False, True])
-def test_a_named_folder_without_data_is_an_error_even_if_another_has_it(
+def test_named_folder_without_data_is_an_error(
     plain: Path, nowhere: dict[str, str], tmp_path: Path, by_environment: bool
 ) -> None:
     link(plain, tmp_path / "cache" / "mcd")
@@ -217,7 +217,7 @@ def test_one_error_names_every_place_and_every_remedy(nowhere: dict[str, str], t
         assert part in str(error.value)
 
 
-def test_a_download_that_fails_is_told_beside_the_remedies(
+def test_failed_download_is_reported_with_the_remedies(
     nowhere: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = closed_port()
@@ -226,13 +226,13 @@ def test_a_download_that_fails_is_told_beside_the_remedies(
         load_fashion_mnist(environ=nowhere)
 
 
-def test_a_cache_that_cannot_be_made_is_told_beside_the_remedies(tmp_path: Path) -> None:
+def test_cache_that_cannot_be_created_is_reported_with_the_remedies(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"(?s)download: failed, .*Not a directory.*Remedies: "):
         load_fashion_mnist(environ={"XDG_CACHE_HOME": str(tmp_path / "file")})
 
 
-def test_what_no_folder_has_is_downloaded_into_the_cache(
+def test_missing_data_is_downloaded_into_the_cache(
     fashion: FashionMNIST, gzipped: Path, nowhere: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Debian compressed the files anew, so that torchvision's hashes of the published .gz files don't hold.
@@ -260,7 +260,7 @@ def test_a_truncated_gzip_file_is_refused(plain: Path, gzipped: Path, tmp_path: 
     [b"", b"no gzip", gzip.compress(b"", mtime=0)[:10] + b"\xff" * 20],
     ids=["empty", "other bytes", "a header and no deflate stream"],
 )
-def test_a_gz_file_that_is_no_gzip_is_refused(plain: Path, tmp_path: Path, data: bytes) -> None:
+def test_invalid_gzip_file_is_refused(plain: Path, tmp_path: Path, data: bytes) -> None:
     folder = link(plain, tmp_path / "named")
     (folder / TEST_LABELS).unlink()
     (folder / f"{TEST_LABELS}.gz").write_bytes(data)

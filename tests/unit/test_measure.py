@@ -91,7 +91,7 @@ def test_figures_equal_those_of_a_second_implementation() -> None:
     assert expected["eval"] != expected["mc"]
 
 
-def test_the_same_seed_gives_the_same_figures_and_another_seed_others() -> None:
+def test_seed_determines_the_metrics() -> None:
     torch.manual_seed(1)
     images = Images(torch.randint(0, 256, (9, 28, 28), dtype=torch.uint8), torch.arange(9))
     network = build_mlp(CONFIG)
@@ -140,7 +140,7 @@ def test_decisions_are_those_of_the_service(test_part):
     assert "error" not in measure_decisions(found, estimates, None, samples=100)
 
 
-def test_an_artifact_that_is_not_calibrated_decides_nothing(test_part):
+def test_decide_returns_none_without_calibration(test_part):
     images, estimates = test_part
     artifact = load_artifact()
     bare = type(artifact)(artifact.network, artifact.card)

@@ -48,7 +48,7 @@ def test_calibration_errors_are_those_of_the_loop(predicted):
     assert found["classwise_ece"] == pytest.approx(np.mean(each))
 
 
-def test_what_happens_as_often_as_said_has_no_error_and_sure_mistakes_have_all():
+def test_calibration_error_is_zero_for_calibrated_and_one_for_wrong():
     assert calibration_error(np.full(4, 0.25), np.array([True, False, False, False])) == 0
     for equal_mass in (False, True):
         assert calibration_error(np.ones(30), np.zeros(30), equal_mass=equal_mass) == 1

@@ -57,7 +57,7 @@ def test_the_distance_is_mahalanobis_to_the_nearest_mean():
     assert np.allclose(one.score(features_BF), (np.array(expected) - 2) / 5)
 
 
-def test_features_are_statistics_of_the_pixels_and_what_the_layers_give(network, images_B):
+def test_features_are_pixel_statistics_and_layer_outputs(network, images_B):
     seen: dict[str, torch.Tensor] = {}
     for name in ("hidden1", "relu1", "relu2"):
         network.get_submodule(name).register_forward_hook(lambda *args, name=name: seen.update({name: args[-1]}))
@@ -167,7 +167,7 @@ def test_one_of_another_network_is_refused(network, novelty, tmp_path, name, siz
         (lambda parts: parts[1].update({"image means": torch.zeros(3, 5)}), "don't fit"),
     ],
 )
-def test_what_is_no_novelty_score_is_refused(novelty, change, message):
+def test_from_parts_refuses_an_invalid_novelty_model(novelty, change, message):
     parts = novelty.to_json(), novelty.tensors()
     change(parts)
     with pytest.raises(ValueError, match=message):
@@ -191,7 +191,7 @@ def images(count: int, seed: int) -> Images:
     return Images(torch.from_numpy(pixels_BHW.astype(np.uint8)), torch.from_numpy(labels_B))
 
 
-def test_what_is_unlike_the_training_scores_high_and_ordinary_images_as_often_as_said(bars):
+def test_unusual_images_score_high_and_false_alarms_keep_their_rate(bars):
     novelty = fit_novelty(bars, images(2000, 72), images(2000, 73))
     chain = Chain(bars)
     ordinary_B = novelty.score(chain, images(4000, 74).inputs_B.numpy())
@@ -208,7 +208,7 @@ def test_what_is_unlike_the_training_scores_high_and_ordinary_images_as_often_as
         assert (novelty.score(chain, images_B) > novelty.thresholds[0.01]).all(), name
 
 
-def test_only_the_view_of_the_image_has_learnt_that_pictures_vary(bars, monkeypatch):
+def test_only_the_image_view_is_fitted_to_augmented_copies(bars, monkeypatch):
     train, others = images(2000, 72), images(2000, 73)
     copies_B = augmented_copies(images(2000, 74).inputs_B.numpy(), np.random.default_rng(1))
     learnt = fit_novelty(bars, train, others)
@@ -225,7 +225,7 @@ def test_only_the_view_of_the_image_has_learnt_that_pictures_vary(bars, monkeypa
 
 
 @pytest.mark.parametrize("resampling", [Image.Resampling.BICUBIC, Image.Resampling.NEAREST])
-def test_clothes_in_a_larger_picture_are_no_novelty(fashion, resampling):
+def test_resampled_clothes_are_not_novel(fashion, resampling):
     """As photographs come: larger, dark on white, with a margin."""
     artifact = load_artifact()
     pictures = []
@@ -237,7 +237,7 @@ def test_clothes_in_a_larger_picture_are_no_novelty(fashion, resampling):
     assert novel_B.mean() <= 0.04
 
 
-def test_copies_are_varied_as_said():
+def test_augmented_copies_have_the_documented_ranges():
     plain_B = np.zeros((1500, 1, 28, 28), np.float32)
     plain_B[:, :, 6:22, 6:22] = 1
     copies_B = augmented_copies(plain_B, np.random.default_rng(5))

@@ -40,7 +40,7 @@ def test_larger_images_of_a_folder_are_scaled(tmp_path):
         ("labels", b"\x00\x00\x08\x01" + bytes(9)), ("no.gz", b"packed?"), ("empty", b""),
     ],
 )  # fmt: skip
-def test_what_is_no_image_file_is_refused_by_name(tmp_path, name, content):
+def test_invalid_image_file_is_refused_by_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=name):
         read_images(tmp_path / name)
@@ -58,7 +58,7 @@ def test_other_shapes_types_folders_and_nothing_are_refused(tmp_path):
             read_images(tmp_path / name)
 
 
-def test_what_is_made_of_test_images_is_what_its_name_says():
+def test_synthetic_images_have_the_named_properties():
     made = synthetic_images(IMAGES_BHW)
     assert np.array_equal(made["inverted"], 255 - IMAGES_BHW)
     assert np.array_equal(np.sort(made["permuted pixels"].reshape(6, -1)), np.sort(IMAGES_BHW.reshape(6, -1)))
@@ -80,7 +80,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("name", DOWNLOADS)
-def test_what_torchvision_has_downloaded_is_loaded(name, tmp_path, monkeypatch):
+def test_downloaded_images_are_loaded(name, tmp_path, monkeypatch):
     """Files as torchvision leaves them in the cache; EMNIST's have columns as rows."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     raw = tmp_path / "mcd" / name / "raw"
@@ -94,7 +94,7 @@ def test_what_torchvision_has_downloaded_is_loaded(name, tmp_path, monkeypatch):
     assert np.array_equal(download_images(name), IMAGES_BHW)
 
 
-def test_what_cannot_be_reached_is_an_error_that_tells_so(tmp_path, monkeypatch):
+def test_failed_download_is_an_error_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     with pytest.raises(DataError, match=r"^MNIST: can't be downloaded \(.*Connection refused"):

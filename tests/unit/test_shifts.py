@@ -93,7 +93,7 @@ def test_a_black_square_is_somewhere_in_each_image():
     assert hidden_BHW.any(axis=(0, 2)).all()
 
 
-def test_the_strongest_inversion_is_the_negative_and_others_invert_what_is_bright(some):
+def test_strongest_inversion_is_the_negative_and_others_invert_bright_pixels(some):
     assert np.array_equal(pixels(corrupt_images(some, "inversion", 5)), 255 - pixels(some))
     found, bright = pixels(corrupt_images(some, "inversion", 2)), pixels(some) >= 153
     assert np.array_equal(found, np.where(bright, 255 - pixels(some), pixels(some)))

@@ -31,7 +31,7 @@ def cells(table: FigureTable) -> dict[str, list[str]]:
     return {row[0]: [cell for cell in row[1:] if cell] for row in table.rows}
 
 
-def test_a_sheet_is_the_same_in_a_terminal_and_on_a_page():
+def test_terminal_and_html_show_the_same_table():
     table = FigureTable(
         "Now & then", ["<what>", "how many"], [["a", "0.1"], ["[bold]", "12.5"]], "note < this", text_columns=1
     )
@@ -76,7 +76,7 @@ def test_promises_are_those_that_were_made():
     assert calibration_tables(FIGURES | {"mc": FIGURES["eval"]}) == []
 
 
-def test_what_was_not_decided_has_no_table():
+def test_missing_decisions_have_no_table():
     strange = {"ood": {"noise": {"novelty": {"auroc": 1.0, "aupr": 0.5, "fpr95": 0.25}}}}
     (apart,) = detection_tables(strange)
     assert apart.rows == [["noise", "novelty", "1.0000", "0.5000", "0.2500"]]

@@ -135,8 +135,8 @@ def _interpret(results: Results) -> Findings:
 
 STUDY = Study(
     name="activations",
-    question="How large is the variance of the activations of each hidden layer over time, with dropout and without, "
-    "and what does dividing by 1 - p do to mean and variance?",
+    question="How large is the variance of each hidden layer's activations over time, with and without dropout, "
+    "and how does dividing by 1 - p change mean and variance?",
     design=f"{{epochs}} epochs with a constant learning rate. Before the first and after each, the hidden units' "
     f"activations on {_IMAGES:,} training images (or all, if fewer), behind the ReLU: with the noise off, and "
     "as they are passed on in training. Variances are over images and units; ratios compare units behind "

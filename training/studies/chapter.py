@@ -141,8 +141,8 @@ def _interpret(results: Results) -> Findings:
     return Findings(
         claims=[
             Claim(
-                "Dropout with p = 0 leaves the array as it is, with p = 1 nothing of it, and with p = 0.5 about "
-                f"half, doubled: here {int((half == 0).sum())} of 16 numbers are 0."
+                "Dropout with p = 0 keeps the array, with p = 1 sets it to 0, and with p = 0.5 keeps about half of "
+                f"the numbers, doubled: here {int((half == 0).sum())} of 16 numbers are 0."
             ),
             *(
                 claim(
@@ -154,15 +154,15 @@ def _interpret(results: Results) -> Findings:
                 for name in (_SCRATCH, _STACK)
             ),
             Claim(
-                f"In a single epoch, the mean test loss of {_SCRATCH} is {distance[_SCRATCH]:.4f} nats from that of "
-                f"{_CONCISE}, and that of {_STACK} {distance[_STACK]:.4f} (averages over epochs, of means over "
+                f"In a single epoch, the mean test loss of {_SCRATCH} differs by {distance[_SCRATCH]:.4f} nats from "
+                f"that of {_CONCISE}, and that of {_STACK} {distance[_STACK]:.4f} (averages over epochs, of means over "
                 f"{results.plan.seeds} seeds); single seeds differ by a standard deviation of {spread:.4f}."
             ),
         ],
         tables=[_demonstration_text(), results.table(_METRICS, first=f"after {last} epochs", at=last)],
         pictures={
             "chapter": (
-                "Training from scratch, of PyTorch's layers, and as in other studies; mean over seeds and interval",
+                "Training from scratch, with PyTorch's layers, and as in other studies; mean over seeds and interval",
                 plots.curves_with_intervals(
                     {
                         title: {name: results.curve(name, metric) for name in results.names}
@@ -194,14 +194,13 @@ def _interpret(results: Results) -> Findings:
 
 STUDY = Study(
     name="chapter",
-    question="Does dropout do what the chapter shows, and do training from scratch and by PyTorch's layers come to "
-    "the same?",
+    question="Does dropout behave as the chapter shows, and does training from scratch agree with PyTorch's layers?",
     design="`dropout_layer` on the numbers 0 to 15 with three probabilities; and {epochs} epochs with a constant "
     "learning rate and dropout 0.2/0.5, in three ways: from scratch (tensors, `dropout_layer`, SGD by hand), "
-    "concise (`nn.Dropout`, `torch.optim.SGD`), and by the stack that trains all other studies. Their seeds "
-    "are different ones.",
-    limits="Curves that coincide within the noise of seeds may differ by less; that single steps agree is what the "
-    "tests show.",
+    "concise (`nn.Dropout`, `torch.optim.SGD`), and with the stack that trains all other studies. Their seeds "
+    "differ.",
+    limits="Curves that agree within the variation of seeds may still differ by less. The tests show that single "
+    "steps agree.",
     variants=tuple(Variant(name=name, rates=(0.2, 0.5)) for name in (_SCRATCH, _CONCISE, _STACK)),
     epochs=(10, 24),
     schedule="constant",

@@ -54,20 +54,23 @@ def _head(studies: Sequence[Study], names: Sequence[str], plan: Plan, table: Res
             "# The chapter's questions, answered by experiments",
             _wrap(
                 'The exercises of [d2l.ai, "Dropout"](https://d2l.ai/chapter_multilayer-perceptrons/dropout.html), '
-                f"tried in {sum(minutes.values()):.0f} core-minutes by"
+                f"answered in {sum(minutes.values()):.0f} core-minutes with"
             ),
             "\n".join(f"    {_command(name, plan)}" for name in names),
-            _wrap(f"Text, tables and pictures are made from [{RESULTS}]({FOLDER}/{RESULTS}) alone, one number a row."),
+            _wrap(
+                f"Text, tables and pictures are generated from [{RESULTS}]({FOLDER}/{RESULTS}) alone, which has one "
+                "number per row."
+            ),
             "\n".join(links),
             _wrap(
                 "The network is the chapter's (784-256-256-10, ReLU), trained by plain SGD with batches of "
-                f"{recipe.batch_size} and learning rate {recipe.learning_rate:g} (where nothing else is said) on "
+                f"{recipe.batch_size} and learning rate {recipe.learning_rate:g} (unless stated otherwise) on "
                 f"{scale.train:,} images of Fashion-MNIST from PyTorch's initial weights, and measured on "
-                f"{scale.test:,} test images. The course of the learning rate was tried on some of these, so that "
-                f"absolute figures may flatter, all alike. Figures are means over {plan.seeds} seeds with 95 % "
-                "intervals (Student's t); differences are taken seed by seed, as networks of one seed share initial "
-                "weights, batches and random numbers. Where an interval of a difference holds 0, the question is "
-                "called open. Intervals are of single figures: of twenty, one may miss. NLL and losses are in nats; "
+                f"{scale.test:,} test images. The learning rate schedule was chosen on some of these, so that "
+                f"absolute figures may be optimistic, equally for all networks. Figures are means over {plan.seeds} "
+                "seeds with 95 % intervals (Student's t); differences are paired by seed, as networks of one seed share "
+                "initial weights, batches and random numbers. If the interval of a difference contains 0, the question is "
+                "called open. Intervals hold for single figures: one of twenty may miss. NLL and losses are in nats; "
                 "ECE has 15 bins."
             ),
         ]

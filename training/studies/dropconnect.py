@@ -120,7 +120,7 @@ def _interpret(results: Results) -> Findings:
                 0,
             ),
             Check(
-                "its mutual information tells digits from clothes",
+                "its mutual information detects digits",
                 results.estimate(_SAME, "auroc information").mean - 0.5,
                 0.1,
             ),

@@ -46,7 +46,7 @@ def _lowest_loss_and_rise(results: Results, name: str) -> tuple[Array, Array]:
 def _overfitting(name: str, lowest_S: Array, rise_S: Array, last: int) -> Claim:
     title = "without dropout" if name == _NONE else f"with dropout {name}"
     rise = estimate(rise_S)
-    position = f"it is lowest around epoch {estimate(lowest_S):1}"
+    position = f"the minimum is near epoch {estimate(lowest_S):1}"
     if rise.is_open:
         return Claim(f"whether test loss rises again until epoch {last} {title} ({rise}; {position})", is_open=True)
     moved = f"rises again, by {rise}" if rise.mean > 0 else f"goes on falling, by {-rise}"
@@ -120,14 +120,14 @@ def _interpret(results: Results) -> Findings:
 
 STUDY = Study(
     name="epochs",
-    question="What happens in many more epochs, with dropout and without?",
+    question="What happens in many more epochs, with and without dropout?",
     design=f"{{epochs}} epochs with a constant learning rate of 0.2 (with 0.5, two of five networks without dropout "
     "diverged within 60 epochs: seeds 0 and 2). Losses are measured without noise after each, on 10,000 "
-    "training images (or all, if fewer) and on the test images. As the constant rate makes them jump, the "
+    "training images (or all, if fewer) and on the test images. As the constant rate makes them fluctuate, the "
     f"lowest loss is that of the moving average over {_SMOOTHED} epochs, and the rise of a seed is counted "
     "from where the other seeds' mean is lowest.",
     limits="The epoch at which overfitting starts belongs to this learning rate, batch size and number of images; "
-    "where a jumping curve is lowest is partly chance.",
+    "the minimum of a fluctuating curve is partly random.",
     variants=(Variant(name=_NONE), Variant(name=_DROPOUT, rates=(0.2, 0.5))),
     epochs=(80, 40),
     schedule="constant",

@@ -33,9 +33,9 @@ def _interpret(results: Results) -> Findings:
     return Findings(
         claims=[
             Claim(
-                f"Better than dropout, corrected for {len(comparisons)} tries: {', '.join(better)}."
+                f"Better than dropout, corrected for {len(comparisons)} comparisons: {', '.join(better)}."
                 if better
-                else f"Nothing is shown to beat dropout, corrected for {len(comparisons)} tries."
+                else f"Nothing is shown to beat dropout, corrected for {len(comparisons)} comparisons."
             ),
             Claim(
                 f"Worse than dropout, likewise: {', '.join(worse)}."
@@ -81,7 +81,7 @@ STUDY = Study(
     question="Does any other noise of the same variance, in the same places, beat dropout?",
     design="The same architecture, with noise behind each hidden layer of the variance of dropout 0.2/0.5: a = p/(1 "
     "- p) times the unit's square (a times the layer's mean square for the additive noise), and no change of "
-    "the mean. Gaussian and uniform factors, additive Gaussian noise, and balanced dropout, our own try: each "
+    "the mean. Gaussian and uniform factors, additive Gaussian noise, and balanced dropout, our own proposal: each "
     "unit is dropped in the same number of images of a batch, in others for each unit, meant to make "
     "gradients vary less. {epochs} epochs with a learning rate that falls to 0; {passes} passes at test time, "
     "the noise of each being that of all images. Networks of one seed share initial weights and batches; "

@@ -70,12 +70,12 @@ def _interpret(results: Results) -> Findings:
 
 STUDY = Study(
     name="rates",
-    question="What do the dropout probabilities of the two hidden layers do, and what happens if they are swapped?",
+    question="What is the effect of the dropout probabilities of the two hidden layers, and of swapping them?",
     design="A grid of probabilities of both layers, and 0.8 for both. {epochs} epochs with a learning rate that "
-    "falls to 0, so that the last batches matter little. MC is the mean over {passes} masks; AUROC tells "
-    "MNIST's digits from clothes by the entropy of that mean, or by the mutual information, which is 0 "
-    "without dropout but for rounding.",
-    limits="The length of the training and its learning rate were the same for all, and chosen for none: more "
+    "falls to 0, so that the last batches have little weight. MC is the mean over {passes} masks. AUROC "
+    "measures how well the entropy of that mean, or the mutual information, detects MNIST's digits; without "
+    "dropout the mutual information is 0 except for rounding.",
+    limits="Number of epochs and learning rate were the same for all and not tuned: more "
     "dropout may need more epochs. The best of ten is best partly by luck.",
     variants=(*(_variant(first, second) for first in _RATES for second in _RATES), _variant(0.8, 0.8)),
     epochs=(10, 24),

@@ -211,7 +211,7 @@ class Results:
         ties = [f"{name} ({differences[name]})" for name in others if differences[name].is_open]
         superlative, comparative = ("lowest", "lower") if lowest else ("highest", "higher")
         worse = (
-            f"; the best variant that differs significantly is {distinguishable[0]} ({differences[distinguishable[0]]})"
+            f"; the best of those significantly worse is {distinguishable[0]} ({differences[distinguishable[0]]})"
             if distinguishable
             else ""
         )

@@ -145,14 +145,14 @@ def _interpret(results: Results) -> Findings:
 
 STUDY = Study(
     name="test-time",
-    question="Why is dropout usually switched off at test time, and what does leaving it on buy?",
+    question="Why is dropout usually switched off at test time, and what is the benefit of leaving it on?",
     design="The usual reason is that one pass suffices, and that the answer is the same each time (which a fixed "
     "seed does too). One network for each seed with dropout 0.2/0.5, {epochs} epochs with a learning rate "
     "that falls to 0. It predicts with dropout off, as the mean over the first N masks, independent or "
-    "stratified, and by moments: all of them by what the service uses. Time is the processor's for single "
+    "stratified, and with moments, always with the code of the service. Time is the processor's for single "
     "images on one thread, the least of ten.",
-    limits="Images like those of the training: what masks say about others is "
-    "in `rates`. Times depend on the machine and what else it does. Nothing is calibrated afterwards, which "
+    limits="In-distribution images only; `rates` has out-of-distribution images. "
+    "Times depend on the machine and its load. Nothing is calibrated afterwards, which "
     "would narrow differences in ECE.",
     variants=tuple(_variant(name) for name in (_OFF, *_DESIGNS, _MOMENTS)),
     epochs=(10, 24),

@@ -96,7 +96,7 @@ STUDY = Study(
     question="Dropout, weight decay, both, or neither: do their effects add up?",
     design=f"Two by two: dropout 0.2/0.5 or none, weight decay {_STRENGTH:g} or none (of weights, not biases, in the "
     f"gradient of SGD). {{epochs}} epochs with a learning rate that falls to 0. Gaps are between 10,000 "
-    "training images (or all, if fewer) and the test images. Interaction is the effect of both less the two "
+    "training images (or all, if fewer) and the test images. Interaction is the effect of both minus the two "
     "effects alone: 0 if they add up.",
     limits="One strength of each; another may add up differently. That the interaction is open doesn't say that "
     "there is none, only how large it can be.",
