@@ -68,9 +68,9 @@ def _head(studies: Sequence[Study], names: Sequence[str], plan: Plan, table: Res
                 f"{scale.train:,} images of Fashion-MNIST from PyTorch's initial weights, and measured on "
                 f"{scale.test:,} test images. The learning rate schedule was chosen on some of these, so that "
                 f"absolute figures may be optimistic, equally for all networks. Figures are means over {plan.seeds} "
-                "seeds with 95 % intervals (Student's t); differences are paired by seed, as networks of one seed share "
-                "initial weights, batches and random numbers. If the interval of a difference contains 0, the question is "
-                "called open. Intervals hold for single figures: one of twenty may miss. NLL and losses are in nats; "
+                "seeds with 95 % intervals (Student's t); differences are paired by seed, as networks of one seed "
+                "share initial weights, batches and random numbers. If the interval of a difference contains 0, the "
+                "question is called open. Intervals hold for single figures: one of twenty may miss. NLL and losses are in nats; "
                 "ECE has 15 bins."
             ),
         ]
