@@ -161,7 +161,7 @@ def test_failed_download_is_omitted(few: FashionMNIST, artifact: Path, monkeypat
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     printed, figures = evaluated(artifact, "--ood", "MNIST")
-    assert "left out: MNIST: can't be downloaded" in printed
+    assert "omitted: MNIST: can't be downloaded" in printed
     assert "MNIST" not in figures["ood"]
 
 
