@@ -70,8 +70,8 @@ def _head(studies: Sequence[Study], names: Sequence[str], plan: Plan, table: Res
                 f"absolute figures may be optimistic, equally for all networks. Figures are means over {plan.seeds} "
                 "seeds with 95 % intervals (Student's t); differences are paired by seed, as networks of one seed "
                 "share initial weights, batches and random numbers. If the interval of a difference contains 0, the "
-                "question is called open. Intervals hold for single figures: one of twenty may miss. NLL and losses are "
-                "in nats; ECE has 15 bins."
+                "question is called open. Intervals hold for single figures: one of twenty may miss. NLL and losses "
+                "are in nats; ECE has 15 bins."
             ),
         ]
     )
