@@ -1,4 +1,4 @@
-"""What the service is compared with: the same decoding, inference and decision, and what each way puts around them."""
+"""Applications to compare the service with: the same decoding, inference and decision in other frameworks."""
 
 import functools
 import io
@@ -19,12 +19,12 @@ from service.inference.decision import DecisionOptions, DecisionPolicy
 from service.inference.predictor import Predictor
 
 SAMPLES = 100
-DEMANDS = DecisionOptions(coverage=0.9, set_method="lac", max_risk=0.05, false_alarm_rate=0.01)
+OPTIONS = DecisionOptions(coverage=0.9, set_method="lac", max_risk=0.05, false_alarm_rate=0.01)
 
 
 @functools.cache
-def stages() -> tuple[Predictor, DecisionPolicy]:
-    """The embedded model, on one thread."""
+def load_stages() -> tuple[Predictor, DecisionPolicy]:
+    """Load predictor and decision policy of the embedded model, on one thread."""
     torch.set_num_threads(1)
     threadpool_limits(1, user_api="blas")
     artifact = load_artifact()
@@ -32,21 +32,21 @@ def stages() -> tuple[Predictor, DecisionPolicy]:
 
 
 def answer(image: Image.Image) -> dict[str, Any]:
-    """Predict by masks, tell the uncertainty, and decide."""
-    predictor, decider = stages()
+    """Predict with masks, compute the uncertainty, and decide."""
+    predictor, policy = load_stages()
     pixels = np.asarray(image.convert("L"))
     predictions = predictor.sample(pixels[None], samples=SAMPLES, seed=0)
-    decisions = decider.decide(predictions, pixels[None], DEMANDS, seed=0)
+    decisions = policy.decide(predictions, pixels[None], OPTIONS, seed=0)
     (prediction,), (decision,) = predictions.each(), decisions.each()
-    found = prediction.uncertainty
+    uncertainty = prediction.uncertainty
     return {
         "label": prediction.label,
         "probabilities": decision.probabilities,
-        "variance": found.variance[0].tolist(),
-        "standard_error": found.standard_error[0].tolist(),
+        "variance": uncertainty.variance[0].tolist(),
+        "standard_error": uncertainty.standard_error[0].tolist(),
         "predictive_entropy": prediction.predictive_entropy,
-        "expected_entropy": found.expected_entropy.item(),
-        "mutual_information": found.mutual_information.item(),
+        "expected_entropy": uncertainty.expected_entropy.item(),
+        "mutual_information": uncertainty.mutual_information.item(),
         "prediction_set": decision.prediction_set,
         "abstain_reason": decision.reason,
         "novelty": decision.novelty.score,
@@ -57,15 +57,15 @@ async def _predict(request: Request) -> JSONResponse:
     return JSONResponse(answer(Image.open(io.BytesIO(await request.body()), formats=["PNG"])))
 
 
-bare = Starlette(routes=[Route("/predict", _predict, methods=["POST"])])
+starlette_app = Starlette(routes=[Route("/predict", _predict, methods=["POST"])])
 
 
 @bentoml.service(name="idiom")
-class Idiom:
-    """A service as BentoML's documentation writes one."""
+class PlainBentoService:
+    """A service written as in BentoML's documentation."""
 
     def __init__(self) -> None:
-        stages()
+        load_stages()
 
     @bentoml.api
     def predict(self, image: Image.Image) -> dict[str, Any]:

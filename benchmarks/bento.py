@@ -1,6 +1,7 @@
-"""Whether the Bento, installed from its own requirements alone, gives the answers of the source tree, byte for byte.
+"""Compare the answers of the installed Bento with those of the source tree, byte for byte.
 
-Also how large it is, and how long either takes until it is ready. `make bento-check` runs it.
+The Bento is installed from its own requirements only. Also measured: its size, and the time until either is ready.
+`make bento-check` runs it.
 """
 
 import os
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.servers import BENTOML, ROOT, SERVICE, Served, served
+from benchmarks.servers import BENTOML, ROOT, SERVICE, RunningServer, run_server
 
 IMAGES = [path.read_bytes() for path in sorted((ROOT / "docs" / "images").glob("*.png"))]
 QUERIES = (
@@ -25,7 +26,7 @@ _STARTS = 3
 
 
 def main() -> None:
-    """Build, install, serve, compare; status 1 if an answer differs."""
+    """Build, install, serve and compare; exit status 1 if an answer differs."""
     assert IMAGES
     with tempfile.TemporaryDirectory() as folder:
         environ = {"BENTOML_HOME": f"{folder}/home", "BENTOML_DO_NOT_TRACK": "True"}
@@ -38,26 +39,28 @@ def main() -> None:
         _run(python, "-m", "pip", "install", "--disable-pip-version-check", "-r", str(requirements))
         print(f"Bento {_megabytes(bento):.1f} MB, installed environment {_megabytes(environment):.0f} MB", flush=True)
 
-        command = (*BENTOML, str(bento))  # away from the source tree, which Python would import from there
+        command = (*BENTOML, str(bento))  # outside the source tree, so that Python does not import from it
         serve = {
-            "source": lambda: served(SERVICE),
-            "Bento": lambda: served(command, python=python, folder=Path(folder)),
+            "source": lambda: run_server(SERVICE),
+            "Bento": lambda: run_server(command, python=python, folder=Path(folder)),
         }
         answers = {}
         for name, start in serve.items():
             with ExitStack() as stack:
                 seconds, server = _timed(lambda start=start, stack=stack: stack.enter_context(start()))
                 answers[name] = _answers(server.port)
-            again = []
+            restarts = []
             for _ in range(_STARTS - 1):
                 with ExitStack() as stack:
-                    again.append(_timed(lambda start=start, stack=stack: stack.enter_context(start()))[0])
-            print(f"{name}: ready after {seconds:.1f} s, then {', '.join(f'{one:.1f} s' for one in again)}", flush=True)
-    different = [question for question, answer in answers["source"].items() if answers["Bento"][question] != answer]
-    print(f"{len(answers['source'])} questions, {len(different)} answered differently")
-    for image, query in different:
+                    restarts.append(_timed(lambda start=start, stack=stack: stack.enter_context(start()))[0])
+            print(
+                f"{name}: ready after {seconds:.1f} s, then {', '.join(f'{one:.1f} s' for one in restarts)}", flush=True
+            )
+    differences = [question for question, answer in answers["source"].items() if answers["Bento"][question] != answer]
+    print(f"{len(answers['source'])} questions, {len(differences)} answered differently")
+    for image, query in differences:
         print(f"image {image}, {query!r}")
-    sys.exit(1 if different else 0)
+    sys.exit(1 if differences else 0)
 
 
 def _run(*command: str, **environ: str) -> str:
@@ -66,7 +69,7 @@ def _run(*command: str, **environ: str) -> str:
     ).stdout
 
 
-def _timed(start: Callable[[], Served]) -> tuple[float, Served]:
+def _timed(start: Callable[[], RunningServer]) -> tuple[float, RunningServer]:
     begin = time.perf_counter()
     server = start()
     return time.perf_counter() - begin, server

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, the machine's description, tables."""
+"""Shared code of the benchmarks: interleaved timing, description of the machine, tables."""
 
 import os
 import platform
@@ -16,42 +16,47 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from model.artifact import write_atomically
 
 FOLDER = Path(__file__).parent.parent / "docs" / "performance"
-_MOST_ROUNDS = 400
-_LAPS = 20
-_LIGHT = 0.0005  # seconds
+_MAX_ROUNDS = 400
+_FAST_CALL_REPEATS = 20
+_FAST_CALL_SECONDS = 0.0005  # seconds
 
 
 def use_threads(count: int) -> None:
-    """Let torch and NumPy compute with so many threads."""
+    """Set the number of threads of torch and NumPy."""
     torch.set_num_threads(count)
     threadpool_limits(count)
 
 
 def interleaved(calls: Mapping[str, Callable[[], object]], *, budget: float, label: str) -> dict[str, float]:
-    """Median seconds of a call of each, taking turns, so that noise hits all alike.
+    """Measure the median seconds of each call; calls take turns, so that disturbances affect all alike.
 
-    Light calls take some laps among themselves between two turns of the others, which else would leave cold caches; in
-    an order that changes, so that none always follows the same other.
+    Fast calls are repeated between two turns of slow calls, which would otherwise leave cold caches. The order is
+    random, so that no call always follows the same other call.
 
     Args:
-        calls: what to measure.
-        budget: seconds for each; one that has used them up gets no more turns, but three at least.
-        label: for the progress bar.
+        calls: calls by name.
+        budget: seconds for each call, which has at least three turns.
+        label: label of the progress bar.
     """
     fastest = {name: min(_seconds(call) for _ in range(3)) for name, call in calls.items()}
-    laps = {name: _LAPS if took < max(fastest.values()) / 10 or took < _LIGHT else 1 for name, took in fastest.items()}
+    repeats = {
+        name: _FAST_CALL_REPEATS
+        if seconds_taken < max(fastest.values()) / 10 or seconds_taken < _FAST_CALL_SECONDS
+        else 1
+        for name, seconds_taken in fastest.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     order = random.Random(0)  # noqa: S311 - for measuring
     with Progress(transient=True) as progress:
         task = progress.add_task(label, total=budget * len(calls))
-        for _ in range(_MOST_ROUNDS):
+        for _ in range(_MAX_ROUNDS):
             used = {name: sum(times) for name, times in seconds.items()}
-            left = [name for name, times in seconds.items() if len(times) < 3 or used[name] < budget]
-            if not left:
+            active = [name for name, times in seconds.items() if len(times) < 3 or used[name] < budget]
+            if not active:
                 break
-            for lap in range(_LAPS):
-                for name in order.sample(left, len(left)):
-                    if lap < laps[name]:
+            for repeat in range(_FAST_CALL_REPEATS):
+                for name in order.sample(active, len(active)):
+                    if repeat < repeats[name]:
                         seconds[name].append(_seconds(calls[name]))
             progress.update(task, completed=sum(min(total, budget) for total in used.values()))
     return {name: statistics.median(times) for name, times in seconds.items()}
@@ -66,11 +71,11 @@ def _seconds(call: Callable[[], object]) -> float:
 def peak_memory() -> float:
     """Largest resident memory of this process so far, in MB; Linux."""
     status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) / 1024  # ru_maxrss would start with that of the parent
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024  # ru_maxrss would include the parent's peak
 
 
 def machine() -> str:
-    """Processor and versions, in a line."""
+    """Describe processor and versions in one line."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -96,6 +101,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write(name: str, text: str) -> None:
-    """Write a file of docs/performance, whole or not at all."""
+    """Write a file of docs/performance atomically."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     write_atomically(FOLDER / name, text.encode())

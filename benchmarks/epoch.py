@@ -1,4 +1,4 @@
-"""One training epoch, ours against the chapter's loop: `python -m benchmarks.epoch`.
+"""Time of a training epoch, compared with the chapter's loop: `python -m benchmarks.epoch`.
 
 Same network, optimiser, batch size and images, in one process, taking turns. The chapter's loop is that of d2l.ai's
 `train_ch3`: `torchvision.datasets.FashionMNIST` with `ToTensor` behind a `DataLoader` of 4 workers (here 0 and 2 too),
@@ -35,7 +35,7 @@ RECIPE = RECIPES["chapter"]
 
 
 def chapter_epoch(network: nn.Module, root: Path, workers: int) -> Callable[[], object]:
-    """Build an epoch as the chapter goes through it."""
+    """Build an epoch as in the chapter."""
 
     def loader(*, train: bool) -> DataLoader[Any]:
         images = torchvision.datasets.FashionMNIST(root, train=train, transform=torchvision.transforms.ToTensor())
@@ -68,7 +68,7 @@ def chapter_epoch(network: nn.Module, root: Path, workers: int) -> Callable[[], 
 
 
 def torchvision_root(source: Path, folder: Path) -> Path:
-    """Lay the four files out as torchvision expects them, uncompressed."""
+    """Place the four files as torchvision expects them, uncompressed."""
     raw = folder / "FashionMNIST" / "raw"
     raw.mkdir(parents=True)
     for file in FILES:

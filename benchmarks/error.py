@@ -16,12 +16,12 @@ from torch import Tensor
 
 from benchmarks.common import FOLDER, interleaved, machine, table, use_threads, write
 from model import Masks, MomentPropagation, MonteCarloDropout, entropy, load_artifact, summarize
-from training.data import FashionMNIST, load_fashion_mnist, split_three
+from training.data import FashionMNIST, load_fashion_mnist, split_data
 from training.recipes import RECIPES
 
 IMAGES = 200
 REFERENCE_SAMPLES = 200_000
-REFERENCE_SEED = 10**6  # none of those that are measured
+REFERENCE_SEED = 10**6  # different from the measured seeds
 SAMPLES = (10, 20, 30, 50, 100, 200, 500, 1000)
 SEEDS = range(10)
 COVERAGE_SAMPLES = 100
@@ -31,15 +31,15 @@ console = Console(highlight=False)
 
 
 @dataclass(frozen=True)
-class Truth:
-    """Moments over so many masks that they count as all."""
+class Reference:
+    """Moments over a very large number of masks."""
 
     mean_BC: Tensor
     variance_BC: Tensor
     information_B: Tensor
 
 
-def reference(mc: MonteCarloDropout, images_B: Tensor) -> Truth:
+def compute_reference(mc: MonteCarloDropout, images_B: Tensor) -> Reference:
     """Average many independent masks, a thousand at a time."""
     sums = {"mean": 0.0, "square": 0.0, "entropy": 0.0}
     rounds = REFERENCE_SAMPLES // 1000
@@ -49,40 +49,42 @@ def reference(mc: MonteCarloDropout, images_B: Tensor) -> Truth:
         sums["square"] += probs_SBC.square().mean(dim=0) / rounds
         sums["entropy"] += entropy(probs_SBC).mean(dim=0) / rounds
     mean_BC, square_BC, entropy_B = (torch.as_tensor(value) for value in sums.values())
-    return Truth(mean_BC, square_BC - mean_BC.square(), entropy(mean_BC) - entropy_B)
+    return Reference(mean_BC, square_BC - mean_BC.square(), entropy(mean_BC) - entropy_B)
 
 
-def errors(truth: Truth, mean_BC: Tensor, variance_BC: Tensor, information_B: Tensor) -> Tensor:
+def squared_errors(reference: Reference, mean_BC: Tensor, variance_BC: Tensor, information_B: Tensor) -> Tensor:
     """Mean squared errors of mean, variance and mutual information."""
     pairs = (
-        (mean_BC, truth.mean_BC),
-        (variance_BC, truth.variance_BC),
-        (information_B, truth.information_B),
+        (mean_BC, reference.mean_BC),
+        (variance_BC, reference.variance_BC),
+        (information_B, reference.information_B),
     )
     return torch.stack([(found - true).square().mean() for found, true in pairs])
 
 
-def sampled_errors(mc: MonteCarloDropout, images_B: Tensor, truth: Truth, samples: int, masks: Masks) -> Tensor:
+def sampling_errors(
+    mc: MonteCarloDropout, images_B: Tensor, reference: Reference, samples: int, masks: Masks
+) -> Tensor:
     """Root mean squared errors over the seeds."""
     squares = []
     for seed in SEEDS:
         found = summarize(mc.sample(images_B, samples=samples, seed=seed, masks=masks), masks=masks)
-        squares.append(errors(truth, found.mean, found.variance, found.mutual_information))
+        squares.append(squared_errors(reference, found.mean, found.variance, found.mutual_information))
     return torch.stack(squares).mean(dim=0).sqrt()
 
 
-def coverage(mc: MonteCarloDropout, images_B: Tensor, truth: Truth, masks: Masks) -> tuple[float, float]:
+def coverage(mc: MonteCarloDropout, images_B: Tensor, reference: Reference, masks: Masks) -> tuple[float, float]:
     """How often the interval of 1.96 standard errors holds the true mean: of all classes, and of the top class."""
-    hits = []
+    covered = []
     for seed in SEEDS:
         found = summarize(mc.sample(images_B, samples=COVERAGE_SAMPLES, seed=seed, masks=masks), masks=masks)
-        hits.append(((found.mean - truth.mean_BC).abs() <= 1.96 * found.standard_error).double())
-    hits_RBC = torch.stack(hits)
-    top_B1 = truth.mean_BC.argmax(dim=-1, keepdim=True)
-    return hits_RBC.mean().item(), hits_RBC.mean(dim=0).gather(1, top_B1).mean().item()
+        covered.append(((found.mean - reference.mean_BC).abs() <= 1.96 * found.standard_error).double())
+    covered_RBC = torch.stack(covered)
+    top_B1 = reference.mean_BC.argmax(dim=-1, keepdim=True)
+    return covered_RBC.mean().item(), covered_RBC.mean(dim=0).gather(1, top_B1).mean().item()
 
 
-def costs(mc: MonteCarloDropout, moments: MomentPropagation, images_B: Tensor) -> dict[str, float]:
+def measure_costs(mc: MonteCarloDropout, moments: MomentPropagation, images_B: Tensor) -> dict[str, float]:
     """Median seconds for one image, by label, on one thread."""
     image = images_B[:1]
     calls: dict[str, Callable[[], object]] = {"moments": lambda: moments.predict(image)}
@@ -95,9 +97,11 @@ def costs(mc: MonteCarloDropout, moments: MomentPropagation, images_B: Tensor) -
 
 
 def held_out(fashion: FashionMNIST) -> Tensor:
-    """Images that the embedded network has been calibrated with, not trained."""
+    """Images used to calibrate the embedded network, not to train it."""
     recipe = RECIPES["default"]
-    return split_three(fashion.train, each=recipe.calibration, validate=recipe.validate).calibration.inputs_B[:IMAGES]
+    return split_data(fashion.train, images_per_part=recipe.calibration, validate=recipe.validate).calibration.inputs_B[
+        :IMAGES
+    ]
 
 
 def draw(found: dict[str, Tensor], seconds: dict[str, float]) -> None:
@@ -129,15 +133,17 @@ def main() -> None:
     network = load_artifact().network
     mc, moments = MonteCarloDropout(network), MomentPropagation(network)
     images_B = fashion.test.inputs_B[:IMAGES]
-    truth = reference(mc, images_B)
+    reference = compute_reference(mc, images_B)
     found = {
-        f"{masks} {samples}": sampled_errors(mc, images_B, truth, samples, masks)
+        f"{masks} {samples}": sampling_errors(mc, images_B, reference, samples, masks)
         for samples in track(SAMPLES, "errors", transient=True)
         for masks in DESIGNS
     }
     by_moments = moments.predict(images_B)
-    found["moments"] = errors(truth, by_moments.mean, by_moments.variance, by_moments.mutual_information).sqrt()
-    seconds = costs(mc, moments, images_B)
+    found["moments"] = squared_errors(
+        reference, by_moments.mean, by_moments.variance, by_moments.mutual_information
+    ).sqrt()
+    seconds = measure_costs(mc, moments, images_B)
     text = (
         f"# Error against cost\n\nMade by `make bench`. {machine()}\n\n"
         f"Root mean squared errors over the first {IMAGES} test images, all classes and {len(SEEDS)} seeds, against "
@@ -154,10 +160,10 @@ def main() -> None:
         f"{IMAGES} of the default recipe's.\n\n"
     )
     held_out_B = held_out(fashion)
-    sets = {"test": (images_B, truth), "held out of training": (held_out_B, reference(mc, held_out_B))}
+    sets = {"test": (images_B, reference), "held out of training": (held_out_B, compute_reference(mc, held_out_B))}
     rows = [
-        [f"{masks}, {name}", *(f"{part:.3f}" for part in coverage(mc, part_B, part_truth, masks))]
-        for name, (part_B, part_truth) in sets.items()
+        [f"{masks}, {name}", *(f"{part:.3f}" for part in coverage(mc, part_B, part_reference, masks))]
+        for name, (part_B, part_reference) in sets.items()
         for masks in DESIGNS
     ]
     text += table(["masks, images", "all classes", "most probable class"], rows)

@@ -1,4 +1,4 @@
-"""Time and memory of dropout's predictions, ours against other ways: `python -m benchmarks.inference`.
+"""Time and memory of dropout predictions, compared with other methods: `python -m benchmarks.inference`.
 
 The same embedded weights and test images for all, in one process, taking turns; medians. Every way is first held
 against ours: its mean must be within what its masks let expect. Writes docs/performance/speed.md and speed.png.
@@ -16,22 +16,22 @@ from rich.progress import track
 from torch import Tensor
 
 from benchmarks.common import FOLDER, interleaved, machine, peak_memory, table, use_threads, write
-from benchmarks.methods import EVAL, METHODS, MISSING, MOMENTS, OURS, REPLICATING, STRATIFIED, UNSAMPLED
+from benchmarks.methods import EVAL, METHODS, MOMENTS, OURS, STRATIFIED, UNAVAILABLE, WITH_REPLICATION, WITHOUT_SAMPLES
 from model import load_artifact
 from training.data import load_fashion_mnist
 
 BATCHES = (1, 32, 256)
 SAMPLES = (10, 30, 100, 1000)
 BUDGET = 0.3  # seconds a way, batch size and number of samples
-LONGEST_PASSES = 60_000  # batch size x samples: above it, ways that run the whole network for each are left out
-MOST_REPLICAS = 60_000  # likewise, with all images in memory at once
+MAX_PASSES = 60_000  # batch size x samples: above it, ways that run the whole network for each are left out
+MAX_REPLICAS = 60_000  # likewise, with all images in memory at once
 MEMORY_BATCH = 256
 
 console = Console(highlight=False)
 
 
 def check(images_B: Tensor) -> None:
-    """Hold every way's mean of 300 masks against ours of 1000."""
+    """Compare each method's mean of 300 masks with our mean of 1000."""
     network = load_artifact().network
     expected_BC = _mean(OURS[STRATIFIED](network, 1000)(images_B))
     for name, make in METHODS.items():
@@ -45,11 +45,11 @@ def _mean(probs: Tensor) -> Tensor:
     return probs if probs.ndim == 2 else probs.mean(dim=0)
 
 
-def is_left_out(name: str, batch: int, samples: int) -> bool:
-    """Whether a way would take too long, or too much memory, for this table."""
-    if name in OURS or name in UNSAMPLED:
+def is_skipped(name: str, batch: int, samples: int) -> bool:
+    """Whether a method would need too much time or memory for this table."""
+    if name in OURS or name in WITHOUT_SAMPLES:
         return False
-    return batch * samples > (MOST_REPLICAS if name in REPLICATING else LONGEST_PASSES)
+    return batch * samples > (MAX_REPLICAS if name in WITH_REPLICATION else MAX_PASSES)
 
 
 def measure(images_B: Tensor, threads: int) -> dict[tuple[str, int, int], float]:
@@ -59,11 +59,11 @@ def measure(images_B: Tensor, threads: int) -> dict[tuple[str, int, int], float]
     found = {}
     for batch in BATCHES:
         for samples in SAMPLES:
-            ways = {
-                name: make(network, samples) for name, make in METHODS.items() if not is_left_out(name, batch, samples)
+            methods = {
+                name: make(network, samples) for name, make in METHODS.items() if not is_skipped(name, batch, samples)
             }
             part_B = images_B[:batch]
-            calls = {name: (lambda way=way, part_B=part_B: way(part_B)) for name, way in ways.items()}
+            calls = {name: (lambda method=method, part_B=part_B: method(part_B)) for name, method in methods.items()}
             label = f"{threads} threads, {batch} images, {samples} samples"
             for name, median in interleaved(calls, budget=BUDGET, label=label).items():
                 found[name, batch, samples] = median
@@ -100,7 +100,7 @@ def report(by_threads: dict[int, dict[tuple[str, int, int], float]], memory: dic
     """Write the tables."""
     text = f"# Speed and memory\n\nMade by `make bench`. {machine()}\n\n"
     text += "Medians of interleaved calls; the ratio is to an eval-mode forward of the same batch.\n"
-    for name, reason in MISSING.items():
+    for name, reason in UNAVAILABLE.items():
         text += f"\n{name} could not be installed and is missing: {reason}\n"
     for threads, found in by_threads.items():
         text += f"\n## {threads} thread{'s' if threads > 1 else ''}\n"
@@ -115,7 +115,7 @@ def report(by_threads: dict[int, dict[tuple[str, int, int], float]], memory: dic
                     cells.append(milliseconds(seconds) + ratio)
                 rows.append([name, *cells])
             text += table(["", *(f"N = {samples}" for samples in SAMPLES)], rows)
-    text += f"\n(-: left out, {LONGEST_PASSES:,} passes of an image and more.)\n"
+    text += f"\n(-: left out, {MAX_PASSES:,} passes of an image and more.)\n"
     text += f"\n## Memory\n\nPeak above a small call, in MB, for {MEMORY_BATCH} images:\n\n"
     rows = [
         [name, *(f"{memory[name, samples]:.0f}" if (name, samples) in memory else "-" for samples in SAMPLES[2:])]
@@ -147,7 +147,7 @@ def main() -> None:
         check(images_B[:20])
         by_threads = {threads: measure(images_B, threads) for threads in sorted({1, os.cpu_count() or 1})}
     jobs = [
-        (name, samples) for samples in SAMPLES[2:] for name in METHODS if not is_left_out(name, MEMORY_BATCH, samples)
+        (name, samples) for samples in SAMPLES[2:] for name in METHODS if not is_skipped(name, MEMORY_BATCH, samples)
     ]
     memory = {job: peak_megabytes(*job) for job in track(jobs, "memory", transient=True)}
     text = report(by_threads, memory)

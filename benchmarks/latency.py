@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.common import machine, table, write
-from benchmarks.servers import SERVICE, served
+from benchmarks.servers import SERVICE, run_server
 from training.data import load_fashion_mnist
 
 KINDS = {
@@ -57,7 +57,7 @@ def measure(connection: http.client.HTTPConnection, images: list[bytes]) -> dict
 def main() -> None:
     """Measure, print and write."""
     images = [png(pixels) for pixels in load_fashion_mnist().test.images_B[:200].numpy()]
-    with served(SERVICE) as server:
+    with run_server(SERVICE) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port)
         connection.connect()
         connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,8 +1,8 @@
-"""Ways from images to dropout's predictions: ours, what most people write, and other libraries.
+"""Methods of dropout prediction: ours, common implementations, and other libraries.
 
 Each is built for a network and a number of samples and then called with images; each returns class probabilities, of
 each pass (S, B, C), or (B, C) where nothing is sampled. Other libraries are baal 2.1 and torch-uncertainty 0.13; one
-that can't be imported is left out, with its reason in `MISSING`.
+that can't be imported is left out, with its reason in `UNAVAILABLE`.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,20 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-import training.vision  # noqa: F401 - torch-uncertainty imports torchvision, which this lets beside a CPU-only torch
+import training.vision  # noqa: F401 - torch-uncertainty imports torchvision, which this makes importable with a CPU-only torch
 from model import MomentPropagation, MonteCarloDropout
 
 Method = Callable[[Tensor], Tensor]
-Maker = Callable[[nn.Sequential, int], Method]
+MethodFactory = Callable[[nn.Sequential, int], Method]
 
-MISSING: dict[str, str] = {}
+UNAVAILABLE: dict[str, str] = {}
 
 
 def _optional(name: str) -> ModuleType | None:
     try:
         return import_module(name)
     except ImportError as error:
-        MISSING[name.partition(".")[0]] = str(error)
+        UNAVAILABLE[name.partition(".")[0]] = str(error)
         return None
 
 
@@ -40,7 +40,7 @@ def _eval_forward(network: nn.Sequential, _: int) -> Method:
     return network
 
 
-def _ours(masks: str) -> Maker:
+def _ours(masks: str) -> MethodFactory:
     def make(network: nn.Sequential, samples: int) -> Method:
         mc = MonteCarloDropout(network)
         return lambda images_B: mc.sample(images_B, samples=samples, masks=masks)
@@ -72,7 +72,7 @@ def _repeated_batch(network: nn.Sequential, samples: int) -> Method:
     return run
 
 
-def _torch_uncertainty(*, on_batch: bool) -> Maker:
+def _torch_uncertainty(*, on_batch: bool) -> MethodFactory:
     def make(network: nn.Sequential, samples: int) -> Method:
         assert torch_uncertainty is not None
         wrapped = torch_uncertainty.mc_dropout(deepcopy(network), num_estimators=samples, on_batch=on_batch).eval()
@@ -81,7 +81,7 @@ def _torch_uncertainty(*, on_batch: bool) -> Maker:
     return make
 
 
-def _baal(*, replicate: bool, cached: bool = False) -> Maker:
+def _baal(*, replicate: bool, cached: bool = False) -> MethodFactory:
     def make(network: nn.Sequential, samples: int) -> Method:
         assert baal_dropout is not None
         assert baal_caching is not None
@@ -105,18 +105,24 @@ def _baal(*, replicate: bool, cached: bool = False) -> Maker:
 EVAL = "eval-mode forward"
 STRATIFIED, INDEPENDENT, MOMENTS = "ours: stratified", "ours: independent", "ours: moments"
 LOOP = "loop of train-mode passes"
-OURS: dict[str, Maker] = {STRATIFIED: _ours("stratified"), INDEPENDENT: _ours("independent"), MOMENTS: _moments}
-PEERS: dict[str, Maker] = {}
+OURS: dict[str, MethodFactory] = {STRATIFIED: _ours("stratified"), INDEPENDENT: _ours("independent"), MOMENTS: _moments}
+LIBRARIES: dict[str, MethodFactory] = {}
 if torch_uncertainty is not None:
-    PEERS["torch-uncertainty, on_batch"] = _torch_uncertainty(on_batch=True)
-    PEERS["torch-uncertainty, loop"] = _torch_uncertainty(on_batch=False)
+    LIBRARIES["torch-uncertainty, on_batch"] = _torch_uncertainty(on_batch=True)
+    LIBRARIES["torch-uncertainty, loop"] = _torch_uncertainty(on_batch=False)
 if baal_dropout is not None:
-    PEERS["baal, replicated"] = _baal(replicate=True)
-    PEERS["baal, loop"] = _baal(replicate=False)
-    PEERS["baal, loop, cached"] = _baal(replicate=False, cached=True)
-METHODS: dict[str, Maker] = {EVAL: _eval_forward, **OURS, LOOP: _loop, "repeated batch": _repeated_batch, **PEERS}
+    LIBRARIES["baal, replicated"] = _baal(replicate=True)
+    LIBRARIES["baal, loop"] = _baal(replicate=False)
+    LIBRARIES["baal, loop, cached"] = _baal(replicate=False, cached=True)
+METHODS: dict[str, MethodFactory] = {
+    EVAL: _eval_forward,
+    **OURS,
+    LOOP: _loop,
+    "repeated batch": _repeated_batch,
+    **LIBRARIES,
+}
 
-# Those that hold the images once for each sample.
-REPLICATING = ("repeated batch", "torch-uncertainty, on_batch", "baal, replicated")
-# Those whose cost depends on no number of samples.
-UNSAMPLED = (EVAL, MOMENTS)
+# Methods that copy the images for each sample.
+WITH_REPLICATION = ("repeated batch", "torch-uncertainty, on_batch", "baal, replicated")
+# Methods whose cost does not depend on the number of samples.
+WITHOUT_SAMPLES = (EVAL, MOMENTS)

@@ -1,4 +1,4 @@
-"""What happens when ten times as much is asked of the service as it can do: `python -m benchmarks.overload`.
+"""Behavior of the service at ten times its capacity: `python -m benchmarks.overload`.
 
 One worker; batches of twenty images under a hundred masks. First one connection alone, then for a minute ten times as
 many requests a second as that one got answered, at even times, each on a connection that is free; then one alone again.
@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks.common import machine, table, write
-from benchmarks.servers import SERVICE, Connection, exchange, served
+from benchmarks.servers import SERVICE, Connection, run_server, send_request
 from training.data import load_fashion_mnist
 
 IMAGES = 20
@@ -27,7 +27,7 @@ console = Console(highlight=False)
 Answers = list[tuple[int, float]]  # status, seconds
 
 
-def batch(pixels_BHW: np.ndarray) -> bytes:
+def batch_request(pixels_BHW: np.ndarray) -> bytes:
     """Make an HTTP request of images."""
     buffer = io.BytesIO()
     np.save(buffer, pixels_BHW)
@@ -41,27 +41,27 @@ def batch(pixels_BHW: np.ndarray) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-async def alone(port: int, request: bytes, seconds: float) -> Answers:
-    """Ask on one connection, again and again; once at least."""
+async def one_connection(port: int, request: bytes, seconds: float) -> Answers:
+    """Send requests one after another on one connection; at least one."""
     connection = await asyncio.open_connection("127.0.0.1", port)
-    got: Answers = []
+    answers: Answers = []
     end = time.perf_counter() + seconds
-    while not got or time.perf_counter() < end:
+    while not answers or time.perf_counter() < end:
         start = time.perf_counter()
-        got.append((await exchange(connection, request), time.perf_counter() - start))
+        answers.append((await send_request(connection, request), time.perf_counter() - start))
     connection[1].close()
-    return got
+    return answers
 
 
-async def offered(port: int, request: bytes, *, rate: float, seconds: float) -> Answers:
-    """Ask so many times a second, whatever becomes of it."""
-    got: Answers = []
+async def fixed_rate_load(port: int, request: bytes, *, rate: float, seconds: float) -> Answers:
+    """Send requests at a fixed rate, independent of the answers."""
+    answers: Answers = []
     free: list[Connection] = []
 
     async def ask() -> None:
         start = time.perf_counter()
         connection = free.pop() if free else await asyncio.open_connection("127.0.0.1", port)
-        got.append((await exchange(connection, request), time.perf_counter() - start))
+        answers.append((await send_request(connection, request), time.perf_counter() - start))
         free.append(connection)
 
     begin = time.perf_counter()
@@ -71,42 +71,42 @@ async def offered(port: int, request: bytes, *, rate: float, seconds: float) -> 
             group.create_task(ask())
     for _, writer in free:
         writer.close()
-    return got
+    return answers
 
 
-def centile(got: Answers, n: int) -> float:
-    """Of the seconds that answers took."""
-    return statistics.quantiles([seconds for status, seconds in got if status == 200], n=100)[n - 1]
+def percentile(answers: Answers, n: int) -> float:
+    """Compute a percentile of the seconds of successful answers."""
+    return statistics.quantiles([seconds for status, seconds in answers if status == 200], n=100)[n - 1]
 
 
 def main() -> None:
     """Measure, print and write."""
-    request = batch(load_fashion_mnist().test.images_B[:IMAGES].numpy())
-    with served(SERVICE) as server:
-        asyncio.run(alone(server.port, request, ALONE_SECONDS))
-        before = asyncio.run(alone(server.port, request, ALONE_SECONDS))
+    request = batch_request(load_fashion_mnist().test.images_B[:IMAGES].numpy())
+    with run_server(SERVICE) as server:
+        asyncio.run(one_connection(server.port, request, ALONE_SECONDS))
+        before = asyncio.run(one_connection(server.port, request, ALONE_SECONDS))
         capacity = len(before) / ALONE_SECONDS
         memory = server.memory()
-        loaded = asyncio.run(offered(server.port, request, rate=TIMES * capacity, seconds=SECONDS))
+        loaded = asyncio.run(fixed_rate_load(server.port, request, rate=TIMES * capacity, seconds=SECONDS))
         grown = server.memory() / memory
-        ((_, recovery),) = asyncio.run(alone(server.port, request, 0))
-        after = asyncio.run(alone(server.port, request, ALONE_SECONDS))
+        ((_, recovery),) = asyncio.run(one_connection(server.port, request, 0))
+        after = asyncio.run(one_connection(server.port, request, ALONE_SECONDS))
     statuses = Counter(status for status, _ in loaded)
     rows = [
         [
             name,
-            f"{len(got) / seconds:.0f}",
-            f"{sum(status == 200 for status, _ in got) / seconds:.0f}",
-            *(f"{centile(got, n) * 1e3:.0f}" for n in (50, 99)),
+            f"{len(answers) / seconds:.0f}",
+            f"{sum(status == 200 for status, _ in answers) / seconds:.0f}",
+            *(f"{percentile(answers, n) * 1e3:.0f}" for n in (50, 99)),
         ]
-        for name, got, seconds in (
+        for name, answers, seconds in (
             ("one connection", before, ALONE_SECONDS),
             (f"{TIMES} times that", loaded, SECONDS),
             ("one connection, after", after, ALONE_SECONDS),
         )
     ]
     counts = ", ".join(f"{count} times {status}" for status, count in sorted(statuses.items()))
-    ratio = centile(loaded, 99) / centile(before, 99)
+    ratio = percentile(loaded, 99) / percentile(before, 99)
     text = (
         f"# Overload\n\nMade by `python -m benchmarks.overload`. {machine()}\n\n"
         f"Batches of {IMAGES} images under 100 masks to one worker, {TIMES} times as many a second as one connection "

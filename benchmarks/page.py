@@ -1,4 +1,4 @@
-"""What the page under /ui looks like and how fast it is, in Chromium: pictures for the docs, and two figures.
+"""Screenshots and speed of the page under /ui in Chromium.
 
 The pictures go to docs/images. `make pictures` runs it.
 """
@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Browser, Page, Playwright, Response, sync_playwright
 
-from benchmarks.servers import ROOT, SERVICE, served
+from benchmarks.servers import ROOT, SERVICE, run_server
 
 VIEWS: dict[str, dict[str, Any]] = {
     "light": {"color_scheme": "light", "viewport": {"width": 1280, "height": 1000}},
@@ -31,13 +31,13 @@ WATCH = """() => {
 _IMAGES = ROOT / "docs" / "images"
 _ANGLE = 24  # at which the masks disagree about the boot
 _MARGIN = 24  # pixels
-_MOST_BYTES = 200_000
+_MAX_BYTES = 200_000
 _STEPS = 200
 
 
 def main() -> None:
     """Take pictures, and measure."""
-    with served(SERVICE, MCD_WORKERS="2") as server, sync_playwright() as playwright:
+    with run_server(SERVICE, MCD_WORKERS="2") as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(playwright))
         url = f"http://127.0.0.1:{server.port}/ui"
         for name, view in VIEWS.items():
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def chromium(playwright: Playwright) -> str | None:
-    """Where a Chromium is: Debian's, or the one that playwright has installed."""
+    """Find Chromium: Debian's, or the one installed by playwright."""
     found = shutil.which("chromium") or playwright.chromium.executable_path
     return found if Path(found).exists() else None
 
@@ -103,7 +103,7 @@ def _save(picture: bytes, name: str) -> None:
     """Write it, with fewer colours if that is needed to keep it small."""
     with Image.open(io.BytesIO(picture)) as image:
         image.convert("RGB").save(_IMAGES / name, optimize=True)
-        if (_IMAGES / name).stat().st_size > _MOST_BYTES:
+        if (_IMAGES / name).stat().st_size > _MAX_BYTES:
             few = image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
             few.save(_IMAGES / name, optimize=True)
 

@@ -1,4 +1,4 @@
-"""Servers for the benchmarks, on free ports of 127.0.0.1; each is ended by its pid."""
+"""Servers for the benchmarks, on free ports of 127.0.0.1; each is stopped by its pid."""
 
 import asyncio
 import http.client
@@ -23,7 +23,7 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass(frozen=True)
-class Served:
+class RunningServer:
     """A running server: its port, and the process that was started."""
 
     port: int
@@ -37,14 +37,14 @@ class Served:
 
 
 @contextmanager
-def served(
+def run_server(
     command: Sequence[str],
     *,
     ready: str = "/readyz",
     python: str = sys.executable,
     folder: Path = ROOT,
     **environ: str,
-) -> Iterator[Served]:
+) -> Iterator[RunningServer]:
     """Run a server by a Python in a folder, "{port}" being its port; yielded once a GET of `ready` is answered."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -59,7 +59,7 @@ def served(
         )
         try:
             _wait(port, ready, process, Path(home) / "log")
-            yield Served(port, process.pid)
+            yield RunningServer(port, process.pid)
         finally:
             process.terminate()
             process.wait()
@@ -80,8 +80,8 @@ def _wait(port: int, ready: str, process: "subprocess.Popen[bytes]", log: Path) 
     raise RuntimeError(f"the service did not get ready:\n{log.read_text()}")
 
 
-async def context(connection: Connection, request: bytes) -> int:
-    """Send a request, read the answer, tell its status."""
+async def send_request(connection: Connection, request: bytes) -> int:
+    """Send a request, read the answer, return its status."""
     reader, writer = connection
     writer.write(request)
     head = (await reader.readuntil(b"\r\n\r\n")).lower()

@@ -1,4 +1,4 @@
-"""Requests a second of the service, of bare Starlette and of BentoML's idiom: `python -m benchmarks.throughput`.
+"""Requests per second of the service, plain Starlette and a plain BentoML service: `python -m benchmarks.throughput`.
 
 The service runs with and without its metrics. One worker each, eight connections, PNG test images, a hundred masks. All
 servers run; they take turns of a second under load from one process. Writes docs/performance/throughput.md.
@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 from benchmarks.common import machine, table, write
-from benchmarks.servers import BENTOML, SERVICE, context, served
+from benchmarks.servers import BENTOML, SERVICE, run_server, send_request
 from training.data import load_fashion_mnist
 
 CONNECTIONS = 8
@@ -25,12 +25,21 @@ TURNS = 15
 SECONDS = 1.0
 SERVERS = {
     "this service": (SERVICE, "/readyz"),
-    "this service without metrics": ((*BENTOML, "benchmarks.unmetered:UncertaintyService"), "/readyz"),
+    "this service without metrics": ((*BENTOML, "benchmarks.without_metrics:UncertaintyService"), "/readyz"),
     "bare uvicorn and Starlette": (
-        ("-m", "uvicorn", "--host", "127.0.0.1", "--port", "{port}", "--no-access-log", "benchmarks.apps:bare"),
+        (
+            "-m",
+            "uvicorn",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "{port}",
+            "--no-access-log",
+            "benchmarks.apps:starlette_app",
+        ),
         "/",
     ),
-    "BentoML's idiom": ((*BENTOML, "benchmarks.apps:Idiom"), "/readyz"),
+    "BentoML's idiom": ((*BENTOML, "benchmarks.apps:PlainBentoService"), "/readyz"),
 }
 
 console = Console(highlight=False)
@@ -61,7 +70,7 @@ async def load(port: int, sent: Iterator[bytes], *, seconds: float, connections:
         connection = await asyncio.open_connection("127.0.0.1", port)
         while time.perf_counter() < end:
             start = time.perf_counter()
-            status = await context(connection, next(sent))
+            status = await send_request(connection, next(sent))
             took.append(time.perf_counter() - start)
             if status != 200:
                 raise RuntimeError(f"answered with {status}")
@@ -78,7 +87,8 @@ def main() -> None:
     latencies: dict[str, list[float]] = {name: [] for name in SERVERS}
     with ExitStack() as stack:
         ports = {
-            name: stack.enter_context(served(command, ready=ready)).port for name, (command, ready) in SERVERS.items()
+            name: stack.enter_context(run_server(command, ready=ready)).port
+            for name, (command, ready) in SERVERS.items()
         }
         sent = {
             name: cycle(

@@ -1,7 +1,7 @@
 """The requests that cost most within the default limits: `python -m benchmarks.worst` writes docs/performance/worst.md.
 
-One worker. Each is the worst known of its kind: as large as its limit allows, and small to send where that is possible.
-`tests/test_worst.py` asks the same of a server.
+One worker. Each is the worst known request of its kind: as large as its limit allows, and small to send where possible.
+`tests/integration/test_worst.py` sends them too.
 """
 
 import gzip
@@ -22,7 +22,7 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks.common import machine, table, write
-from benchmarks.servers import SERVICE, served
+from benchmarks.servers import SERVICE, run_server
 
 BODY_BYTES = 10 * 2**20
 PIXELS = 25_000_000
@@ -40,11 +40,11 @@ class Request(NamedTuple):
 
     body: bytes
     path: str = "/predict"
-    kind: str = FILE
+    media_type: str = FILE
     headers: tuple[tuple[str, str], ...] = ()
 
 
-class Worst(NamedTuple):
+class WorstCase(NamedTuple):
     """The worst known request of a kind, the limit that bounds it, and the status that it gets."""
 
     name: str
@@ -78,7 +78,7 @@ def png(
 
 
 def side(bytes_a_pixel: float = 3) -> int:
-    """Of the largest square of such pixels."""
+    """Side length of the largest allowed square of such pixels."""
     return int((PIXELS / max(bytes_a_pixel / 3, 1)) ** 0.5)
 
 
@@ -105,10 +105,10 @@ def small_png(before: bytes = b"") -> bytes:
     return png(28, 28, bytes(29 * 28), before=before)
 
 
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    """Let Pillow write a file."""
+def encoded(image: Image.Image, media_type: str, **options: object) -> bytes:
+    """Encode an image with Pillow."""
     file = io.BytesIO()
-    image.save(file, kind, **options)
+    image.save(file, media_type, **options)
     return file.getvalue()
 
 
@@ -121,12 +121,12 @@ def smooth(length: int) -> Image.Image:
 def jpeg_of_scans(length: int, scans: int) -> bytes:
     """A progressive JPEG whose last scan comes again and again."""
     data = encoded(Image.new("RGB", (length, length), (200, 30, 90)), "JPEG", progressive=True)
-    starts = [found.start() for found in re.finditer(b"\xff\xda", data)]
+    starts = [statuses.start() for statuses in re.finditer(b"\xff\xda", data)]
     return data[:-2] + data[starts[-1] : -2] * (scans - len(starts)) + data[-2:]
 
 
 def small_jpeg(junk: bytes) -> bytes:
-    """28 x 28 pixels behind what the decoder must pass over."""
+    """28 x 28 pixels after data that the decoder must skip."""
     data = encoded(Image.new("L", (28, 28)), "JPEG")
     return data[:2] + junk + data[2:]
 
@@ -177,157 +177,166 @@ def compressed(size: int) -> Request:
 
 
 _PIXEL_LIMIT, _JSON_LIMIT = "`MCD_MAX_PIXELS`", "`MCD_MAX_IMAGES`: values, lists and names of so many images"
-_ROOM = BODY_BYTES - 1000
+_BODY_LIMIT = BODY_BYTES - 1000
 REQUESTS = [
-    Worst("PNG, RGB", _PIXEL_LIMIT, 200, lambda: Request(square(2))),
-    Worst("PNG, RGB with alpha", _PIXEL_LIMIT, 200, lambda: Request(square(6))),
-    Worst("PNG, RGB with alpha, 16 bits", _PIXEL_LIMIT, 200, lambda: Request(square(6, 16))),
-    Worst(
+    WorstCase("PNG, RGB", _PIXEL_LIMIT, 200, lambda: Request(square(2))),
+    WorstCase("PNG, RGB with alpha", _PIXEL_LIMIT, 200, lambda: Request(square(6))),
+    WorstCase("PNG, RGB with alpha, 16 bits", _PIXEL_LIMIT, 200, lambda: Request(square(6, 16))),
+    WorstCase(
         "PNG, grey, 16 bits, a transparent level",
         _PIXEL_LIMIT,
         200,
         lambda: Request(square(0, 16, chunk(b"tRNS", bytes(2)))),
     ),
-    Worst(
+    WorstCase(
         "PNG, RGB, 16 bits, a transparent colour",
         _PIXEL_LIMIT,
         200,
         lambda: Request(square(2, 16, chunk(b"tRNS", bytes(6)), length=2499)),
     ),
-    Worst(
+    WorstCase(
         "PNG, palette with alpha",
         _PIXEL_LIMIT,
         200,
         lambda: Request(square(3, 8, chunk(b"PLTE", bytes(range(256)) * 3) + chunk(b"tRNS", bytes(range(256))))),
     ),
-    Worst("PNG, RGB, interlaced", _PIXEL_LIMIT, 200, lambda: Request(interlaced(2, 8))),
-    Worst(
+    WorstCase("PNG, RGB, interlaced", _PIXEL_LIMIT, 200, lambda: Request(interlaced(2, 8))),
+    WorstCase(
         "PNG, 158 x 158,000",
         "`MCD_MAX_ASPECT_RATIO`",
         200,
         lambda: Request(png(158, 158_000, (PAETH + bytes(3 * 157) + b"\7\7\7") * 158_000, colour=2)),
     ),
-    Worst("PNG, 30,000 x 1", "`MCD_MAX_ASPECT_RATIO`", 422, lambda: Request(png(30_000, 1, b"\0\xc8" + bytes(29_999)))),
-    Worst("PNG, 60,000 chunks", "65,536 chunks", 200, lambda: Request(small_png(chunk(b"teXt") * 60_000))),
-    Worst(
+    WorstCase(
+        "PNG, 30,000 x 1", "`MCD_MAX_ASPECT_RATIO`", 422, lambda: Request(png(30_000, 1, b"\0\xc8" + bytes(29_999)))
+    ),
+    WorstCase("PNG, 60,000 chunks", "65,536 chunks", 200, lambda: Request(small_png(chunk(b"teXt") * 60_000))),
+    WorstCase(
         "PNG, compressed text",
         "8 MiB of it",
         200,
         lambda: Request(small_png(chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(2**20 - 1))) * 7)),
     ),
-    Worst(
+    WorstCase(
         "PNG, a bomb of compressed text",
         "8 MiB of it",
         422,
         lambda: Request(small_png(chunk(b"zTXt", b"x\0\0" + zlib.compress(bytes(2**28))))),
     ),
-    Worst(
+    WorstCase(
         "JPEG, progressive",
         _PIXEL_LIMIT,
         200,
         lambda: Request(encoded(smooth(4992), "JPEG", progressive=True, quality=70)),
     ),
-    Worst(
+    WorstCase(
         "JPEG, CMYK, progressive",
         _PIXEL_LIMIT,
         200,
         lambda: Request(encoded(smooth(4320).convert("CMYK"), "JPEG", progressive=True, quality=50)),
     ),
-    Worst("JPEG, 20 scans", "20 scans count once", 200, lambda: Request(jpeg_of_scans(4992, 20))),
-    Worst("JPEG, 100 scans", "100 scans, which count five times", 200, lambda: Request(jpeg_of_scans(2200, 100))),
-    Worst("JPEG, 65,000 segments", "65,536 segments", 200, lambda: Request(small_jpeg(b"\xff\xfe\0\2" * 65_000))),
-    Worst(
-        "JPEG, 10 MB of fill bytes", "`MCD_MAX_BODY_BYTES`", 200, lambda: Request(small_jpeg(b"\xff" * (_ROOM - 1000)))
+    WorstCase("JPEG, 20 scans", "20 scans count once", 200, lambda: Request(jpeg_of_scans(4992, 20))),
+    WorstCase("JPEG, 100 scans", "100 scans, which count five times", 200, lambda: Request(jpeg_of_scans(2200, 100))),
+    WorstCase("JPEG, 65,000 segments", "65,536 segments", 200, lambda: Request(small_jpeg(b"\xff\xfe\0\2" * 65_000))),
+    WorstCase(
+        "JPEG, 10 MB of fill bytes",
+        "`MCD_MAX_BODY_BYTES`",
+        200,
+        lambda: Request(small_jpeg(b"\xff" * (_BODY_LIMIT - 1000))),
     ),
-    Worst(
+    WorstCase(
         "WebP, lossy",
         "`MCD_MAX_PIXELS`, which count twice",
         200,
         lambda: Request(encoded(smooth(3535), "WEBP", quality=70, method=0)),
     ),
-    Worst(
+    WorstCase(
         "WebP, lossless",
         "`MCD_MAX_PIXELS`, which count twice",
         200,
         lambda: Request(encoded(smooth(3535).quantize(64).convert("RGB"), "WEBP", lossless=True, quality=20, method=1)),
     ),
-    Worst("WebP, 19 frames", "`MCD_MAX_PIXELS`; one frame is decoded", 200, lambda: Request(animation())),
-    Worst(
+    WorstCase("WebP, 19 frames", "`MCD_MAX_PIXELS`; one frame is decoded", 200, lambda: Request(animation())),
+    WorstCase(
         "ten large files of a batch",
         "`MCD_MAX_PIXELS` of all together",
         200,
         lambda: form([square(2, length=1580)] * 10),
     ),
-    Worst(
+    WorstCase(
         "400 larger files of a batch",
         "`MCD_MAX_PIXELS` of all together",
         200,
         lambda: form([square(0, 1, length=4999)] * 400),
     ),
-    Worst("1000 images, 100 masks", "`MCD_MAX_FORWARD_PASSES`", 200, lambda: batch(1000, "samples=100")),
-    Worst(
+    WorstCase("1000 images, 100 masks", "`MCD_MAX_FORWARD_PASSES`", 200, lambda: batch(1000, "samples=100")),
+    WorstCase(
         "500 images, `samples=auto`",
         "`MCD_MAX_FORWARD_PASSES`",
         200,
         lambda: batch(500, "samples=auto&max_samples=200&tolerance=0.000001"),
     ),
-    Worst(
+    WorstCase(
         "500 images, `return_samples`",
         "`MCD_MAX_FORWARD_PASSES`",
         200,
         lambda: batch(500, "samples=100&return_samples=true"),
     ),
-    Worst("1000 images, `method=moments`", "`MCD_MAX_IMAGES`", 200, lambda: batch(1000, "method=moments")),
-    Worst("ranking of 1000 images", "`MCD_MAX_FORWARD_PASSES`", 200, lambda: batch(1000, "samples=100", "/rank")),
-    Worst(
+    WorstCase("1000 images, `method=moments`", "`MCD_MAX_IMAGES`", 200, lambda: batch(1000, "method=moments")),
+    WorstCase("ranking of 1000 images", "`MCD_MAX_FORWARD_PASSES`", 200, lambda: batch(1000, "samples=100", "/rank")),
+    WorstCase(
         "/v2, 500 images, `sample_probabilities`",
         "`MCD_MAX_FORWARD_PASSES`",
         200,
         lambda: infer(500, 100, "sample_probabilities"),
     ),
-    Worst("/v2, 2.6 million elements", "`MCD_MAX_IMAGES`", 413, elements),
-    Worst(
+    WorstCase("/v2, 2.6 million elements", "`MCD_MAX_IMAGES`", 413, elements),
+    WorstCase(
         "JSON, 1000 arrays, 100 masks",
         _JSON_LIMIT,
         200,
         lambda: json_body(json.dumps([[[7] * 28] * 28] * 1000), "/predict_batch?samples=100"),
     ),
-    Worst("JSON, 5 million numbers", _JSON_LIMIT, 413, lambda: json_body(b"[" + b"0," * (_ROOM // 2) + b"0]")),
-    Worst("JSON, 780,000 strings", _JSON_LIMIT, 413, lambda: json_body(b"[" + b'"a",' * 780_000 + b'"a"]')),
-    Worst(
+    WorstCase(
+        "JSON, 5 million numbers", _JSON_LIMIT, 413, lambda: json_body(b"[" + b"0," * (_BODY_LIMIT // 2) + b"0]")
+    ),
+    WorstCase("JSON, 780,000 strings", _JSON_LIMIT, 413, lambda: json_body(b"[" + b'"a",' * 780_000 + b'"a"]')),
+    WorstCase(
         "JSON, 30,000 names",
         _JSON_LIMIT,
         422,
         lambda: json_body("{" + ",".join(f'"{one}":0' for one in range(30_000)) + "}"),
     ),
-    Worst("JSON, 2.6 million lists", _JSON_LIMIT, 400, lambda: json_body(b"[" + b"[]," * (_ROOM // 3) + b"0]")),
-    Worst(
+    WorstCase(
+        "JSON, 2.6 million lists", _JSON_LIMIT, 400, lambda: json_body(b"[" + b"[]," * (_BODY_LIMIT // 3) + b"0]")
+    ),
+    WorstCase(
         "JSON, 5000 lists in one another",
         "`MCD_MAX_JSON_DEPTH`",
         400,
         lambda: json_body(b'{"image":' + b"[" * 5000 + b"]" * 5000 + b"}", "/predict"),
     ),
-    Worst(
+    WorstCase(
         "JSON, 10 MB of escapes",
         "`MCD_MAX_BODY_BYTES`",
         415,
-        lambda: json_body(b'{"image":"' + b"\\u0041" * (_ROOM // 6) + b'"}', "/predict"),
+        lambda: json_body(b'{"image":"' + b"\\u0041" * (_BODY_LIMIT // 6) + b'"}', "/predict"),
     ),
-    Worst("form, 60,000 parts", "`MCD_MAX_IMAGES`", 400, lambda: form([b"x"] * 60_000)),
-    Worst(
+    WorstCase("form, 60,000 parts", "`MCD_MAX_IMAGES`", 400, lambda: form([b"x"] * 60_000)),
+    WorstCase(
         "form, 10 MB of starts of boundaries",
         "`MCD_MAX_BODY_BYTES`",
         415,
-        lambda: form([b"\r\n--" * (_ROOM // 4)], "/predict"),
+        lambda: form([b"\r\n--" * (_BODY_LIMIT // 4)], "/predict"),
     ),
-    Worst(
+    WorstCase(
         "form, a header of 10 MB",
         "python-multipart: 4 KiB",
         400,
-        lambda: Request(b"--b\r\nA: " + b"a" * _ROOM, kind=FORM),
+        lambda: Request(b"--b\r\nA: " + b"a" * _BODY_LIMIT, media_type=FORM),
     ),
-    Worst("gzip, 10 MB of zeros", "`MCD_MAX_BODY_BYTES`", 415, lambda: compressed(_ROOM)),
-    Worst("gzip, a bomb of 500 MB", "`MCD_MAX_BODY_BYTES`, decompressed", 413, lambda: compressed(500 * 2**20)),
+    WorstCase("gzip, 10 MB of zeros", "`MCD_MAX_BODY_BYTES`", 415, lambda: compressed(_BODY_LIMIT)),
+    WorstCase("gzip, a bomb of 500 MB", "`MCD_MAX_BODY_BYTES`, decompressed", 413, lambda: compressed(500 * 2**20)),
 ]
 
 
@@ -339,29 +348,27 @@ def worker_of(pid: int) -> psutil.Process:
 
 
 def measure(port: int, worker: psutil.Process, request: Request) -> Cost:
-    """Send a request to a server with one worker, and ask for /livez until it is answered."""
-    found: list[int] = []
-    sender = threading.Thread(target=lambda: found.append(_post(port, request)))
+    """Send a request to a server with one worker, and poll /livez until it is answered."""
+    statuses: list[int] = []
+    sender = threading.Thread(target=lambda: statuses.append(_post(port, request)))
     cpu, memory = sum(worker.cpu_times()[:2]), worker.memory_info().rss
     peak, delays = memory, [0.0]
     sender.start()
     while sender.is_alive():
         start = time.perf_counter()
-        _context(port, "GET", "/livez")
+        _send(port, "GET", "/livez")
         delays.append(time.perf_counter() - start)
         peak = max(peak, worker.memory_info().rss)
         time.sleep(POLL_SECONDS)
-    return Cost(found[0], sum(worker.cpu_times()[:2]) - cpu, max(delays), peak - memory)
+    return Cost(statuses[0], sum(worker.cpu_times()[:2]) - cpu, max(delays), peak - memory)
 
 
 def _post(port: int, request: Request) -> int:
-    headers = {"Content-Type": request.kind, **dict(request.headers)}
-    return _context(port, "POST", request.path, request.body, headers)
+    headers = {"Content-Type": request.media_type, **dict(request.headers)}
+    return _send(port, "POST", request.path, request.body, headers)
 
 
-def _context(
-    port: int, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
-) -> int:
+def _send(port: int, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> int:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request(method, path, body, headers or {})
     answer = connection.getresponse()
@@ -371,11 +378,11 @@ def _context(
 
 
 def main() -> None:
-    """Ask each, and write the table."""
+    """Measure each request, and write the table."""
     rows = []
-    with served(SERVICE) as server:
+    with run_server(SERVICE) as server:
         worker = worker_of(server.pid)
-        _context(server.port, "POST", "/predict", small_png(), {"Content-Type": FILE})
+        _send(server.port, "POST", "/predict", small_png(), {"Content-Type": FILE})
         for worst in REQUESTS:
             request = worst.make()
             costs = [measure(server.port, worker, request) for _ in range(3)]

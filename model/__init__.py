@@ -1,4 +1,4 @@
-"""The numbers: networks with dropout, their masks, and what the masks say about uncertainty."""
+"""Numerical code: networks with dropout, dropout masks, and the uncertainty of their predictions."""
 
 from model.artifact import Artifact, ArtifactError, load_artifact, save_artifact
 from model.calibration import Calibration, find_calibration

@@ -1,6 +1,6 @@
-"""A trained network on disk: `weights.safetensors` and `card.json`, checked when loaded, never unpickled.
+"""A trained network on disk: `weights.safetensors` and `card.json`, verified on loading, never unpickled.
 
-A calibrated one has `novelty.safetensors` beside them.
+A calibrated artifact may also contain `novelty.safetensors`.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 
 
 class ArtifactError(ValueError):
-    """An artifact that is not what it claims to be: one line says where, what was expected and what was found."""
+    """An invalid artifact; the message names the file, the expected and the actual content, in one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message))
@@ -36,13 +36,13 @@ class ArtifactError(ValueError):
 
 @dataclass(frozen=True)
 class Artifact:
-    """A checked network with its card.
+    """A verified network with its card.
 
     Attributes:
         network: `nn.Sequential` in eval mode, from images in [0, 1] of shape (B, *image) to logits (B, C).
         card: the contents of card.json: architecture, classes, recipe, data, metrics, versions, sha256 of the weights.
-        calibrations: of its estimators; none if it was trained without.
-        novelty: scores how unlike the training's an image is; None if it was trained without.
+        calibrations: one for each calibrated estimator; empty if the network is not calibrated.
+        novelty: model of the novelty score; None if the artifact has none.
     """
 
     network: nn.Sequential
@@ -57,22 +57,25 @@ class Artifact:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the weights file: the identity of the model."""
+        """Hexadecimal SHA-256 digest of the weights file; it identifies the model."""
         return str(self.card["weights"]["sha256"])
 
 
 def load_artifact(path: str | os.PathLike[str] | None = None) -> Artifact:
-    """Load and check the artifact in a folder, or the embedded default.
+    """Load and verify the artifact in a folder.
+
+    Args:
+        path: the folder; None for the embedded default artifact.
 
     Raises:
-        ArtifactError: a file is missing or unreadable, or hash, tensor names, shapes or dtypes are not the card's.
+        ArtifactError: a file is missing or unreadable, or its hash or tensors differ from the card.
     """
     folder = PRETRAINED if path is None else Path(path)
     card = _read_card(folder / CARD)
     config = _read_config(folder / CARD, card)
-    state = _read_tensors(folder / WEIGHTS, _entry(folder / CARD, card, "weights", "sha256"))
-    network = _skeleton(folder / CARD, config)
-    _check_tensors(folder / WEIGHTS, _describe(network.state_dict()), _describe(state))
+    state = _read_tensors(folder / WEIGHTS, _required_entry(folder / CARD, card, "weights", "sha256"))
+    network = _build_without_weights(folder / CARD, config)
+    _check_tensors(folder / WEIGHTS, _tensor_types(network.state_dict()), _tensor_types(state))
     network.load_state_dict(state, assign=True)
     return Artifact(
         network=network.eval().requires_grad_(requires_grad=False),
@@ -91,26 +94,30 @@ def save_artifact(
     calibrations: Sequence[Calibration] = (),
     novelty: Novelty | None = None,
 ) -> dict[str, Any]:
-    """Write a network of `build_mlp(config)` and its card into a folder, each file whole or not at all.
+    """Write a network of `build_mlp(config)` and its card into a folder; each file is written atomically.
 
-    The weights go first, the card that vouches for them last.
+    The card is written last, after the files whose hashes it contains.
 
     Args:
-        folder: made if missing.
+        folder: created if missing.
         network: the network to save; its tensors are copied to the CPU.
         config: the architecture that `network` was built from.
-        card: what else there is to tell; must name the `classes`.
-        calibrations: of the network's estimators.
-        novelty: fitted to the network.
+        card: further entries of the card; must contain `classes`.
+        calibrations: calibrations of the network's estimators.
+        novelty: novelty model fitted to the network.
 
     Returns:
         The card as written, with format, architecture, hashes, calibrations and novelty thresholds added.
 
     Raises:
-        ArtifactError: the network is not of that architecture, or the classes aren't as many names as it has outputs.
+        ArtifactError: the network has another architecture, or the number of class names is not that of its outputs.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    _check_tensors(folder / WEIGHTS, _describe(_skeleton(folder / CARD, config).state_dict()), _describe(state))
+    _check_tensors(
+        folder / WEIGHTS,
+        _tensor_types(_build_without_weights(folder / CARD, config).state_dict()),
+        _tensor_types(state),
+    )
     _check_classes(folder / CARD, card, config)
     data = safetensors.torch.save(state)
     files = {WEIGHTS: data}
@@ -124,27 +131,30 @@ def save_artifact(
         files[NOVELTY] = safetensors.torch.save(novelty.tensors())
         sha256 = hashlib.sha256(files[NOVELTY]).hexdigest()
         fitted["novelty"] = {"file": NOVELTY, "sha256": sha256, **novelty.to_json()}
-    full_card = computed | dict(card) | computed | fitted  # first in order, and not to be contradicted
+    full_card = computed | dict(card) | computed | fitted  # computed entries come first and can't be overridden
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomically(folder / name, content)
     write_atomically(folder / CARD, (json.dumps(full_card, indent=2) + "\n").encode())
     if novelty is None:
-        (folder / NOVELTY).unlink(missing_ok=True)  # an older artifact's
+        (folder / NOVELTY).unlink(missing_ok=True)  # left by an older artifact
     return full_card
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one: beside it, fsync, rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file so that after a crash either the old or the new content is complete.
+
+    The data goes to a temporary file in the same folder, which is synced and then renamed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -160,22 +170,22 @@ def _read(path: Path) -> bytes:
 
 
 def _read_tensors(path: Path, expected: str) -> dict[str, torch.Tensor]:
-    data = _read(path)  # once: what is hashed is what is loaded
-    found = hashlib.sha256(data).hexdigest()
-    if found != expected:
-        raise ArtifactError(f"{path}: expected sha256 {expected}, got {found}")
+    data = _read(path)  # read once, so that the hashed bytes are the loaded bytes
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != expected:
+        raise ArtifactError(f"{path}: expected sha256 {expected}, got {actual}")
     try:
         return safetensors.torch.load(data)
-    except (SafetensorError, KeyError) as error:  # KeyError: a dtype of safetensors that torch doesn't have
+    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not support
         raise ArtifactError(f"{path}: expected safetensors, got a file that can't be read ({error})") from error
 
 
 def _read_calibrations(path: Path, card: Mapping[str, Any]) -> tuple[Calibration, ...]:
-    given = card.get("calibrations", [])
-    if not isinstance(given, list):
-        raise ArtifactError(f"{path}: calibrations: expected a list, got {type(given).__name__}")
+    entries = card.get("calibrations", [])
+    if not isinstance(entries, list):
+        raise ArtifactError(f"{path}: calibrations: expected a list, got {type(entries).__name__}")
     try:
-        return tuple(map(Calibration.from_json, given))
+        return tuple(map(Calibration.from_json, entries))
     except ValueError as error:
         raise ArtifactError(f"{path}: calibrations: {error}") from error
 
@@ -183,16 +193,16 @@ def _read_calibrations(path: Path, card: Mapping[str, Any]) -> tuple[Calibration
 def _read_novelty(folder: Path, card: Mapping[str, Any], config: MLPConfig) -> Novelty | None:
     if "novelty" not in card:
         return None
-    tensors = _read_tensors(folder / NOVELTY, _entry(folder / CARD, card, "novelty", "sha256"))
+    tensors = _read_tensors(folder / NOVELTY, _required_entry(folder / CARD, card, "novelty", "sha256"))
     try:
-        novelty = Novelty.of(card["novelty"], tensors)
+        novelty = Novelty.from_parts(card["novelty"], tensors)
     except ValueError as error:
         raise ArtifactError(f"{folder / CARD}: novelty: {error}") from error
     sizes = {"first layer": config.hidden[0], "activations": sum(config.hidden)} if config.hidden else {}
     for name, size in sizes.items():
-        found = len(novelty.gaussians[name].whiten_FF)
-        if found != size:
-            raise ArtifactError(f"{folder / NOVELTY}: {name}: expected {size} features, got {found}")
+        actual = len(novelty.gaussians[name].whiten_FF)
+        if actual != size:
+            raise ArtifactError(f"{folder / NOVELTY}: {name}: expected {size} features, got {actual}")
     return novelty
 
 
@@ -210,23 +220,27 @@ def _read_card(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path, card: dict[str, Any]) -> MLPConfig:
-    given = {name: _entry(path, card, "architecture", name) for name in MLPConfig.__dataclass_fields__}
-    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    entries = {name: _required_entry(path, card, "architecture", name) for name in MLPConfig.__dataclass_fields__}
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in entries.items()
+    }
     try:
         config = MLPConfig(**fields)
     except (TypeError, ValueError) as error:
-        raise ArtifactError(f"{path}: architecture: expected sizes and probabilities, got {given} ({error})") from error
+        raise ArtifactError(
+            f"{path}: architecture: expected sizes and probabilities, got {entries} ({error})"
+        ) from error
     _check_classes(path, card, config)
     return config
 
 
 def _check_classes(path: Path, card: Mapping[str, Any], config: MLPConfig) -> None:
-    classes = _entry(path, card, "classes")
+    classes = _required_entry(path, card, "classes")
     if not (isinstance(classes, list) and len(classes) == config.classes and all(isinstance(c, str) for c in classes)):
         raise ArtifactError(f"{path}: classes: expected {config.classes} names, got {classes!r}")
 
 
-def _entry(path: Path, card: Mapping[str, Any], *keys: str) -> Any:
+def _required_entry(path: Path, card: Mapping[str, Any], *keys: str) -> Any:
     value: Any = card
     for key in keys:
         if not isinstance(value, Mapping) or key not in value:
@@ -235,22 +249,22 @@ def _entry(path: Path, card: Mapping[str, Any], *keys: str) -> Any:
     return value
 
 
-def _skeleton(path: Path, config: MLPConfig) -> nn.Sequential:
-    """Build the network without memory for its weights and without drawing any."""
+def _build_without_weights(path: Path, config: MLPConfig) -> nn.Sequential:
+    """Build the network on the meta device: without memory or initial values for its weights."""
     try:
         with torch.device("meta"):
             return build_mlp(config)
-    except (RuntimeError, TypeError) as error:  # what torch makes of sizes whose product is no 64-bit address
+    except (RuntimeError, TypeError) as error:  # torch, for sizes whose product overflows 64 bits
         raise ArtifactError(f"{path}: architecture: expected sizes that memory can hold, got {config}") from error
 
 
-def _describe(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
+def _tensor_types(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return {name: f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for name, tensor in state.items()}
 
 
-def _check_tensors(where: Path, expected: dict[str, str], found: dict[str, str]) -> None:
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
+def _check_tensors(path: Path, expected: dict[str, str], actual: dict[str, str]) -> None:
+    for name in sorted(expected.keys() | actual.keys()):
+        if expected.get(name) != actual.get(name):
             raise ArtifactError(
-                f"{where}: tensor {name}: expected {expected.get(name, 'none')}, got {found.get(name, 'none')}"
+                f"{path}: tensor {name}: expected {expected.get(name, 'none')}, got {actual.get(name, 'none')}"
             )

@@ -1,6 +1,7 @@
-"""Probabilities, prediction sets and abstention that mean what they say.
+"""Calibrated probabilities, prediction sets and abstention.
 
-`training.calibrate` fits them on images that training has not seen, the card keeps them, and they are applied here.
+`training.calibrate` fits them on images held out of training; the artifact's card stores them; this module applies
+them.
 """
 
 import math
@@ -17,23 +18,24 @@ SetMethod = Literal["lac", "aps"]
 
 COVERAGES = (0.8, 0.9, 0.95, 0.99)
 RISKS = (0.01, 0.02, 0.05)
-SAMPLES = (10, 30, 100, 300, 1000)  # numbers of masks that are calibrated
-_SMALLEST = 1e-30  # added to probabilities before logarithms are taken
+SAMPLES = (10, 30, 100, 300, 1000)  # numbers of masks for which a calibration is fitted
+_EPSILON = 1e-30  # added to probabilities before logarithms are taken
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What was fitted to one estimator's class probabilities; of no use with another's.
+    """Parameters fitted to the class probabilities of one estimator, and valid for that estimator only.
 
     Attributes:
         estimator: "eval", "masks" or "moments".
-        samples: number of masks, 0 where nothing is sampled.
+        samples: number of masks; 0 for estimators without sampling.
         temperature: divides the logarithms of the probabilities (Guo et al. 2017, arXiv:1706.04599), after averaging.
-        set_scores: by method and coverage, the largest score of a class in the prediction set; None where there were
-            too few images to know.
-        confidences: by risk, the smallest confidence that is answered, or None where none is high enough.
-        reference: quantiles, at even steps from 0 to 1, of "predictive_entropy" and "mutual_information" in nats,
-            before the temperature: what drift is measured against.
+        set_scores: by method and coverage, the largest nonconformity score of a class in the prediction set; None where
+            the calibration had too few images.
+        confidences: by risk, the smallest confidence at which a prediction is answered; None where no confidence
+            suffices.
+        reference: quantiles, at equal steps from 0 to 1, of "predictive_entropy" and "mutual_information" in nats,
+            before temperature scaling; drift is measured against them.
     """
 
     estimator: Estimator
@@ -44,44 +46,54 @@ class Calibration:
     reference: Mapping[str, Sequence[float]]
 
     def probabilities(self, probs_BC: Array) -> Array:
-        """Calibrate mean probabilities (B, C)."""
-        return tempered(probs_BC, self.temperature)
+        """Calibrate mean probabilities of shape (B, C)."""
+        return apply_temperature(probs_BC, self.temperature)
 
     def prediction_set(self, probs_BC: Array, uniform_B: Array, *, coverage: float, method: SetMethod) -> Array | None:
-        """Tell which classes belong to the set, (B, C), that holds the true one with a probability of `coverage`.
+        """Compute the set of classes that contains the true class with probability `coverage`.
 
-        None if that was not calibrated.
-
-        The promise is for images like those of the calibration, over all of them (split conformal prediction: Vovk et
-        al. 2005; Lei et al. 2018, doi:10.1080/01621459.2017.1307116). A set may be empty: no class is likely enough.
+        The guarantee is marginal: it holds on average over images from the distribution of the calibration images
+        (split conformal prediction: Vovk et al. 2005; Lei et al. 2018, doi:10.1080/01621459.2017.1307116). A set may
+        be empty, when no class is probable enough.
 
         Args:
             probs_BC: calibrated probabilities.
-            uniform_B: random numbers in [0, 1), one for each image; of use to "aps" only.
+            uniform_B: random numbers in [0, 1), one for each image; used by "aps" only.
             coverage: one of `COVERAGES`.
             method: "lac", least ambiguous sets (Sadinle et al. 2019, arXiv:1609.00451), or "aps", adaptive ones
                 (Romano et al. 2020, arXiv:2006.02544).
+
+        Returns:
+            Booleans of shape (B, C), true for members of the set; None if this coverage is not calibrated.
         """
-        largest = self.set_scores[method][coverage]
-        return None if largest is None else set_scores(probs_BC, uniform_B, method=method) <= largest
+        threshold = self.set_scores[method][coverage]
+        return None if threshold is None else nonconformity_scores(probs_BC, uniform_B, method=method) <= threshold
 
     def is_answered(self, confidence_B: Array, *, risk: float) -> Array:
-        """Tell which of so sure predictions are answered, (B,), if at most a part `risk` of these may be wrong."""
-        least = self.confidences[risk]
-        return confidence_B >= (math.inf if least is None else least)
+        """Decide which predictions to answer so that at most a fraction `risk` of the answers is wrong.
+
+        Args:
+            confidence_B: largest calibrated probability of each image.
+            risk: one of `RISKS`.
+
+        Returns:
+            Booleans of shape (B,), true where the prediction is answered.
+        """
+        threshold = self.confidences[risk]
+        return confidence_B >= (math.inf if threshold is None else threshold)
 
     def to_json(self) -> dict[str, Any]:
-        """For the card."""
+        """Return the fields as the card stores them."""
         fields = asdict(self)
         fields["set_scores"] = {name: _with_text_keys(scores) for name, scores in self.set_scores.items()}
         return fields | {"confidences": _with_text_keys(self.confidences)}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Read what `to_json` wrote.
+        """Read the fields written by `to_json`.
 
         Raises:
-            ValueError: something is missing or not what it should be.
+            ValueError: an entry is missing or invalid.
         """
         try:
             calibration = cls(
@@ -89,10 +101,10 @@ class Calibration:
                 samples=int(fields["samples"]),
                 temperature=float(fields["temperature"]),
                 set_scores={
-                    name: {level: optional(fields["set_scores"][name][str(level)]) for level in COVERAGES}
+                    name: {level: optional_float(fields["set_scores"][name][str(level)]) for level in COVERAGES}
                     for name in get_args(SetMethod)
                 },
-                confidences={risk: optional(fields["confidences"][str(risk)]) for risk in RISKS},
+                confidences={risk: optional_float(fields["confidences"][str(risk)]) for risk in RISKS},
                 reference={name: [float(value) for value in values] for name, values in fields["reference"].items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
@@ -103,23 +115,23 @@ class Calibration:
 
 
 def find_calibration(calibrations: Sequence[Calibration], estimator: Estimator, samples: int) -> Calibration | None:
-    """The calibration of an estimator: for masks, that of the largest calibrated number not above `samples`, if any."""
-    fitting = [one for one in calibrations if one.estimator == estimator and one.samples <= samples]
-    return max(fitting, key=lambda one: one.samples, default=None)
+    """Find the calibration of an estimator with the largest number of masks that is at most `samples`, if any."""
+    candidates = [one for one in calibrations if one.estimator == estimator and one.samples <= samples]
+    return max(candidates, key=lambda one: one.samples, default=None)
 
 
-def tempered(probs_BC: Array, temperature: float) -> Array:
-    """Divide the logarithms of probabilities (B, C) by a temperature, and normalise."""
-    logs_BC = np.log(probs_BC + _SMALLEST) / temperature
+def apply_temperature(probs_BC: Array, temperature: float) -> Array:
+    """Divide the logarithms of probabilities (B, C) by a temperature, and normalize."""
+    logs_BC = np.log(probs_BC + _EPSILON) / temperature
     powers_BC = np.exp(logs_BC - logs_BC.max(axis=1, keepdims=True, initial=-np.inf))
     tempered_BC: Array = powers_BC / powers_BC.sum(axis=1, keepdims=True)
     return tempered_BC
 
 
-def set_scores(probs_BC: Array, uniform_B: Array, *, method: SetMethod) -> Array:
-    """Score how little each class (B, C) conforms with calibrated probabilities, see `Calibration.prediction_set`.
+def nonconformity_scores(probs_BC: Array, uniform_B: Array, *, method: SetMethod) -> Array:
+    """Compute the nonconformity score of each class, (B, C); see `Calibration.prediction_set`.
 
-    "lac": 1 - p. "aps": the sum of all larger probabilities, and a random part of its own.
+    "lac": 1 - p. "aps": the sum of all larger probabilities plus a random fraction of the class's own.
     """
     if method == "lac":
         return 1 - probs_BC
@@ -141,6 +153,10 @@ def _one_of(value: Any, allowed: tuple[Any, ...]) -> Any:
     return value
 
 
-def optional(value: Any) -> float | None:
-    """Read a number or null of the card, a TypeError or ValueError if it is neither."""
+def optional_float(value: Any) -> float | None:
+    """Read a number or null from the card.
+
+    Raises:
+        TypeError, ValueError: the value is neither.
+    """
     return None if value is None else float(value)

@@ -1,4 +1,4 @@
-"""Dropout from its definition, and keep-masks that depend on nothing but their key."""
+"""Dropout by its definition, and keep-masks that are a pure function of their key."""
 
 import math
 from collections.abc import Sequence
@@ -11,27 +11,27 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 MAX_SEED = 2**64 - 1
-BLOCK = 10  # stratified masks that belong together
+BLOCK = 10  # number of stratified masks in a block
 
 Masks = Literal["stratified", "independent"]
-Draw = tuple[range, int, Masks]  # samples, seed, design
+MaskRange = tuple[range, int, Masks]  # samples, seed, design
 _DESIGNS = get_args(Masks)
 
-_CHUNK = 100
+_CHUNK_SAMPLES = 100
 _CHUNK_UNITS = 2**18
-_WORDS_PER_COUNTER = 4  # one step of Philox-4x64's counter yields four 64-bit words
+_WORDS_PER_COUNTER = 4  # Philox-4x64 yields four 64-bit words for each counter value
 
 
 def dropout_layer(X: Tensor, p: float, *, generator: torch.Generator | None = None) -> Tensor:
-    """Drop each element with probability p and divide the survivors by 1 - p, so that the expectation stays X.
+    """Drop each element with probability p and divide the others by 1 - p, so that the expectation is X.
 
-    Inverted dropout (Srivastava et al. 2014, section 10; d2l.ai, "Dropout"): an element survives where U >= p, with U
+    Inverted dropout (Srivastava et al. 2014, section 10; d2l.ai, "Dropout"): an element is kept where U >= p, with U
     drawn from the uniform distribution on [0, 1).
 
     Args:
         X: activations of any shape.
         p: probability of dropping an element.
-        generator: source of U; torch's global one if not given.
+        generator: source of U; torch's global generator by default.
 
     Returns:
         A tensor of X's shape whose elements are 0 or x / (1 - p).
@@ -49,18 +49,18 @@ def dropout_layer(X: Tensor, p: float, *, generator: torch.Generator | None = No
 
 
 class DropConnect(nn.Linear):
-    """Linear layer that in train mode drops each weight, not each unit, with probability p (Wan et al. 2013, ICML).
+    """Linear layer that in train mode drops single weights with probability p (Wan et al. 2013, ICML).
 
-    Survivors are divided by 1 - p. Over the masks, output v of inputs x has the expectation sum_u W_vu x_u + b_v and
-    the variance p / (1 - p) sum_u W_vu^2 x_u^2. All examples of a call share one mask (the paper draws one for each),
-    so that one call is one thinned network. Biases are never dropped.
+    Kept weights are divided by 1 - p. Over the masks, output v of inputs x has the expectation sum_u W_vu x_u + b_v and
+    the variance p / (1 - p) sum_u W_vu^2 x_u^2. All examples of a call share one mask (in the paper each has
+    its own), so one call evaluates one thinned network. Biases are never dropped.
 
     Args:
-        in_features: units below.
-        out_features: units above.
+        in_features: number of input units.
+        out_features: number of output units.
         p: probability of dropping a weight.
         bias: whether the layer has biases.
-        generator: source of the masks; torch's global one if not given.
+        generator: source of the masks; torch's global generator by default.
 
     Raises:
         ValueError: p lies outside [0, 1].
@@ -81,12 +81,12 @@ class DropConnect(nn.Linear):
         self.generator = generator
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear calls it
-        """Map inputs (..., in_features) to (..., out_features), in train mode by the weights that are left."""
+        """Map inputs (..., in_features) to (..., out_features), in train mode with the kept weights."""
         weight = dropout_layer(self.weight, self.p, generator=self.generator) if self.training else self.weight
         return linear(input, weight, self.bias)
 
     def extra_repr(self) -> str:
-        """What `print` shows."""
+        """Return the arguments that `print` shows."""
         return f"{super().extra_repr()}, p={self.p}"
 
 
@@ -102,17 +102,17 @@ def keep_masks(
 ) -> np.ndarray:
     """Draw keep-masks as a pure function of (seed, layer, sample, unit).
 
-    Sample s is the same mask whatever range it is drawn in, so the first 20 of 100 masks are the 20 masks of that
-    seed; the same key gives the same bits on every system. The words come from the counter-based generator Philox
-    (Salmon et al. 2011, doi:10.1145/2063384.2063405), keyed by seed and layer.
+    Mask s does not depend on the range in which it is drawn: the first 20 of 100 masks are the 20 masks of the same
+    seed. The same key gives the same bits on every system. The random words come from the counter-based generator
+    Philox (Salmon et al. 2011, doi:10.1145/2063384.2063405), keyed by seed and layer.
 
-    Each mask keeps each unit with probability 1 - p, independently of the other units, in both designs:
+    In both designs a mask keeps each unit with probability 1 - p, independently of the other units:
 
     - "independent": a unit is kept where its 64-bit word is at least p * 2**64.
-    - "stratified": samples 0..9, 10..19 and so on are blocks, independent of each other. Within a block every unit
-      has its own Latin hypercube (McKay et al. 1979, doi:10.1080/00401706.1979.10489755): its ten uniform numbers,
-      compared with p, are one in each tenth of [0, 1), in random order. It is so dropped p * 10 times in each block,
-      or, where that is not whole, as often as the next whole number below or above it.
+    - "stratified": samples 0..9, 10..19 and so on form independent blocks. Within a block the ten uniform numbers of
+      a unit, compared with p, lie one in each tenth of [0, 1), in random order (Latin hypercube sampling: McKay et al.
+      1979, doi:10.1080/00401706.1979.10489755). A block so drops the unit 10 p times; if 10 p is no integer, the
+      number is rounded up or down at random.
 
     Args:
         shape_U: shape of one mask.
@@ -127,7 +127,7 @@ def keep_masks(
         Booleans of shape (samples, *shape_U), true where a unit is kept.
 
     Raises:
-        TypeError: the seed is no whole number.
+        TypeError: the seed is not an integer.
         ValueError: p lies outside [0, 1], the seed outside its range, or the design is unknown.
     """
     _check_probability(p)
@@ -146,24 +146,24 @@ def _independent(units: int, p: float, samples: range, key: tuple[int, int]) -> 
 
 
 def _stratified(units: int, p: float, samples: range, key: tuple[int, int]) -> np.ndarray:
-    """Keep a unit where its word ranks high enough among the ten of its block.
+    """Keep a unit where its word ranks high enough among the ten words of its block.
 
-    Rank r stands for a uniform number in [r / 10, (r + 1) / 10). The tenth that p lies in is kept or dropped as a
-    whole, which an eleventh word decides.
+    Rank r represents a uniform number in [r / 10, (r + 1) / 10). For the interval that contains p, an eleventh word
+    decides whether the unit is kept.
     """
     blocks = range(samples.start // BLOCK, -(-samples.stop // BLOCK))
     per_block = (BLOCK + 1) * units
     words = _words(blocks.start * per_block, len(blocks) * per_block, key).reshape(len(blocks), BLOCK + 1, units)
-    ranked, deciding = words[:, :BLOCK], words[:, BLOCK]
+    candidates, tie_breakers = words[:, :BLOCK], words[:, BLOCK]
     dropped = math.floor(p * BLOCK)
-    keeps_one_more = deciding >= np.uint64(int((p * BLOCK - dropped) * 2**64))
-    ascending = np.sort(ranked, axis=1)
+    keeps_one_more = tie_breakers >= np.uint64(int((p * BLOCK - dropped) * 2**64))
+    ascending = np.sort(candidates, axis=1)
     highest_dropped = np.where(
         keeps_one_more,
         ascending[:, dropped - 1] if dropped else np.uint64(0),
         ascending[:, min(dropped, BLOCK - 1)],
     )
-    keep = ranked > highest_dropped[:, None]
+    keep = candidates > highest_dropped[:, None]
     skip = samples.start - blocks.start * BLOCK
     return keep.reshape(len(blocks) * BLOCK, units)[skip : skip + len(samples)]
 
@@ -176,22 +176,22 @@ def _words(first: int, count: int, key: tuple[int, int]) -> np.ndarray:
 
 @lru_cache
 def mask_chunks(samples: int, units: int) -> tuple[range, ...]:
-    """Split samples into whole blocks that bound the memory: of at most 100 masks, and about 2**18 units, 1 MB."""
-    size = min(_CHUNK, max(_CHUNK_UNITS // max(units, 1) // BLOCK, 1) * BLOCK)
+    """Split samples into chunks of whole blocks to bound the memory: at most 100 masks and about 2**18 units (1 MB)."""
+    size = min(_CHUNK_SAMPLES, max(_CHUNK_UNITS // max(units, 1) // BLOCK, 1) * BLOCK)
     return tuple(range(first, min(first + size, samples)) for first in range(0, samples, size))
 
 
 def check_masks(masks: str) -> None:
-    """Refuse a design that is neither "stratified" nor "independent", with a ValueError."""
+    """Raise a ValueError if the design is neither "stratified" nor "independent"."""
     if masks not in _DESIGNS:
         raise ValueError(f"masks must be one of {', '.join(_DESIGNS)}, got {masks!r}")
 
 
 def check_seed(seed: int) -> None:
-    """Refuse what is no seed.
+    """Refuse an invalid seed.
 
     Raises:
-        TypeError: not a whole number.
+        TypeError: not an integer.
         ValueError: outside 0 .. 2**64 - 1.
     """
     if not isinstance(seed, (int, np.integer)):
@@ -201,7 +201,7 @@ def check_seed(seed: int) -> None:
 
 
 def survivor_scale(p: float) -> float:
-    """The factor 1 / (1 - p) of a unit that survives; 0 for p = 1, where none does."""
+    """Return the factor 1 / (1 - p) of a kept unit; 0 for p = 1, where no unit is kept."""
     return 0.0 if p == 1 else 1 / (1 - p)
 
 

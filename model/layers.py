@@ -1,4 +1,4 @@
-"""The layers that a sequential network is made of."""
+"""Inspection of the layers of a sequential network."""
 
 from collections.abc import Iterator, Mapping
 from typing import TypeGuard
@@ -12,64 +12,71 @@ _DROPOUT_FORWARDS = {kind.forward for kind in (nn.Dropout, nn.Dropout1d, nn.Drop
 
 
 def is_dropout(layer: nn.Module) -> TypeGuard[_DropoutNd]:
-    """Whether the layer is dropout that masks stand in for: torch's own, of units or channels, and nothing besides."""
+    """Whether the layer is torch's own dropout of units or channels, which explicit masks can replace."""
     return isinstance(layer, _DropoutNd) and type(layer).forward in _DROPOUT_FORWARDS
 
 
 def is_active(layer: nn.Module) -> TypeGuard[_DropoutNd]:
-    """Whether the layer is such dropout, and drops anything."""
+    """Whether the layer is such dropout with p > 0."""
     return is_dropout(layer) and layer.p > 0
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module calls something else too."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001 - torch has no public question
+    """Whether the module has hooks that run when it is called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)  # noqa: SLF001 - torch has no public accessor
 
 
-def layers_of(network: nn.Sequential, user: str) -> list[tuple[str, nn.Module]]:
-    """List the layers, those of nested sequences too, with their names.
+def layers_of(network: nn.Sequential, caller: str) -> list[tuple[str, nn.Module]]:
+    """List the layers with their names, including those of nested `nn.Sequential`.
+
+    Args:
+        network: the network.
+        caller: name of the calling class, for the error message.
 
     Raises:
-        TypeError: the network is no sequence, or does more than call its layers; `user` says who asked.
+        TypeError: the network is not an `nn.Sequential`, or does more than call its layers.
     """
     if not _is_sequence(network):
         raise TypeError(
-            f"{user} needs an nn.Sequential, got {type(network).__name__} "
-            "(hooks and a forward of its own would be passed over)"
+            f"{caller} needs an nn.Sequential, got {type(network).__name__} "
+            "(its hooks and its own forward would be ignored)"
         )
     return list(_flatten(network, ""))
 
 
 class Structure:
-    """Which layers a network consists of, to notice when they are not the same any more.
+    """Record of the layers of a network, to detect later changes.
 
     Args:
-        network: a sequence that `layers_of` takes.
+        network: a network that `layers_of` accepts.
     """
 
     def __init__(self, network: nn.Sequential) -> None:
-        self._kept = [(modules, tuple(modules.values())) for modules in _sequences(network)]
-        own = [(module._parameters, name) for module in network.modules() for name in module._parameters]  # noqa: SLF001
-        self._first = next(((parameters, name) for parameters, name in own if parameters[name] is not None), None)
+        self._layers_by_sequence = [(modules, tuple(modules.values())) for modules in _sequences(network)]
+        modules = network.modules()
+        parameters_by_name = [(module._parameters, name) for module in modules for name in module._parameters]  # noqa: SLF001
+        self._first_parameter = next(
+            ((parameters, name) for parameters, name in parameters_by_name if parameters[name] is not None), None
+        )
 
     @property
     def parameter(self) -> Tensor | None:
-        """The first parameter that the network has now; None without any."""
-        if self._first is None:
+        """The network's current first parameter; None if it has no parameters."""
+        if self._first_parameter is None:
             return None
-        parameters, name = self._first
+        parameters, name = self._first_parameter
         return parameters[name]
 
     def is_current(self) -> bool:
-        """Whether no layer has been replaced, added or removed since."""
-        return all(tuple(modules.values()) == layers for modules, layers in self._kept)
+        """Whether no layer was replaced, added or removed since."""
+        return all(tuple(modules.values()) == layers for modules, layers in self._layers_by_sequence)
 
 
 def split_at_first_dropout(layers: list[nn.Module]) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Split into the layers before the first active dropout, and the others, that dropout first.
+    """Split into the layers before the first active dropout, and the layers from there on.
 
     Raises:
-        ValueError: no active dropout.
+        ValueError: no dropout is active.
     """
     for first, layer in enumerate(layers):
         if is_active(layer):
@@ -78,12 +85,12 @@ def split_at_first_dropout(layers: list[nn.Module]) -> tuple[list[nn.Module], li
 
 
 def _is_sequence(module: nn.Module) -> TypeGuard[nn.Sequential]:
-    """Whether calling the module does no more than calling its children one after the other."""
+    """Whether calling the module only calls its children in order."""
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and not has_hooks(module)
 
 
 def _sequences(network: nn.Sequential) -> Iterator[Mapping[str, nn.Module | None]]:
-    """The children of the network and of the sequences in it, as torch keeps them."""
+    """Yield torch's dictionaries of the children of the network and of its nested sequences."""
     yield network._modules  # noqa: SLF001 - read at each call
     for layer in network:
         if _is_sequence(layer):
@@ -91,7 +98,7 @@ def _sequences(network: nn.Sequential) -> Iterator[Mapping[str, nn.Module | None
 
 
 def _flatten(network: nn.Sequential, path: str) -> Iterator[tuple[str, nn.Module]]:
-    for name, layer in network._modules.items():  # noqa: SLF001 - named_children tells a layer used twice only once
+    for name, layer in network._modules.items():  # noqa: SLF001 - named_children lists a shared layer only once
         if _is_sequence(layer):
             yield from _flatten(layer, f"{path}{name}.")
         else:
@@ -99,7 +106,7 @@ def _flatten(network: nn.Sequential, path: str) -> Iterator[tuple[str, nn.Module
 
 
 def as_images(images_B: Tensor | np.ndarray, parameter: Tensor | None) -> Tensor:
-    """Take images as a tensor of the network's dtype and device, those of one of its parameters.
+    """Convert images to a tensor with the dtype and device of a network's parameter.
 
     Raises:
         TypeError: the images are not floating-point.

@@ -1,4 +1,4 @@
-"""The chapter's dropout MLP."""
+"""Multilayer perceptron with dropout (d2l.ai, "Dropout")."""
 
 import math
 from collections import OrderedDict
@@ -9,12 +9,12 @@ from torch import nn
 
 @dataclass(frozen=True, kw_only=True)
 class MLPConfig:
-    """Shape of a multilayer perceptron with dropout after each hidden layer.
+    """Architecture of a multilayer perceptron with dropout after each hidden layer.
 
     The defaults are those of the d2l.ai chapter "Dropout".
 
     Raises:
-        ValueError: a size below 1, a probability outside [0, 1], or not one probability for each hidden layer.
+        ValueError: a size is below 1, a probability lies outside [0, 1], or there is not one for each hidden layer.
     """
 
     image: tuple[int, ...] = (1, 28, 28)
@@ -35,7 +35,7 @@ class MLPConfig:
 def build_mlp(config: MLPConfig) -> nn.Sequential:
     """Build the network of a configuration: images (B, *image) -> logits (B, classes).
 
-    Weights are PyTorch's default initialisation. The layers are named, so that a state dict reads `hidden1.weight`.
+    Weights have PyTorch's default initialization. The layers are named: keys of a state dict read `hidden1.weight`.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     width = math.prod(config.image)

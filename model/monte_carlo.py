@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout: many masks for the price of little more than one pass."""
+"""Monte-Carlo dropout: predictions of one network under many dropout masks."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -12,20 +12,20 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from model.chain import Chain, is_link, one_thread
-from model.dropout import BLOCK, Draw, Masks, check_masks, check_seed, keep_masks, mask_chunks, survivor_scale
+from model.chain import Chain, is_chain_layer, one_thread
+from model.dropout import BLOCK, MaskRange, Masks, check_masks, check_seed, keep_masks, mask_chunks, survivor_scale
 from model.layers import Structure, as_images, has_hooks, is_active, is_dropout, layers_of, split_at_first_dropout
 from model.uncertainty import Uncertainty, summarize
 
 _FIRST_SAMPLES = 2 * BLOCK
-_CACHED_CHUNKS = 64  # kept for the next call, one for each dropout layer and chunk of samples
+_CACHED_CHUNKS = 64  # of masks, one for each dropout layer and chunk of samples
 
-# Axes of the features, batch included, at which channel dropout drops channels: with one axis fewer, torch takes the
-# first for channels and the batch for one example.
+# Numbers of axes, batch included, for which channel dropout drops channels; with one axis fewer, torch interprets the
+# batch axis as channels.
 _CHANNEL_DROPOUT = {nn.Dropout1d: (3,), nn.Dropout2d: (3, 4), nn.Dropout3d: (5,)}
 _PROBABILITIES = (nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin, nn.Sigmoid)
 _CHAIN_DTYPES = (torch.float32, torch.float64)
-# What torch.nn computes at random, or from the whole batch, in train mode.
+# Modules of torch.nn whose output in train mode is random or depends on the whole batch.
 _MODE_SENSITIVE = (
     _NormBase,
     nn.RReLU,
@@ -41,19 +41,19 @@ _MODE_SENSITIVE = (
 class MonteCarloDropout:
     """Eval-mode prediction and Monte-Carlo dropout of one network (Gal & Ghahramani 2016, arXiv:1506.02142).
 
-    A mask is one thinned sub-network, keyed by (seed, sample, layer, unit) and shared by all images. Layers before the
-    first active dropout run once for each image. The network's train/eval mode never matters to its dropout layers and
-    is never changed, and no global random state is touched. Each image is computed by itself, so that its bits don't
-    depend on its neighbours.
+    A mask defines one thinned sub-network; it is keyed by (seed, sample, layer, unit) and shared by all images. Layers
+    before the first active dropout run once for each image. The network's train/eval mode does not affect its dropout
+    layers and is never changed. No global random state is used. Each image is computed separately, so that its result
+    does not depend on the other images of a batch.
 
     Args:
         network: layers in sequence (nested `nn.Sequential` too) from images (B, ...) to logits (B, C), with at least
             one `nn.Dropout` or `nn.Dropout1d/2d/3d` of p > 0.
 
     Raises:
-        TypeError: not an `nn.Sequential`, dropout of a kind or in a place that can't be reached from here, or
-            probabilities instead of logits at the end.
-        ValueError: no active dropout.
+        TypeError: the network is not an `nn.Sequential`, contains dropout that explicit masks can't replace, or ends in
+            probabilities instead of logits.
+        ValueError: no dropout is active.
     """
 
     def __init__(self, network: nn.Sequential) -> None:
@@ -61,11 +61,11 @@ class MonteCarloDropout:
         self._read()
 
     def __reduce__(self) -> tuple[type, tuple[nn.Sequential]]:
-        """Pickle or copy the network alone: the rest is made anew."""
+        """Pickle or copy only the network; everything else is derived from it."""
         return type(self), (self._network,)
 
     def _read(self) -> None:
-        """Take the layers as they are now."""
+        """Read the current layers of the network."""
         network = self._network
         layers = layers_of(network, "MonteCarloDropout")
         self._structure = Structure(network)
@@ -76,53 +76,57 @@ class MonteCarloDropout:
         last_name, last = layers[-1]
         if isinstance(last, _PROBABILITIES):
             raise TypeError(f"the network must end in logits, but its last layer {last_name} is {type(last).__name__}")
-        self._may_vary = [(name, module) for name, layer in layers for module in layer.modules() if _may_vary(module)]
-        known = all(_is_of_torch(module) for layer in self._layers for module in layer.modules())
-        # Faster; but what a module keeps of its input for later could not be used with gradients.
-        self._without_gradients = torch.inference_mode if known else torch.no_grad
-        self._may_write = not known or any(_may_write(module) for layer in self._layers for module in layer.modules())
-        start = _start_of_chain(self._layers)
-        self._before_chain, links = self._layers[:start], self._layers[start:]
-        self._flattens = isinstance(links[0], nn.Flatten) if links else False
-        self._chain = Chain(links)
+        self._depends_on_mode = [
+            (name, module) for name, layer in layers for module in layer.modules() if _depends_on_mode(module)
+        ]
+        all_of_torch = all(_is_torch_module(module) for layer in self._layers for module in layer.modules())
+        # inference_mode is faster, but tensors that a custom module keeps could not be used with gradients later.
+        self._without_gradients = torch.inference_mode if all_of_torch else torch.no_grad
+        self._may_modify_input = not all_of_torch or any(
+            _may_modify_input(module) for layer in self._layers for module in layer.modules()
+        )
+        start = _chain_start(self._layers)
+        self._before_chain, chain_layers = self._layers[:start], self._layers[start:]
+        self._flattens = isinstance(chain_layers[0], nn.Flatten) if chain_layers else False
+        self._chain = Chain(chain_layers)
         self._multipliers = lru_cache(maxsize=_CACHED_CHUNKS)(_draw_multipliers)
 
     def predict(self, images_B: Tensor | np.ndarray) -> Tensor:
-        """Predict with every unit kept, as in eval mode.
+        """Predict without dropout, as in eval mode.
 
         Args:
             images_B: floating-point images of shape (B, ...).
 
         Returns:
-            Class probabilities `probs_BC`.
+            Class probabilities `probs_BC`, of shape (B, C).
 
         Raises:
             TypeError: the images are not floating-point.
-            ValueError: a layer in train mode would make the answer depend on chance or on the batch.
+            ValueError: a layer in train mode would make the result random or dependent on the batch.
         """
         images_B = self._prepare(images_B)
         with torch.no_grad():
-            return _join([_softmax(_run(self._layers, image)) for image in self._one_by_one(images_B)], dim=0)
+            return _concatenate([_softmax(_run(self._layers, image)) for image in self._split_images(images_B)], dim=0)
 
     def sample(
         self, images_B: Tensor | np.ndarray, *, samples: int = 100, seed: int = 0, masks: Masks = "stratified"
     ) -> Tensor:
-        """Predict once under each of the first `samples` dropout masks of a seed.
+        """Predict under each of the first `samples` dropout masks of a seed.
 
-        Memory beyond input and result stays bounded: up to 100 masks of one image pass at a time.
+        Memory beyond input and result is bounded: at most 100 masks of one image are computed at a time.
 
         Args:
             images_B: floating-point images of shape (B, ...).
             samples: number S of masks, at least 2.
-            seed: 0 .. 2**64 - 1; the same seed gives the same masks everywhere.
-            masks: the design, see `keep_masks`. Means over stratified masks have the error of several times as many
-                independent ones.
+            seed: 0 .. 2**64 - 1; the same seed gives the same masks on every system.
+            masks: the design, see `keep_masks`. The mean over stratified masks is as precise as that over several times
+                as many independent masks.
 
         Returns:
-            Class probabilities of each pass, `probs_SBC`.
+            Class probabilities of each pass, `probs_SBC`, of shape (S, B, C).
 
         Raises:
-            TypeError: the images are not floating-point, or the seed is no whole number.
+            TypeError: the images are not floating-point, or the seed is not an integer.
             ValueError: fewer than 2 samples, a seed out of range, an unknown design, or a layer in train mode as in
                 `predict`.
         """
@@ -133,19 +137,19 @@ class MonteCarloDropout:
         images_B = self._prepare(images_B)
         if len(images_B) == 0:
             return self.predict(images_B).expand(samples, -1, -1)
-        if self._ends_in_chain(images_B):
+        if self._can_use_chain(images_B):
             vectors_B = self._vectors(images_B)
             with one_thread(), np.errstate(all="ignore"):
                 logits_BCS = self._chain.sample(vectors_B, samples=samples, seed=seed, masks=masks)
             return torch.from_numpy(logits_BCS).softmax(dim=1).permute(2, 0, 1)
         before, after = split_at_first_dropout(self._layers)
         with self._without_gradients():
-            features_B = [_run(before, image) for image in self._one_by_one(images_B)]
+            features_B = [_run(before, image) for image in self._split_images(images_B)]
             logits = [
                 torch.stack([self._run_masked(after, features, (chunk, seed, masks)) for features in features_B], dim=1)
                 for chunk in mask_chunks(samples, features_B[0].numel())
             ]
-        return _softmax(_join(logits, dim=0))
+        return _softmax(_concatenate(logits, dim=0))
 
     def sample_until(
         self,
@@ -156,21 +160,21 @@ class MonteCarloDropout:
         seed: int = 0,
         masks: Masks = "stratified",
     ) -> tuple[Tensor, Uncertainty]:
-        """Predict under as many masks as it takes to know the probability of the most probable class.
+        """Predict under as many masks as the required standard error needs.
 
-        The number grows from 20, by what the standard error so far lets expect, until that of the most probable class
-        of every image is within the tolerance, or `max_samples` is reached. The result is that of `sample` with the
-        number used.
+        The number of masks starts at 20 and grows, as the standard error predicts, until the standard error of the
+        most probable class of every image is within the tolerance, or `max_samples` is reached. The result is that of
+        `sample` with the final number.
 
         Args:
             images_B: floating-point images of shape (B, ...).
-            tolerance: standard error that suffices, above 0.
-            max_samples: where to stop in any case, at least 2.
+            tolerance: largest acceptable standard error, above 0.
+            max_samples: largest number of masks, at least 2.
             seed: as in `sample`.
             masks: as in `sample`.
 
         Returns:
-            `probs_SBC`, and their summary, whose standard errors tell whether the tolerance was met.
+            `probs_SBC`, and their summary with the standard errors reached.
 
         Raises:
             TypeError: as in `sample`.
@@ -181,44 +185,48 @@ class MonteCarloDropout:
         samples = min(_FIRST_SAMPLES, max_samples)
         while True:
             probs_SBC = self.sample(images_B, samples=samples, seed=seed, masks=masks)
-            found = summarize(probs_SBC, masks=masks)
-            top_B = found.mean.argmax(dim=-1, keepdim=True)
-            error = float(found.standard_error.gather(1, top_B).amax()) if len(top_B) else 0.0
+            summary = summarize(probs_SBC, masks=masks)
+            top_B = summary.mean.argmax(dim=-1, keepdim=True)
+            error = float(summary.standard_error.gather(1, top_B).amax()) if len(top_B) else 0.0
             if error <= tolerance or samples == max_samples:
-                return probs_SBC, found
-            excess = min(error / tolerance, max_samples)  # whose square can't overflow
+                return probs_SBC, summary
+            excess = min(error / tolerance, max_samples)  # bounded, so that the square can't overflow
             wanted = math.ceil(samples * excess**2 / BLOCK) * BLOCK
             samples = min(max(wanted, samples + BLOCK), 4 * samples, max_samples)
 
-    def _one_by_one(self, images_B: Tensor) -> Iterable[Tensor]:
-        """Split into batches of one; copies, where a layer might write to its input."""
+    def _split_images(self, images_B: Tensor) -> Iterable[Tensor]:
+        """Split into batches of one image; copies, if a layer may modify its input."""
         images = [images_B] if len(images_B) == 1 else torch.split(images_B, 1)
-        return [image.clone() for image in images] if self._may_write else images
+        return [image.clone() for image in images] if self._may_modify_input else images
 
-    def _ends_in_chain(self, images_B: Tensor) -> bool:
-        """Whether NumPy can compute all layers from the first active dropout on, and some before."""
+    def _can_use_chain(self, images_B: Tensor) -> bool:
+        """Whether NumPy can compute all layers from the first active dropout on."""
         return (
             images_B.is_cpu
             and images_B.dtype in _CHAIN_DTYPES
             and (images_B.ndim == 2 or self._flattens)
-            and self._chain.is_intact()
+            and self._chain.is_unchanged()
             and not any(map(is_active, self._before_chain))
         )
 
     def _vectors(self, images_B: Tensor) -> Sequence[np.ndarray]:
-        """Run images through the layers before the chain."""
+        """Run images through the layers before the chain: one vector for each."""
         if not self._before_chain:
             return list(images_B.numpy(force=True).reshape(len(images_B), -1))
         with self._without_gradients():
-            return [_run(self._before_chain, image).flatten().numpy(force=True) for image in self._one_by_one(images_B)]
+            return [
+                _run(self._before_chain, image).flatten().numpy(force=True) for image in self._split_images(images_B)
+            ]
 
-    def _run_masked(self, layers: list[nn.Module], features: Tensor, draw: Draw) -> Tensor:
+    def _run_masked(self, layers: list[nn.Module], features: Tensor, mask_range: MaskRange) -> Tensor:
         """Run one image's features (1, ...) through the layers from the first active dropout on: logits (S, C)."""
         dropouts = 0
         for layer in layers:
             if is_active(layer):
                 shape = _mask_shape(layer, features)
-                features = features * self._multipliers(shape, layer.p, dropouts, draw, features.dtype, features.device)
+                features = features * self._multipliers(
+                    shape, layer.p, dropouts, mask_range, features.dtype, features.device
+                )
                 dropouts += 1
             elif not is_dropout(layer):
                 features = layer(features)
@@ -227,10 +235,10 @@ class MonteCarloDropout:
     def _prepare(self, images_B: Tensor | np.ndarray) -> Tensor:
         if not self._structure.is_current():
             self._read()
-        for name, module in self._may_vary:
-            if module.training or _needs_batch(module):
+        for name, module in self._depends_on_mode:
+            if module.training or _needs_batch_statistics(module):
                 raise ValueError(
-                    f"layer {name}: {type(module).__name__} depends on chance or on the batch; "
+                    f"layer {name}: {type(module).__name__} is random or depends on the batch in this mode; "
                     "call network.eval() first (a batch norm also needs running statistics)"
                 )
         return as_images(images_B, self._structure.parameter)
@@ -249,29 +257,29 @@ def _refuse_unreachable_dropout(name: str, layer: nn.Module) -> None:
             )
 
 
-def _may_vary(module: nn.Module) -> bool:
-    """Whether the mode decides what a module computes: known of torch.nn's own, feared of all others."""
+def _depends_on_mode(module: nn.Module) -> bool:
+    """Whether train mode may change what a module computes: known for torch.nn, assumed for all other modules."""
     if is_dropout(module):
         return False
     estimates = any(isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values())  # noqa: SLF001
-    return estimates or isinstance(module, _MODE_SENSITIVE) or not _is_of_torch(module)
+    return estimates or isinstance(module, _MODE_SENSITIVE) or not _is_torch_module(module)
 
 
-def _is_of_torch(module: nn.Module) -> bool:
+def _is_torch_module(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.")
 
 
-def _may_write(module: nn.Module) -> bool:
-    """Whether a module may write to its input: known of torch.nn's own, feared of all others."""
-    return getattr(module, "inplace", False) or not _is_of_torch(module)
+def _may_modify_input(module: nn.Module) -> bool:
+    """Whether a module may modify its input: known for torch.nn, assumed for all other modules."""
+    return getattr(module, "inplace", False) or not _is_torch_module(module)
 
 
-def _needs_batch(module: nn.Module) -> bool:
+def _needs_batch_statistics(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and module.running_mean is None
 
 
 def _run(layers: Iterable[nn.Module], image: Tensor) -> Tensor:
-    """Run one image through the layers with every unit kept."""
+    """Run one image through the layers without dropout."""
     for layer in layers:
         if not is_dropout(layer):
             image = layer(image) if has_hooks(layer) else layer.forward(image)
@@ -279,22 +287,22 @@ def _run(layers: Iterable[nn.Module], image: Tensor) -> Tensor:
 
 
 def _softmax(logits: Tensor) -> Tensor:
-    """Probabilities; of bfloat16, whose rows would not sum to 1, in float32."""
+    """Compute probabilities; for bfloat16 in float32, because rows in bfloat16 would not sum to 1."""
     return logits.softmax(dim=-1, dtype=torch.float32 if logits.dtype is torch.bfloat16 else None)
 
 
-def _join(parts: list[Tensor], dim: int) -> Tensor:
+def _concatenate(parts: list[Tensor], dim: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
 
 
-def _start_of_chain(layers: list[nn.Module]) -> int:
-    """Index of the layer from which on all are a chain's: of the first that flattens, or 0 if all layers are."""
-    links = [is_link(layer) for layer in layers]
+def _chain_start(layers: list[nn.Module]) -> int:
+    """Index of the layer at which a chain starts: the first `nn.Flatten` followed by chain layers only, or 0."""
+    chain_layers = [is_chain_layer(layer) for layer in layers]
     if isinstance(layers[-1], nn.Linear):
         for index, layer in enumerate(layers):
-            if isinstance(layer, nn.Flatten) and all(links[index:]):
+            if isinstance(layer, nn.Flatten) and all(chain_layers[index:]):
                 return index
-        if all(links):
+        if all(chain_layers):
             return 0
     return len(layers)
 
@@ -313,9 +321,9 @@ def _mask_shape(layer: _DropoutNd, features: Tensor) -> tuple[int, ...]:
 
 
 def _draw_multipliers(
-    shape: tuple[int, ...], p: float, layer: int, draw: Draw, dtype: torch.dtype, device: torch.device
+    shape: tuple[int, ...], p: float, layer: int, mask_range: MaskRange, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """0 for a dropped unit and 1 / (1 - p) for a kept one, (S, *shape)."""
-    samples, seed, masks = draw
+    """Masks of shape (S, *shape): 0 for a dropped unit, 1 / (1 - p) for a kept unit."""
+    samples, seed, masks = mask_range
     keep = keep_masks(shape, p, samples=len(samples), first=samples.start, seed=seed, layer=layer, masks=masks)
     return torch.from_numpy(keep).to(device, dtype) * survivor_scale(p)

@@ -1,4 +1,4 @@
-"""What S stochastic passes say together: mean, spread, and the parts of the entropy."""
+"""Summary of S stochastic passes: mean, variance, entropies, mutual information and standard error."""
 
 import math
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from model.dropout import BLOCK, Masks, check_masks
 Array = np.ndarray
 
 _ROW_SUM_TOLERANCE = 1e-3
-_NUMBERS_AT_ONCE = 2**15  # float64, which fits into a cache; larger arrays the system maps anew each time
-_SMALLEST = 1e-30  # added to probabilities before logarithms are taken
-_SMALLEST_DIFFERENCE = 1e-16  # from 1, that float64 tells
-# The normal distribution in 19 steps up to 4.5 standard deviations: what one mask in 300,000 exceeds is left out.
+_MAX_CHUNK_SIZE = 2**15  # float64 numbers that fit into a cache; the system maps larger arrays again for each call
+_EPSILON = 1e-30  # added to probabilities before logarithms are taken
+_MIN_COMPLEMENT = 1e-16  # of 1 - p, at the resolution of float64
+# The standard normal distribution at 19 points up to 4.5 standard deviations, which one mask in 150,000 exceeds.
 _Z = np.linspace(-4.5, 4.5, 19)
 _DENSITY_Z = np.exp(-(_Z**2) / 2) / np.exp(-(_Z**2) / 2).sum()
 _DENSITY_AND_SLOPE_Z2 = np.stack([_DENSITY_Z, _DENSITY_Z * _Z / np.sqrt(_DENSITY_Z @ _Z**2)], axis=1)
@@ -29,9 +29,9 @@ class Uncertainty:
         mean: (B, C), average probability over the passes.
         variance: (B, C), population variance over the passes (divided by S).
         predictive_entropy: (B,), entropy of the mean: the total.
-        expected_entropy: (B,), mean entropy of a pass: the aleatoric part.
+        expected_entropy: (B,), mean of the entropies of the passes: the aleatoric part.
         mutual_information: (B,), between prediction and weights: the epistemic part, corrected for finite S.
-        standard_error: (B, C), how far `mean` is from that of infinitely many passes, in standard deviations.
+        standard_error: (B, C), standard deviation of `mean` around the mean of infinitely many passes.
     """
 
     mean: Tensor
@@ -46,39 +46,42 @@ def summarize(probs_SBC: Tensor | np.ndarray, *, masks: Masks = "stratified") ->
     """Average S passes and split their predictive entropy, in nats.
 
     H[mean] = E[H] + I, total = aleatoric + epistemic (Houlsby et al. 2011, arXiv:1112.5745, equation 2; Gal 2016,
-    "Uncertainty in Deep Learning", section 3.3.1). Of finitely many passes H[mean] is low by sum(v / 2 mean) to first
-    order, v the variance of the mean (Miller 1955; Paninski 2003, doi:10.1162/089976603321780272): the mutual
-    information has it added, so that it is H[mean] - E[H] plus a little. v is estimated from means of blocks of ten
-    stratified passes, or from the passes themselves if they are independent (or fewer than two blocks).
+    "Uncertainty in Deep Learning", section 3.3.1). For finitely many passes, H[mean] is too low by sum(v / (2 mean)) to
+    first order, where v is the variance of the mean (Miller 1955; Paninski 2003, doi:10.1162/089976603321780272). The
+    mutual information is corrected by this term: I = H[mean] - E[H] + sum(v / (2 mean)). v is estimated from the means
+    of blocks of ten stratified passes, or from single passes if they are independent (or fewer than two blocks).
 
-    The standard error is sqrt(v) or, if that is more, what the log-odds of a class tell: most classes are improbable
-    but under a few masks, and passes that don't happen to contain those show no spread. Over the masks the log-odds are
-    nearly normal. Their spread, measured in the tail towards one half, gives the variance V of a probability, and which
-    part L of it is linear in the log-odds. Blocks show how much less the log-odds' mean varies than that of independent
-    passes, r (for which r is 1). Then V - L + r L, over S, is the squared standard error.
+    The standard error is the larger of sqrt(v) and an estimate from the log-odds of a class. The second is needed
+    because a class may be probable under few masks only: passes without these masks show no variance. The log-odds are
+    nearly normal over the masks. Their scale, estimated in the tail towards a probability of one half, gives the
+    variance V of a probability and the part L of V that is linear in the log-odds. The blocks give r, the variance of
+    the mean log-odds relative to that of independent passes. The squared standard error is (V - L + r L) / S, with r at
+    most 1. docs/method.md derives the formulas.
 
     Args:
-        probs_SBC: softmax output of each pass, tensor or array; every row sums to 1.
+        probs_SBC: softmax output of each pass, tensor or array of shape (S, B, C); every row sums to 1.
         masks: the design of the passes, see `keep_masks`; passes in train mode are "independent".
 
     Raises:
-        ValueError: not of three axes, fewer than two passes, a row that is no probability distribution, or an unknown
-            design.
+        ValueError: the input does not have three axes, has fewer than two passes or a row that is not a probability
+            distribution, or the design is unknown.
     """
     check_masks(masks)
-    probs_BCS = _as_rows(probs_SBC)
+    probs_BCS = _validated(probs_SBC)
     images, classes, passes = probs_BCS.shape
-    at_once = max(_NUMBERS_AT_ONCE // max(classes * passes, 1), 1)
+    chunk = max(_MAX_CHUNK_SIZE // max(classes * passes, 1), 1)
     parts = [
-        _summarize(np.ascontiguousarray(probs_BCS[first : first + at_once], dtype=np.float64), masks)
-        for first in range(0, max(images, 1), at_once)
+        _summarize(np.ascontiguousarray(probs_BCS[first : first + chunk], dtype=np.float64), masks)
+        for first in range(0, max(images, 1), chunk)
     ]
-    whole = parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Uncertainty(**{name: torch.from_numpy(array) for name, array in whole.items()})
+    merged = (
+        parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    )
+    return Uncertainty(**{name: torch.from_numpy(array) for name, array in merged.items()})
 
 
 def entropy(probs_C: Tensor) -> Tensor:
-    """Shannon entropy over the last axis, in nats; 0 log 0 is 0.
+    """Compute the Shannon entropy over the last axis, in nats; 0 log 0 is 0.
 
     Args:
         probs_C: probabilities of shape (..., C).
@@ -90,7 +93,7 @@ def entropy(probs_C: Tensor) -> Tensor:
     return terms_C.sum(dim=-1)
 
 
-def _as_rows(probs_SBC: Tensor | np.ndarray) -> Array:
+def _validated(probs_SBC: Tensor | np.ndarray) -> Array:
     array_SBC = probs_SBC.detach().cpu().numpy() if isinstance(probs_SBC, Tensor) else np.asarray(probs_SBC)
     if array_SBC.ndim != 3:
         raise ValueError(f"probs_SBC must have axes (samples, images, classes), got shape {array_SBC.shape}")
@@ -100,63 +103,63 @@ def _as_rows(probs_SBC: Tensor | np.ndarray) -> Array:
 
 
 def _summarize(probs_BCS: Array, masks: Masks) -> dict[str, Array]:
-    """Summarize images whose passes lie side by side: written for few calls of NumPy, which cost more than the work."""
+    """Summarize images with the passes on the last axis, in few NumPy calls, whose overhead dominates."""
     _, classes, passes = probs_BCS.shape
     block = BLOCK if masks == "stratified" and passes >= 2 * BLOCK else 1
     sums_B1S = probs_BCS.sum(axis=1, keepdims=True)
     if not (probs_BCS.min(initial=0) >= 0 and np.abs(sums_B1S - 1).max(initial=0) <= _ROW_SUM_TOLERANCE):
         raise ValueError("every row of probs_SBC must be a distribution: no negative or NaN entry, and a sum of 1")
-    logs_BCS = np.log(probs_BCS + _SMALLEST)
-    # Others, not 1 - p: a float32 close to 1 knows little about its distance from it.
-    odds_BCS = logs_BCS - np.log(np.maximum(sums_B1S - probs_BCS, _SMALLEST_DIFFERENCE))
-    both_BDS = np.concatenate([probs_BCS, odds_BCS], axis=1)  # D = 2 C: probabilities, then log-odds
-    means_BD = both_BDS.sum(axis=-1) / passes
-    deviation_BDS = both_BDS - means_BD[..., None]
+    log_probs_BCS = np.log(probs_BCS + _EPSILON)
+    # The sum of the other probabilities instead of 1 - p: near 1, float32 resolves 1 - p poorly.
+    log_odds_BCS = log_probs_BCS - np.log(np.maximum(sums_B1S - probs_BCS, _MIN_COMPLEMENT))
+    stacked_BDS = np.concatenate([probs_BCS, log_odds_BCS], axis=1)  # D = 2 C: probabilities, then log-odds
+    means_BD = stacked_BDS.sum(axis=-1) / passes
+    deviation_BDS = stacked_BDS - means_BD[..., None]
     variance_BD = np.vecdot(deviation_BDS, deviation_BDS) / passes
-    of_mean_BD = variance_BD / (passes - 1) if block == 1 else _variance_of_mean(deviation_BDS, block)
-    mean_BC, of_mean_BC = means_BD[:, :classes], of_mean_BD[:, :classes]
-    by_odds_BC = _variance_by_odds(
+    variance_of_mean_BD = variance_BD / (passes - 1) if block == 1 else _variance_of_mean(deviation_BDS, block)
+    mean_BC, variance_of_mean_BC = means_BD[:, :classes], variance_of_mean_BD[:, :classes]
+    log_odds_variance_BC = _variance_from_log_odds(
         means_BD[:, classes:],
         deviation_BDS[:, classes:] * np.copysign(1, 0.5 - mean_BC)[..., None],
-        of_mean_BD[:, classes:] * (passes - 1) / np.maximum(variance_BD[:, classes:], _SMALLEST),
+        variance_of_mean_BD[:, classes:] * (passes - 1) / np.maximum(variance_BD[:, classes:], _EPSILON),
     )
-    predictive_B = -np.vecdot(mean_BC, np.log(mean_BC + _SMALLEST))
-    expected_B = -np.vecdot(probs_BCS, logs_BCS).sum(axis=-1) / passes
-    excess_B = (of_mean_BC / (mean_BC + _SMALLEST)).sum(axis=-1) / 2
+    predictive_B = -np.vecdot(mean_BC, np.log(mean_BC + _EPSILON))
+    expected_B = -np.vecdot(probs_BCS, log_probs_BCS).sum(axis=-1) / passes
+    entropy_bias_B = (variance_of_mean_BC / (mean_BC + _EPSILON)).sum(axis=-1) / 2
     return {
         "mean": mean_BC,
         "variance": variance_BD[:, :classes],
         "predictive_entropy": predictive_B,
         "expected_entropy": expected_B,
-        # The difference is never negative, since entropy is concave (Jensen), but for rounding: -1e-16.
-        "mutual_information": np.maximum(predictive_B - expected_B, 0) + excess_B,
-        "standard_error": np.sqrt(np.maximum(of_mean_BC, by_odds_BC)),
+        # Entropy is concave, so the difference is negative only by rounding (-1e-16).
+        "mutual_information": np.maximum(predictive_B - expected_B, 0) + entropy_bias_B,
+        "standard_error": np.sqrt(np.maximum(variance_of_mean_BC, log_odds_variance_BC)),
     }
 
 
 def _variance_of_mean(deviation_BDS: Array, block: int) -> Array:
-    """Variance of the mean over passes, from the means of whole blocks of them."""
+    """Estimate the variance of the mean over passes from the means of whole blocks of passes."""
     blocks = deviation_BDS.shape[-1] // block
     sums_BDK = np.add.reduceat(deviation_BDS[..., : blocks * block], np.arange(0, blocks * block, block), axis=-1)
     variance_BD: Array = np.vecdot(sums_BDK, sums_BDK) / (block**2 * blocks * (blocks - 1))
     return variance_BD
 
 
-def _variance_by_odds(center_BC: Array, towards_half_BCS: Array, ratio_BC: Array) -> Array:
-    """Variance of the mean probability, taking the log-odds to be normal over the passes.
+def _variance_from_log_odds(mean_log_odds_BC: Array, towards_half_BCS: Array, variance_ratio_BC: Array) -> Array:
+    """Estimate the variance of the mean probability, assuming that the log-odds are normal over the passes.
 
     Args:
-        center_BC: mean log-odds.
-        towards_half_BCS: deviations from it, positive where they lead to a probability of one half.
-        ratio_BC: variance of the mean log-odds over that of independent passes.
+        mean_log_odds_BC: mean log-odds.
+        towards_half_BCS: deviations from it, positive towards a probability of one half.
+        variance_ratio_BC: variance of the mean log-odds relative to that of independent passes.
     """
     passes = towards_half_BCS.shape[-1]
     upper_BCS = np.maximum(towards_half_BCS, 0)
-    # The standard deviation whose normal distribution has this half's third moment, where the tail weighs more.
-    spread_BC = np.cbrt(np.vecdot(upper_BCS, upper_BCS * upper_BCS) * (math.sqrt(math.pi / 2) / passes))
-    probs_BCZ = 1 / (1 + np.exp(-(center_BC[..., None] + spread_BC[..., None] * _Z)))
+    # The standard deviation of the normal distribution with the third moment of this half, which weighs the tail more.
+    scale_BC = np.cbrt(np.vecdot(upper_BCS, upper_BCS * upper_BCS) * (math.sqrt(math.pi / 2) / passes))
+    probs_BCZ = 1 / (1 + np.exp(-(mean_log_odds_BC[..., None] + scale_BC[..., None] * _Z)))
     mean_and_slope_BC2 = probs_BCZ @ _DENSITY_AND_SLOPE_Z2
     variance_BC = np.square(probs_BCZ - mean_and_slope_BC2[..., :1]) @ _DENSITY_AND_SLOPE_Z2[:, 0]
-    variance_BC -= np.maximum(1 - ratio_BC, 0) * np.square(mean_and_slope_BC2[..., 1])
-    of_mean_BC: Array = np.maximum(variance_BC, 0) / passes
-    return of_mean_BC
+    variance_BC -= np.maximum(1 - variance_ratio_BC, 0) * np.square(mean_and_slope_BC2[..., 1])
+    variance_of_mean_BC: Array = np.maximum(variance_BC, 0) / passes
+    return variance_of_mean_BC

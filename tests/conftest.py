@@ -12,7 +12,7 @@ from server import ROOT, Server, serve
 from threadpoolctl import threadpool_limits
 
 from training.data import DataError, FashionMNIST, load_fashion_mnist
-from training.ood import fetch, read_images
+from training.ood import download_images, read_images
 
 # The matrices are small and the cores few: several threads would mostly wait for each other.
 torch.set_num_threads(1)
@@ -39,7 +39,7 @@ def mnist() -> np.ndarray:
     """The 10,000 test digits, uint8: beside the project where it is developed, else by torchvision."""
     beside = ROOT.parent / "shared" / "data" / "mnist" / "t10k-images-idx3-ubyte.gz"
     try:
-        return read_images(beside) if beside.exists() else fetch("MNIST")
+        return read_images(beside) if beside.exists() else download_images("MNIST")
     except DataError as error:
         missing(str(error))
 

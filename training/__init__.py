@@ -1,1 +1,1 @@
-"""From the data to an artifact: recipes, fitting, evaluation."""
+"""Training: data, recipes, fitting, calibration, evaluation and artifacts."""

@@ -1,4 +1,4 @@
-"""Fit to held-out images what makes a network's probabilities and doubts mean what they say."""
+"""Fit temperature, prediction sets and abstention thresholds to images held out of training."""
 
 import itertools
 import math
@@ -9,61 +9,64 @@ from rich.console import Console
 from scipy import optimize, stats
 from torch import nn
 
-from model.calibration import COVERAGES, RISKS, SAMPLES, Calibration, Estimator, set_scores, tempered
+from model.calibration import COVERAGES, RISKS, SAMPLES, Calibration, Estimator, apply_temperature, nonconformity_scores
 from training.data import Images
-from training.estimates import ensemble, estimate
+from training.estimates import combine_members, estimate
 from training.metrics import errors_by_confidence
 
 Array = np.ndarray
 
-CONFIDENCE = 0.95  # of the bound on the risk among the answered
+CONFIDENCE = 0.95  # of the upper bound on the risk
 _MASK_SEED = 0
 _UNIFORM_SEED = 0
-_STEPS = 100  # thresholds that are tried
+_STEPS = 100  # number of candidate thresholds
 _QUANTILES = np.linspace(0, 1, 101)
 
 
 def fit_calibrations(
     networks: Sequence[nn.Sequential], images: Images, *, samples: Sequence[int] = SAMPLES, console: Console
 ) -> list[Calibration]:
-    """Calibrate every estimator on images that training has not seen.
+    """Calibrate every estimator on images held out of training.
 
     Args:
-        networks: one, or the members of an ensemble.
-        images: labelled.
+        networks: one network, or the members of an ensemble.
+        images: labelled calibration images.
         samples: numbers of masks.
-        console: shows the progress.
+        console: console for the progress bar.
+
+    Returns:
+        One calibration for each estimator and number of masks.
     """
     members = [
-        estimate(network, images, samples=samples, seed=_MASK_SEED, console=console, doing="calibrating")
+        estimate(network, images, samples=samples, seed=_MASK_SEED, console=console, label="calibrating")
         for network in networks
     ]
     labels_B = images.labels_B.numpy()
     return [
         fit_calibration(**found, labels_B=labels_B, estimator=estimator, samples=count)
-        for (estimator, count), found in ensemble(members).items()
+        for (estimator, count), found in combine_members(members).items()
     ]
 
 
 def fit_calibration(
     probs_BC: Array, information_B: Array, labels_B: Array, *, estimator: Estimator, samples: int
 ) -> Calibration:
-    """Fit temperature, prediction sets and abstention of one estimator.
+    """Fit temperature, prediction sets and abstention for one estimator.
 
     Args:
         probs_BC: mean class probabilities of labelled images.
         information_B: mutual information, in nats.
         labels_B: their classes.
-        estimator: what made them.
-        samples: from how many masks.
+        estimator: estimator of the probabilities.
+        samples: number of its masks; 0 without sampling.
     """
     values = {"predictive_entropy": stats.entropy(probs_BC, axis=1), "mutual_information": information_B}
     reference = {name: np.quantile(value_B, _QUANTILES).round(7).tolist() for name, value_B in values.items()}
     temperature = fit_temperature(probs_BC, labels_B)
-    probs_BC = tempered(probs_BC, temperature)
+    probs_BC = apply_temperature(probs_BC, temperature)
     uniform_B = np.random.default_rng(_UNIFORM_SEED).random(len(labels_B))
     true_scores = {
-        method: set_scores(probs_BC, uniform_B, method=method)[np.arange(len(labels_B)), labels_B]
+        method: nonconformity_scores(probs_BC, uniform_B, method=method)[np.arange(len(labels_B)), labels_B]
         for method in ("lac", "aps")
     }
     return Calibration(
@@ -74,38 +77,38 @@ def fit_calibration(
             method: {coverage: conformal_quantile(scores_B, coverage) for coverage in COVERAGES}
             for method, scores_B in true_scores.items()
         },
-        confidences={risk: least_confidence(probs_BC, labels_B, risk) for risk in RISKS},
+        confidences={risk: confidence_threshold(probs_BC, labels_B, risk) for risk in RISKS},
         reference=reference,
     )
 
 
 def fit_temperature(probs_BC: Array, labels_B: Array) -> float:
-    """Find the temperature of the least mean negative log-likelihood."""
+    """Find the temperature that minimizes the mean negative log-likelihood."""
 
     def loss(log_temperature: float) -> float:
-        likelihood_B = tempered(probs_BC, np.exp(log_temperature))[np.arange(len(labels_B)), labels_B]
+        likelihood_B = apply_temperature(probs_BC, np.exp(log_temperature))[np.arange(len(labels_B)), labels_B]
         return -float(np.log(likelihood_B + 1e-300).mean())
 
     return float(np.exp(optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-4}).x))
 
 
 def conformal_quantile(scores_B: Array, coverage: float) -> float | None:
-    """The score that a new one exceeds with a probability of at most 1 - coverage, whatever its distribution.
+    """Compute the score that a new score exceeds with probability at most 1 - coverage, for any distribution.
 
-    That of rank ceil((n + 1) coverage) among n (Lei et al. 2018, doi:10.1080/01621459.2017.1307116); None if there are
-    too few to know.
+    It is the score of rank ceil((n + 1) coverage) among n (Lei et al. 2018, doi:10.1080/01621459.2017.1307116); None
+    if n is too small.
     """
     rank = math.ceil((len(scores_B) + 1) * coverage - 1e-9)
     return float(np.sort(scores_B)[rank - 1]) if rank <= len(scores_B) else None
 
 
-def least_confidence(probs_BC: Array, labels_B: Array, risk: float) -> float | None:
-    """The confidence from which on predictions are answered, so that at most a part `risk` of those is wrong.
+def confidence_threshold(probs_BC: Array, labels_B: Array, risk: float) -> float | None:
+    """Find the smallest confidence to answer at, so that at most a fraction `risk` of the answers is wrong.
 
-    Thresholds are tried from strict to lax until the upper bound on the risk (Clopper & Pearson 1934, at a confidence
-    of 95 %) exceeds it: as the order is fixed beforehand, the bound holds for the last one that did not (fixed-sequence
-    testing, Angelopoulos et al. 2021, arXiv:2110.01052). The first leaves as many answers as allow for one error. None
-    if not even that one keeps the risk, or there are not so many images.
+    Thresholds are tested from strict to loose until the upper bound on the risk (Clopper & Pearson 1934, 95 %
+    confidence) exceeds `risk`. As the order is fixed in advance, the bound holds for the last threshold that passes
+    (fixed-sequence testing, Angelopoulos et al. 2021, arXiv:2110.01052). The first threshold leaves enough answers to
+    allow one error. The result is None if it fails, or if there are too few images.
     """
     confidence_B = probs_BC.max(axis=1)
     errors_N = errors_by_confidence(confidence_B, probs_BC.argmax(axis=1) == labels_B)
@@ -113,13 +116,17 @@ def least_confidence(probs_BC: Array, labels_B: Array, risk: float) -> float | N
     first = next(count for count in itertools.count(2) if _upper_bound(1, count) <= risk)
     if first > len(labels_B):
         return None
-    least = None
+    threshold = None
     for answered in np.linspace(first, len(labels_B), _STEPS, dtype=int):
         if _upper_bound(errors_N[answered - 1], answered) > risk:
             break
-        least = float(descending_N[answered - 1])
-    return least
+        threshold = float(descending_N[answered - 1])
+    return threshold
 
 
-def _upper_bound(errors: int, answered: int) -> float:
-    return 1.0 if errors == answered else float(stats.beta.ppf(CONFIDENCE, errors + 1, answered - errors))
+def _upper_bound(error_console: int, answered: int) -> float:
+    return (
+        1.0
+        if error_console == answered
+        else float(stats.beta.ppf(CONFIDENCE, error_console + 1, answered - error_console))
+    )

@@ -1,4 +1,4 @@
-"""Fashion-MNIST as tensors: found, verified, split."""
+"""Fashion-MNIST as tensors: search, verification, splits."""
 
 import gzip
 import hashlib
@@ -18,7 +18,7 @@ from torch import Tensor
 Array = np.ndarray[Any, np.dtype[np.uint8]]
 
 DATA_VARIABLE = "MCD_DATA_DIR"
-DOWNLOAD_ERRORS = (OSError, RuntimeError, HTTPException)  # of torchvision
+DOWNLOAD_ERRORS = (OSError, RuntimeError, HTTPException)  # raised by torchvision
 _CALIBRATION_SEED, _VALIDATION_SEED = 1, 0
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -30,7 +30,7 @@ CLASSES = (
 
 
 class DataError(Exception):
-    """Fashion-MNIST is not to be found, or what was found is not Fashion-MNIST."""
+    """Fashion-MNIST was not found, or the files found have other contents."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Images:
 
     @property
     def inputs_B(self) -> Tensor:
-        """The network's input: float32 in [0, 1] of shape (B, 1, 28, 28)."""
+        """Input of the network: float32 in [0, 1] of shape (B, 1, 28, 28)."""
         return as_inputs(self.images_B)
 
 
@@ -63,7 +63,7 @@ class FashionMNIST:
     Attributes:
         train: 60,000 images.
         test: 10,000 images.
-        source: the folder that it was read from.
+        source: folder of the files.
     """
 
     train: Images
@@ -103,27 +103,28 @@ def load_fashion_mnist(
 ) -> FashionMNIST:
     """Find, read and verify Fashion-MNIST.
 
-    Looked for in this order: `folder`, or else the folder named by MCD_DATA_DIR; the folder of Debian's package
-    dataset-fashion-mnist; the cache; torchvision's download into the cache. A folder that was named must have the data.
+    The search order is: `folder`, or else the folder named by MCD_DATA_DIR; the folder of Debian's package
+    dataset-fashion-mnist; the cache; torchvision's download into the cache. A folder that is named must contain
+    the data.
 
     Args:
-        folder: has the four IDX files, gzipped or not, itself or in FashionMNIST/raw.
-        environ: where MCD_DATA_DIR and XDG_CACHE_HOME are looked up.
-        download: whether torchvision may download what no folder has.
+        folder: contains the four IDX files, gzipped or not, directly or in FashionMNIST/raw.
+        environ: environment with MCD_DATA_DIR and XDG_CACHE_HOME.
+        download: whether torchvision may download missing files.
 
     Raises:
-        DataError: nothing was found (the message names every remedy), or a file's contents are wrong.
+        DataError: no data was found (the message lists all remedies), or a file has wrong contents.
     """
-    named = folder or environ.get(DATA_VARIABLE)
+    chosen = folder or environ.get(DATA_VARIABLE)
     cache = cache_folder(environ)
-    candidates = [Path(named)] if named else [DEBIAN_FOLDER, cache]
+    candidates = [Path(chosen)] if chosen else [DEBIAN_FOLDER, cache]
     for candidate in candidates:
-        if source := _folder_of_files(candidate):
+        if source := _find_files(candidate):
             return _read(source)
     failure = "not tried"
-    if download and not named:
+    if download and not chosen:
         failure = _download(cache)
-        if source := _folder_of_files(cache):
+        if source := _find_files(cache):
             return _read(source)
     raise DataError(
         f"Fashion-MNIST was not found in {', '.join(map(str, candidates))} (download: {failure}). Remedies: "
@@ -134,18 +135,18 @@ def load_fashion_mnist(
 
 
 def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where downloads are kept."""
+    """Return the folder of downloads."""
     return Path(environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcd"
 
 
 @dataclass(frozen=True)
 class Splits:
-    """The 60,000 images by what they are for; the same for every seed.
+    """The 60,000 images by purpose; the split is the same for every seed.
 
     Attributes:
-        training: to fit weights to.
-        validation: to choose recipes by.
-        calibration: to calibrate the result with.
+        training: images to fit weights to.
+        validation: images to choose recipes with.
+        calibration: images to calibrate the result with.
     """
 
     training: Images
@@ -153,51 +154,51 @@ class Splits:
     calibration: Images
 
 
-def split_three(train: Images, *, each: int, validate: bool) -> Splits:
-    """Split off images to choose recipes by, and, from the others, images to calibrate with.
+def split_data(train: Images, *, images_per_part: int, validate: bool) -> Splits:
+    """Hold out validation images and, from the rest, calibration images.
 
     Args:
         train: the 60,000 images.
-        each: how many of both, a multiple of the number of classes.
-        validate: whether those to choose by are left out of training; what calibrates never had a part in a choice.
+        images_per_part: number of validation and of calibration images, a multiple of the number of classes.
+        validate: whether validation images are excluded from training. Calibration images never are validation images.
     """
-    rest, validation = split_train(train, held_out=each, seed=_VALIDATION_SEED)
-    training, calibration = split_train(rest, held_out=each, seed=_CALIBRATION_SEED)
+    rest, validation = hold_out(train, held_out=images_per_part, seed=_VALIDATION_SEED)
+    training, calibration = hold_out(rest, held_out=images_per_part, seed=_CALIBRATION_SEED)
     if not validate:
-        training, validation = _joined(training, validation), validation[:0]
+        training, validation = _concatenate(training, validation), validation[:0]
     return Splits(training, validation, calibration)
 
 
-def _joined(one: Images, other: Images) -> Images:
+def _concatenate(one: Images, other: Images) -> Images:
     return Images(torch.cat([one.images_B, other.images_B]), torch.cat([one.labels_B, other.labels_B]))
 
 
-def split_train(train: Images, *, held_out: int, seed: int) -> tuple[Images, Images]:
+def hold_out(train: Images, *, held_out: int, seed: int) -> tuple[Images, Images]:
     """Split images into a training part and a held-out part with equally many of each class.
 
     Args:
         train: the images to split.
-        held_out: how many images to hold out, a multiple of the number of classes.
-        seed: of the permutation that decides which.
+        held_out: number of images to hold out, a multiple of the number of classes.
+        seed: seed of the permutation that selects them.
 
     Raises:
-        ValueError: `held_out` can't be shared out evenly.
+        ValueError: `held_out` is not a multiple of the number of classes.
     """
-    each, rest = divmod(held_out, len(CLASSES))
+    images_per_class, rest = divmod(held_out, len(CLASSES))
     if rest:
         raise ValueError(f"held_out must be a multiple of {len(CLASSES)}, got {held_out}")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     labels = train.labels_B[order]
-    chosen = torch.cat([order[labels == label][:each] for label in range(len(CLASSES))])
+    chosen = torch.cat([order[labels == label][:images_per_class] for label in range(len(CLASSES))])
     is_held_out = torch.zeros(len(train), dtype=torch.bool)
     is_held_out[chosen] = True
     return train[~is_held_out], train[is_held_out]
 
 
-def _folder_of_files(folder: Path) -> Path | None:
-    for place in (folder, folder / "FashionMNIST" / "raw"):
-        if all(_path(place, file.name).is_file() for file in FILES):
-            return place
+def _find_files(folder: Path) -> Path | None:
+    for candidate in (folder, folder / "FashionMNIST" / "raw"):
+        if all(_path(candidate, file.name).is_file() for file in FILES):
+            return candidate
     return None
 
 
@@ -240,7 +241,7 @@ def _check(path: Path, file: _File, array: Array) -> None:
 
 
 def _download(cache: Path) -> str:
-    """Let torchvision download into the cache; tell how that went."""
+    """Download with torchvision into the cache; describe the outcome."""
     from training.vision import torchvision  # noqa: PLC0415 - slow to import, and rarely needed
 
     try:

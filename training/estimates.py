@@ -1,4 +1,4 @@
-"""Predictions of images in every way: eval mode, dropout masks, moments."""
+"""Predictions by each estimator: eval mode, dropout masks, moments."""
 
 from collections.abc import Sequence
 
@@ -26,26 +26,26 @@ def estimate(
     samples: Sequence[int],
     seed: int,
     console: Console,
-    doing: str = "predicting",
+    label: str = "predicting",
 ) -> Estimates:
-    """Predict images in every way: `probs_BC`, and where there is spread, `information_B` (nats).
+    """Predict images by each estimator.
 
     Args:
         network: linear layers, ReLU and dropout.
         images: to predict.
-        samples: numbers of masks, each the first of the largest.
+        samples: numbers of masks; each uses the first masks of the largest number.
         seed: of the masks.
-        console: shows the progress.
-        doing: what it shows beside.
+        console: console for the progress bar.
+        label: label of the progress bar.
 
     Returns:
-        By estimator and number of masks.
+        `probs_BC` and the mutual information `information_B` (nats; 0 for eval mode), by estimator and number of masks.
     """
     mc, moments = MonteCarloDropout(network), MomentPropagation(network)
     parts: dict[tuple[Estimator, int], list[tuple[Tensor, Tensor]]] = {}
     for inputs_B in track(
         images.inputs_B.split(_IMAGES_AT_ONCE),
-        f"{doing}: {len(images):,} images",
+        f"{label}: {len(images):,} images",
         console=console,
         transient=True,
         disable=not console.is_terminal,
@@ -53,8 +53,8 @@ def estimate(
         parts.setdefault(("eval", 0), []).append((mc.predict(inputs_B).double(), torch.zeros(len(inputs_B))))
         probs_SBC = mc.sample(inputs_B, samples=max(samples), seed=seed)
         for count in samples:
-            found = summarize(probs_SBC[:count])
-            parts.setdefault(("masks", count), []).append((found.mean, found.mutual_information))
+            summary = summarize(probs_SBC[:count])
+            parts.setdefault(("masks", count), []).append((summary.mean, summary.mutual_information))
         propagated = moments.predict(inputs_B)
         parts.setdefault(("moments", 0), []).append((propagated.mean, propagated.mutual_information))
     return {
@@ -66,12 +66,12 @@ def estimate(
     }
 
 
-def ensemble(members: Sequence[Estimates]) -> Estimates:
-    """Join several networks' estimates of the same images (Lakshminarayanan et al. 2017, arXiv:1612.01474).
+def combine_members(members: Sequence[Estimates]) -> Estimates:
+    """Combine the estimates of an ensemble's members (Lakshminarayanan et al. 2017, arXiv:1612.01474).
 
     Returns:
-        The mean probabilities; as information that of the choice of network and masks together: the entropy of the
-        mean, less the mean of the entropies that are left within networks and masks.
+        The mean probabilities, and the mutual information between the prediction and the choice of member and mask: the
+        entropy of the mean minus the mean of the members' expected entropies.
     """
     joined: Estimates = {}
     for key in members[0]:

@@ -1,7 +1,7 @@
-"""Measure an artifact on the 10,000 test images, and on what is none of them: `python -m training.evaluate`."""
+"""Evaluate an artifact on test, shifted and out-of-distribution images: `python -m training.evaluate`."""
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,84 +12,90 @@ import typer
 from model import Artifact, Calibration, find_calibration, load_artifact
 from model.artifact import write_atomically
 from model.dropout import MAX_SEED
-from training import sheets
 from training.calibrate import fit_calibrations
-from training.data import DataError, FashionMNIST, Images, load_fashion_mnist, split_three
-from training.estimates import Estimates, ensemble, estimate
+from training.data import DataError, FashionMNIST, Images, load_fashion_mnist, split_data
+from training.estimates import Estimates, combine_members, estimate
 from training.measure import (
-    decisions,
+    decide,
     measure,
     measure_classes,
     measure_decisions,
+    measure_detection,
     measure_one,
-    novelty_scores,
-    told_apart,
+    ood_scores,
 )
-from training.ood import DOWNLOADS, built_in, fetch, read_images
+from training.ood import DOWNLOADS, download_images, read_images, synthetic_images
 from training.report import Evaluation, as_json, write_report
-from training.shifts import ANGLES, CORRUPTIONS, SEVERITIES, shifts
-from training.terminal import console, errors
+from training.shifts import ANGLES, CORRUPTIONS, SEVERITIES, shifted_images
+from training.tables import (
+    calibration_tables,
+    class_tables,
+    detection_tables,
+    prediction_tables,
+    shift_tables,
+)
+from training.terminal import console, error_console
 
 Array = np.ndarray
 
-COUNTS = (2, 5, 10, 30, 100, 300)  # of masks, side by side
-_SHIFTED = ("accuracy", "nll", "ece", "entropy", "mutual_information")
+MASK_COUNTS = (2, 5, 10, 30, 100, 300)  # numbers of masks to compare
+_SHIFT_METRICS = ("accuracy", "nll", "ece", "entropy", "mutual_information")
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 class Evaluator:
-    """Measures one artifact: predicts images, telling how far it has come, and says what was found."""
+    """Predicts images with one artifact, shows the progress, and measures the predictions."""
 
     def __init__(self, artifact: Artifact, fashion: FashionMNIST, *, samples: int, seed: int, steps: int) -> None:
         self.artifact, self.fashion, self.samples, self.seed = artifact, fashion, samples, seed
         self._number, self._steps = itertools.count(1), steps
 
     def estimates(
-        self, images: Images, doing: str, *, samples: Sequence[int] | None = None, artifact: Artifact | None = None
+        self, images: Images, label: str, *, samples: Sequence[int] | None = None, artifact: Artifact | None = None
     ) -> Estimates:
-        """Estimate by the artifact, or by another one."""
-        doing = f"[{next(self._number)}/{self._steps}] {doing}"
+        """Predict images with the artifact, or with another one."""
+        label = f"[{next(self._number)}/{self._steps}] {label}"
         if not console.is_terminal:
-            console.print(doing)
+            console.print(label)
         return estimate(
             (artifact or self.artifact).network,
             images,
             samples=samples or (self.samples,),
             seed=self.seed,
             console=console,
-            doing=doing,
+            label=label,
         )
 
     def measure(
         self, estimates: Estimates, labels_B: Array, calibrations: Sequence[Calibration] | None = None
     ) -> dict[str, Any]:
-        """Measure estimates by the artifact's calibrations, or by others."""
-        given = self.artifact.calibrations if calibrations is None else calibrations
-        return measure(estimates, labels_B, samples=self.samples, seed=self.seed, calibrations=given)
+        """Measure estimates with the artifact's calibrations, or with others."""
+        calibrations = self.artifact.calibrations if calibrations is None else calibrations
+        return measure(estimates, labels_B, samples=self.samples, seed=self.seed, calibrations=calibrations)
 
-    def beside(self, name: str, members: Sequence[Artifact]) -> tuple[Estimates, dict[str, Any]]:
-        """Estimate and measure, on the test images, another model, or several as an ensemble."""
+    def compare(self, name: str, members: Sequence[Artifact]) -> tuple[Estimates, dict[str, Any]]:
+        """Predict and measure the test images with another model, or with several as an ensemble."""
         test = self.fashion.test
-        estimates = ensemble([self.estimates(test, name, artifact=member) for member in members])
+        estimates = combine_members([self.estimates(test, name, artifact=member) for member in members])
         calibrations: Sequence[Calibration] = members[0].calibrations
         if len(members) > 1:
-            calibrations = self._calibrations_of_ensemble(members)
+            calibrations = self._calibrate_ensemble(members)
         return estimates, self.measure(estimates, test.labels_B.numpy(), calibrations)
 
-    def _calibrations_of_ensemble(self, members: Sequence[Artifact]) -> list[Calibration]:
-        """Calibrate as each member was, if they were on the same images."""
+    def _calibrate_ensemble(self, members: Sequence[Artifact]) -> list[Calibration]:
+        """Calibrate on the members' calibration images, if all members share them."""
         counts = {member.card.get("data", {}).get("split", {}).get("calibration", 0) for member in members}
         if len(counts) > 1 or 0 in counts:
             return []
         (count,) = counts
-        images = split_three(self.fashion.train, each=count, validate=False).calibration
+        images = split_data(self.fashion.train, images_per_part=count, validate=False).calibration
         return fit_calibrations(
             [member.network for member in members], images, samples=(self.samples,), console=console
         )
 
-    def counted(self, estimates: Estimates, labels_B: Array) -> dict[str, Any]:
-        """Measure estimates by number of masks; calibrated only where just that number was."""
+    def measure_by_mask_count(self, estimates: Estimates, labels_B: Array) -> dict[str, Any]:
+        """Measure estimates by number of masks, calibrated where a calibration applies."""
         rows = {}
         for (estimator, count), found in estimates.items():
             if estimator == "masks":
@@ -97,63 +103,67 @@ class Evaluator:
                 rows[str(count)] = measure_one(found, labels_B, calibration=calibration)
         return rows
 
-    def decided(self, estimates: Estimates, scored: Mapping[str, Array], labels_B: Array | None) -> dict[str, float]:
-        """Measure what the service would decide; nothing of an artifact that can't decide."""
-        decided = decisions(self.artifact, estimates, scored, samples=self.samples)
+    def measure_decisions(
+        self, estimates: Estimates, scores: Mapping[str, Array], labels_B: Array | None
+    ) -> dict[str, float]:
+        """Measure the decisions of the service; empty if the artifact has no calibration or novelty model."""
+        decided = decide(self.artifact, estimates, scores, samples=self.samples)
         return {} if decided is None else measure_decisions(decided, estimates, labels_B, samples=self.samples)
 
-    def shifted(self) -> dict[str, dict[str, Any]]:
-        """Measure test images that are turned or corrupted, by kind and degree."""
-        found: dict[str, dict[str, Any]] = {}
-        for kind, degree, images in shifts(self.fashion.test):
+    def measure_shifts(self) -> dict[str, dict[str, Any]]:
+        """Measure rotated and corrupted test images, by kind and degree."""
+        results: dict[str, dict[str, Any]] = {}
+        for kind, degree, images in shifted_images(self.fashion.test):
             labels_B = images.labels_B.numpy()
             estimates = self.estimates(images, f"{kind} {degree}")
             row: dict[str, Any] = {}
             for mode, measured in self.measure(estimates, labels_B).items():
-                row[mode] = {name: measured[name] for name in _SHIFTED if name in measured}
+                row[mode] = {name: measured[name] for name in _SHIFT_METRICS if name in measured}
                 if "calibrated" in measured:
                     row[mode]["calibrated"] = {name: measured["calibrated"][name] for name in ("nll", "ece")}
-            scored = novelty_scores(self.artifact, images, estimates, samples=self.samples)
-            if decided := self.decided(estimates, scored, labels_B):
-                row["decision"] = decided
-            found.setdefault(kind, {})[degree] = row
-        return found
+            scores = ood_scores(self.artifact, images, estimates, samples=self.samples)
+            if decision := self.measure_decisions(estimates, scores, labels_B):
+                row["decision"] = decision
+            results.setdefault(kind, {})[degree] = row
+        return results
 
 
-def run(evaluator: Evaluator, beside: Mapping[str, Sequence[Artifact]], outside: Mapping[str, Array]) -> Evaluation:
+def evaluate_artifact(
+    evaluator: Evaluator, compared: Mapping[str, Sequence[Artifact]], ood_images: Mapping[str, Array]
+) -> Evaluation:
     """Evaluate an artifact.
 
     Args:
-        evaluator: of the artifact.
-        beside: other models by name, several members an ensemble.
-        outside: uint8 images (B, 28, 28) that are no clothing, by name.
+        evaluator: evaluator of the artifact.
+        compared: other models by name; several members form an ensemble.
+        ood_images: out-of-distribution uint8 images (B, 28, 28) by name.
     """
     test, samples = evaluator.fashion.test, evaluator.samples
     labels_B = test.labels_B.numpy()
-    own = evaluator.estimates(test, "test images", samples=sorted({*COUNTS, samples}))
-    figures = evaluator.measure(own, labels_B) | {
-        "masks": evaluator.counted(own, labels_B),
-        "classes": measure_classes(own, labels_B, samples=samples, artifact=evaluator.artifact),
+    own_estimates = evaluator.estimates(test, "test images", samples=sorted({*MASK_COUNTS, samples}))
+    figures = evaluator.measure(own_estimates, labels_B) | {
+        "masks": evaluator.measure_by_mask_count(own_estimates, labels_B),
+        "classes": measure_classes(own_estimates, labels_B, samples=samples, artifact=evaluator.artifact),
     }
-    estimates, figures["beside"] = {"": own}, {}
-    for name, members in beside.items():
-        estimates[name], figures["beside"][name] = evaluator.beside(name, members)
-    scored = {"test images": novelty_scores(evaluator.artifact, test, own, samples=samples)}
-    decided = {"test images": evaluator.decided(own, scored["test images"], labels_B)}
-    for name, images_BHW in outside.items():
+    estimates, figures["beside"] = {"": own_estimates}, {}
+    for name, members in compared.items():
+        estimates[name], figures["beside"][name] = evaluator.compare(name, members)
+    scores = {"test images": ood_scores(evaluator.artifact, test, own_estimates, samples=samples)}
+    decisions = {"test images": evaluator.measure_decisions(own_estimates, scores["test images"], labels_B)}
+    for name, images_BHW in ood_images.items():
         images = Images(torch.from_numpy(images_BHW.copy()), torch.zeros(len(images_BHW)).long())
         found = evaluator.estimates(images, name)
-        scored[name] = novelty_scores(evaluator.artifact, images, found, samples=samples)
-        decided[name] = evaluator.decided(found, scored[name], None)
-    figures["ood"] = {name: told_apart(scored["test images"], scored[name]) for name in outside}
-    if all(decided.values()):
-        figures["decisions"] = decided
-    shifted = evaluator.shifted()
-    figures |= {"rotation": shifted.pop("rotation"), "corruptions": shifted}
-    parts: list[Callable[..., list[sheets.Sheet]]] = [sheets.promises, sheets.classes, sheets.outside, sheets.shifted]
-    tables = sheets.predictions(figures, f"{len(test):,} test images")
-    tables += [sheet for part in parts for sheet in part(figures)]
-    return Evaluation(evaluator.artifact, test, samples, estimates, scored, figures, tables)
+        scores[name] = ood_scores(evaluator.artifact, images, found, samples=samples)
+        decisions[name] = evaluator.measure_decisions(found, scores[name], None)
+    figures["ood"] = {name: measure_detection(scores["test images"], scores[name]) for name in ood_images}
+    if all(decisions.values()):
+        figures["decisions"] = decisions
+    shifts = evaluator.measure_shifts()
+    figures |= {"rotation": shifts.pop("rotation"), "corruptions": shifts}
+    builders = (calibration_tables, class_tables, detection_tables, shift_tables)
+    tables = prediction_tables(figures, f"{len(test):,} test images")
+    tables += [table for build in builders for table in build(figures)]
+    return Evaluation(evaluator.artifact, test, samples, estimates, scores, figures, tables)
 
 
 @app.command()
@@ -190,42 +200,46 @@ def main(  # noqa: PLR0913 - one argument an option
         if out is not None and not out.parent.is_dir():
             raise FileNotFoundError(f"--out: there is no folder {out.parent}")
         loaded, fashion = load_artifact(artifact), load_fashion_mnist(data)
-        others: dict[str, list[Artifact]] = {}
-        for name, folder in _named(beside or [], "--beside"):
-            others.setdefault(name, []).append(load_artifact(folder))
-        outside = built_in(fashion.test.images_B.numpy()) | _outside(ood or [])
-        steps = 1 + sum(map(len, others.values())) + len(outside) + len(ANGLES) + len(CORRUPTIONS) * len(SEVERITIES)
-        found = run(Evaluator(loaded, fashion, samples=samples, seed=seed, steps=steps), others, outside)
+        compared: dict[str, list[Artifact]] = {}
+        for name, folder in _parse_pairs(beside or [], "--beside"):
+            compared.setdefault(name, []).append(load_artifact(folder))
+        ood_images = synthetic_images(fashion.test.images_B.numpy()) | _read_ood_images(ood or [])
+        steps = (
+            1 + sum(map(len, compared.values())) + len(ood_images) + len(ANGLES) + len(CORRUPTIONS) * len(SEVERITIES)
+        )
+        evaluation = evaluate_artifact(
+            Evaluator(loaded, fashion, samples=samples, seed=seed, steps=steps), compared, ood_images
+        )
         if out is not None:
-            write_atomically(out, as_json(found.figures))
+            write_atomically(out, as_json(evaluation.figures))
         if report is not None:
-            write_report(report, found)
+            write_report(report, evaluation)
     except (DataError, OSError, TypeError, ValueError) as error:
-        errors.print(f"error: {error}", style="bold red")
+        error_console.print(f"error: {error}", style="bold red")
         raise typer.Exit(1) from error
-    for sheet in found.sheets:
-        console.print(sheet.for_terminal())
+    for table in evaluation.tables:
+        console.print(table.as_rich())
     if report is not None:
         console.print(f"model card: {report / 'index.html'}")
 
 
-def _outside(given: Sequence[str]) -> dict[str, Array]:
-    """Read what is named; of what can't be downloaded, say so and go without."""
-    found = {}
-    for name, path in _named([one for one in given if one not in DOWNLOADS], "--ood"):
-        found[name] = read_images(Path(path))
+def _read_ood_images(arguments: Sequence[str]) -> dict[str, Array]:
+    """Read or download the named images; report failed downloads and omit them."""
+    images = {}
+    for name, path in _parse_pairs([one for one in arguments if one not in DOWNLOADS], "--ood"):
+        images[name] = read_images(Path(path))
     for name in DOWNLOADS:
-        if name in given:
+        if name in arguments:
             try:
-                found[name] = fetch(name)
+                images[name] = download_images(name)
             except DataError as error:
-                errors.print(f"left out: {error}", style="yellow")
-    return found
+                error_console.print(f"omitted: {error}", style="yellow")
+    return images
 
 
-def _named(given: Sequence[str], option: str) -> list[tuple[str, str]]:
+def _parse_pairs(arguments: Sequence[str], option: str) -> list[tuple[str, str]]:
     pairs = []
-    for one in given:
+    for one in arguments:
         name, equals, path = one.partition("=")
         if not (name and equals and path):
             raise ValueError(f"{option}: expected NAME=PATH, got {one}")

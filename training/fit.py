@@ -1,4 +1,4 @@
-"""Fit a network to images by a recipe, one epoch after the other."""
+"""Fit a network to images by a recipe, epoch by epoch."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -15,12 +15,12 @@ from model.dropout import survivor_scale
 from training.data import Images, as_inputs
 from training.recipes import Recipe
 
-_EVALUATED_AT_ONCE = 10_000
+_EVALUATION_BATCH = 10_000
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch did; losses are mean cross-entropies in nats, accuracies in [0, 1].
+    """Results of one epoch; losses are mean cross-entropies in nats, accuracies in [0, 1].
 
     The training figures are means over the epoch's steps, under dropout and augmentation; the others are measured in
     eval mode after it.
@@ -34,16 +34,16 @@ class Epoch:
 
 
 class Fit:
-    """A training run that can stop after any epoch and go on from its `state_dict` with the same bits.
+    """A training run that can stop after any epoch and continue from its `state_dict` with identical results.
 
-    All randomness of an epoch follows from (seed, number of the epoch), so the state needs no generator's.
+    All random numbers of an epoch derive from (seed, number of the epoch), so the state contains no generators.
 
     Args:
-        recipe: how to train.
-        train: images to train on; kept on the device as a whole.
-        held_out: images to measure each epoch on.
-        seed: of initial weights, order, augmentation and dropout.
-        device: where to compute.
+        recipe: training recipe.
+        train: training images; all are kept on the device.
+        held_out: images on which each epoch is measured.
+        seed: seed of initial weights, order, augmentation and dropout.
+        device: device of the computation.
     """
 
     def __init__(self, recipe: Recipe, train: Images, held_out: Images, *, seed: int, device: torch.device) -> None:
@@ -63,7 +63,7 @@ class Fit:
 
     @property
     def network(self) -> nn.Sequential:
-        """The result so far: the averaged weights where the recipe asks for them."""
+        """The current result: averaged weights if the recipe specifies averaging."""
         return self._network if self._average is None else self._average.module
 
     @property
@@ -73,22 +73,22 @@ class Fit:
     def run_epoch(self) -> Epoch:
         """Train for one epoch, measure, and append the result to the history."""
         number = len(self.history) + 1
-        words = _seed_torch(self.seed, number)
+        bit_generator = _seed_torch(self.seed, number)
         self._network.train()
         loss_sum = torch.zeros((), device=self.train.images_B.device)
         correct = torch.zeros_like(loss_sum)
         for inputs_B, labels_B in self._batches():
-            loss, hits = self._step(inputs_B, labels_B, words)
+            loss, correct_in_batch = self._step(inputs_B, labels_B, bit_generator)
             loss_sum += loss * len(labels_B)
-            correct += hits
-        held_out_loss, held_out_accuracy = measure(self.network, self.held_out)
+            correct += correct_in_batch
+        held_out_loss, held_out_accuracy = evaluate_loss(self.network, self.held_out)
         images = len(self.train)
         epoch = Epoch(number, loss_sum.item() / images, correct.item() / images, held_out_loss, held_out_accuracy)
         self.history.append(epoch)
         return epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the rest of the run depends on, for `torch.save`."""
+        """Return the complete state of the run, for `torch.save`."""
         return {
             "recipe": asdict(self.recipe),
             "seed": self.seed,
@@ -102,15 +102,15 @@ class Fit:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state of the same recipe and seed, on the same kind of device with as many threads.
+        """Continue from a state of the same recipe, seed, kind of device and number of threads.
 
         Raises:
-            ValueError: the state belongs to another run; going on would not end with the bits of either.
+            ValueError: the state belongs to another run, so that continuing would not reproduce either run.
         """
-        mine = self.state_dict()
+        own = self.state_dict()
         for what in ("recipe", "seed", "device", "threads"):
-            if state[what] != mine[what]:
-                raise ValueError(f"{what}: expected {mine[what]}, got a checkpoint of {state[what]}")
+            if state[what] != own[what]:
+                raise ValueError(f"{what}: expected {own[what]}, got a checkpoint of {state[what]}")
         self.history = [Epoch(**row) for row in state["history"]]
         self._network.load_state_dict(state["network"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -128,10 +128,10 @@ class Fit:
             return self._plain_inputs_B[index]
         return as_inputs(augment(self.train.images_B[index], flip=self.recipe.flip, shift=self.recipe.shift))
 
-    def _step(self, inputs_B: Tensor, labels_B: Tensor, words: np.random.BitGenerator) -> tuple[Tensor, Tensor]:
-        """Take one optimiser step: mean loss, and number of right answers (a mean over the masks)."""
+    def _step(self, inputs_B: Tensor, labels_B: Tensor, bit_generator: np.random.BitGenerator) -> tuple[Tensor, Tensor]:
+        """Take one optimizer step; return the mean loss and the number of correct predictions (mean over the masks)."""
         masks = self.recipe.masks
-        logits = _run_with_dropout(self._suffix, self._prefix(inputs_B).repeat(masks, 1), words)
+        logits = _run_with_dropout(self._suffix, self._prefix(inputs_B).repeat(masks, 1), bit_generator)
         labels = labels_B.repeat(masks)
         loss = cross_entropy(logits, labels)
         self._optimizer.zero_grad()
@@ -143,35 +143,35 @@ class Fit:
         return loss.detach(), (logits.detach().argmax(dim=-1) == labels).sum() / masks
 
 
-def _run_with_dropout(layers: nn.Sequential, features: Tensor, words: np.random.BitGenerator) -> Tensor:
+def _run_with_dropout(layers: nn.Sequential, features: Tensor, bit_generator: np.random.BitGenerator) -> Tensor:
     for layer in layers:
         if isinstance(layer, nn.Dropout):
-            features = features * (_keep(features, layer.p, words) * survivor_scale(layer.p))
+            features = features * (_keep_mask(features, layer.p, bit_generator) * survivor_scale(layer.p))
         else:
             features = layer(features)
     return features
 
 
-def _keep(features: Tensor, p: float, words: np.random.BitGenerator) -> Tensor:
-    """Draw a keep-mask by comparing 32-bit words with p: a fifth of the time of `nn.Dropout` on a CPU."""
+def _keep_mask(features: Tensor, p: float, bit_generator: np.random.BitGenerator) -> Tensor:
+    """Draw a keep-mask by comparing 32-bit words with p, in a fifth of the time of `nn.Dropout` on a CPU."""
     size = features.numel()
-    drawn = words.random_raw(-(-size // 2)).view(np.uint32)[:size]
+    drawn = bit_generator.random_raw(-(-size // 2)).view(np.uint32)[:size]
     return torch.from_numpy(drawn >= int(p * 2**32)).view(features.shape).to(features.device)
 
 
-def measure(network: nn.Module, images: Images) -> tuple[float, float]:
-    """Mean cross-entropy in nats and accuracy in [0, 1] of a network in eval mode."""
+def evaluate_loss(network: nn.Module, images: Images) -> tuple[float, float]:
+    """Compute mean cross-entropy in nats and accuracy in [0, 1] of a network in eval mode."""
     was_training = network.training
     network.eval()
     with torch.no_grad():
-        logits = torch.cat([network(as_inputs(part)) for part in images.images_B.split(_EVALUATED_AT_ONCE)])
+        logits = torch.cat([network(as_inputs(part)) for part in images.images_B.split(_EVALUATION_BATCH)])
     network.train(was_training)
     accuracy = (logits.argmax(dim=-1) == images.labels_B).double().mean()
     return cross_entropy(logits, images.labels_B).item(), accuracy.item()
 
 
 def augment(images_B: Tensor, *, flip: bool, shift: int) -> Tensor:
-    """Mirror and shift images (B, 28, 28) at random, each half the time; what a shift uncovers is black."""
+    """Mirror and shift images (B, 28, 28), each with probability one half; uncovered pixels are black."""
     if flip:
         is_flipped = torch.rand(len(images_B), device=images_B.device) < 0.5
         images_B = torch.where(is_flipped[:, None, None], images_B.flip(-1), images_B)
@@ -192,7 +192,7 @@ def _shift(images_B: Tensor, shift: int) -> Tensor:
 
 
 def _seed_torch(seed: int, epoch: int) -> np.random.BitGenerator:
-    """Seed torch's global generator, which draws weights, order and augmentation; give the one that draws masks."""
+    """Seed torch's global generator, for weights, order and augmentation; return the generator of masks."""
     for_torch, for_masks = np.random.SeedSequence((seed, epoch)).spawn(2)
     torch.manual_seed(int(for_torch.generate_state(1, np.uint64)[0]))
     return np.random.SFC64(for_masks)

@@ -1,4 +1,4 @@
-"""Images that are no clothing."""
+"""Out-of-distribution images."""
 
 import gzip
 from pathlib import Path
@@ -14,11 +14,11 @@ Array = np.ndarray
 SIDE = 28
 DOWNLOADS = ("MNIST", "KMNIST", "EMNIST")
 _SEED = 0
-_GREYS = 5  # steps between blank images
+_GREYS = 5  # difference of grey levels between blank images
 
 
-def built_in(test_BHW: Array) -> dict[str, Array]:
-    """Make images that are none: uniform noise, and test images with permuted pixels, inverted, and blank ones.
+def synthetic_images(test_BHW: Array) -> dict[str, Array]:
+    """Make uniform noise, test images with permuted pixels, inverted test images, and blank images.
 
     Args:
         test_BHW: uint8 images (B, 28, 28).
@@ -34,11 +34,11 @@ def built_in(test_BHW: Array) -> dict[str, Array]:
     }
 
 
-def fetch(name: str) -> Array:
-    """Load the test images (B, 28, 28) of one of `DOWNLOADS`, from the cache or else by torchvision; EMNIST's letters.
+def download_images(name: str) -> Array:
+    """Load the test images (B, 28, 28) of one of `DOWNLOADS` from the cache, or download them; EMNIST: letters.
 
     Raises:
-        DataError: it can't be reached.
+        DataError: the download failed.
     """
     options = {"split": "letters"} if name == "EMNIST" else {}
     try:
@@ -46,14 +46,14 @@ def fetch(name: str) -> Array:
     except DOWNLOAD_ERRORS as error:
         raise DataError(f"{name}: can't be downloaded ({' '.join(str(error).split())})") from error
     images_BHW: Array = found.data.numpy()
-    return images_BHW.transpose(0, 2, 1) if name == "EMNIST" else images_BHW  # EMNIST's files have columns as rows
+    return images_BHW.transpose(0, 2, 1) if name == "EMNIST" else images_BHW  # EMNIST's files store columns as rows
 
 
 def read_images(path: Path) -> Array:
     """Read uint8 images (B, 28, 28), light on dark: an IDX file, gzipped or not, an .npy file, or a folder of images.
 
     Raises:
-        DataError: there are none.
+        DataError: the path has no valid images.
     """
     try:
         images_BHW = _read_folder(path) if path.is_dir() else _read_file(path)
@@ -78,7 +78,7 @@ def _read_file(path: Path) -> Array:
     data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     axes = data[3] if data[:3] == b"\x00\x00\x08" else 0
     if axes != 3:
-        raise ValueError("no IDX file of bytes with three axes")
+        raise ValueError("expected an IDX file of bytes with three axes")
     shape = np.frombuffer(data, dtype=">u4", count=axes, offset=4).astype(int)
     return np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * axes).reshape(shape)
 

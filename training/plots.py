@@ -1,4 +1,4 @@
-"""Pictures of results."""
+"""Plots of results, as PNG files."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ from training.metrics import bins_of_equal_width, errors_by_confidence
 
 Array = np.ndarray
 
-_LEAST_IN_BIN = 20
-_LEAST_LIKELY = 0.1
+_MIN_BIN_IMAGES = 20
+_MIN_SHOWN_PROBABILITY = 0.1
 
 mpl.use("Agg")
 
 
 def learning_curves(history: Sequence[Epoch], *, title: str, held_out_name: str) -> bytes:
-    """Draw loss and accuracies against the epoch, as the chapter does, as a PNG file.
+    """Plot loss and accuracies against the epoch, as the chapter does.
 
     Args:
         history: the epochs of a run.
-        title: what was run.
-        held_out_name: what the held-out images are called: "validation" or "test".
+        title: title of the plot.
+        held_out_name: name of the held-out images: "validation" or "test".
     """
     figure, axes = _figure()
     epochs = [row.epoch for row in history]
@@ -41,25 +41,25 @@ def learning_curves(history: Sequence[Epoch], *, title: str, held_out_name: str)
 
 
 def reliability(curves: Mapping[str, tuple[Array, Array]], *, bins: int = 15) -> bytes:
-    """Draw how often predictions are right against how confident they are.
+    """Plot accuracy against confidence (reliability diagram).
 
     Args:
-        curves: confidence (B,) and whether it was right (B,), by name.
-        bins: of equal width.
+        curves: confidence (B,) and correctness (B,) by name.
+        bins: number of bins of equal width.
     """
     figure, axes = _figure()
-    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="as it should be")
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1, label="perfect calibration")
     for name, (confidence_B, right_B) in curves.items():
         bin_B = bins_of_equal_width(confidence_B, bins)
-        used = np.flatnonzero(np.bincount(bin_B, minlength=bins) >= _LEAST_IN_BIN)
+        used = np.flatnonzero(np.bincount(bin_B, minlength=bins) >= _MIN_BIN_IMAGES)
         means = [[values_B[bin_B == k].mean() for k in used] for values_B in (confidence_B, right_B)]
         axes.plot(*means, marker="o", label=name)
-    axes.set(xlabel="confidence", ylabel="part that is right", title=f"bins of at least {_LEAST_IN_BIN} images")
+    axes.set(xlabel="confidence", ylabel="part that is right", title=f"bins of at least {_MIN_BIN_IMAGES} images")
     return _legend(figure, axes)
 
 
 def risk_coverage(curves: Mapping[str, tuple[Array, Array]]) -> bytes:
-    """Draw the error among the most confident against how many they are; arguments as of `reliability`."""
+    """Plot the error among the most confident predictions against their fraction; arguments as in `reliability`."""
     figure, axes = _figure()
     for name, (confidence_B, right_B) in curves.items():
         errors_N = errors_by_confidence(confidence_B, right_B)
@@ -70,9 +70,9 @@ def risk_coverage(curves: Mapping[str, tuple[Array, Array]]) -> bytes:
 
 
 def histograms(values: Mapping[str, Array], *, label: str) -> bytes:
-    """Draw the distributions of a score, (B,) by name of the images; the last bin holds all that is higher.
+    """Plot histograms of a score (B,) by name of the images; the last bin contains all higher scores.
 
-    It is at the highest of their 99th percentiles, or where three times that of the first images is reached.
+    The axis ends at the largest 99th percentile, but at most at three times that of the first images.
     """
     figure, axes = _figure()
     percentiles = [np.quantile(value_B, 0.99) for value_B in values.values()]
@@ -86,7 +86,7 @@ def histograms(values: Mapping[str, Array], *, label: str) -> bytes:
 
 
 def bars(heights: Mapping[str, float], *, label: str) -> bytes:
-    """Draw a bar for each name."""
+    """Plot a bar for each name."""
     figure, axes = _figure()
     axes.barh(list(heights), list(heights.values()))
     axes.invert_yaxis()
@@ -95,7 +95,7 @@ def bars(heights: Mapping[str, float], *, label: str) -> bytes:
 
 
 def gallery(images_BHW: Array, titles: Sequence[str], *, columns: int = 8) -> bytes:
-    """Draw images (B, H, W) in a grid, each under its title."""
+    """Plot images (B, H, W) in a grid, each below its title."""
     rows = -(-len(images_BHW) // columns)
     figure = Figure(figsize=(1.5 * columns, 1.9 * rows), layout="constrained")
     for axes in figure.subplots(rows, columns, squeeze=False).flat:
@@ -107,10 +107,10 @@ def gallery(images_BHW: Array, titles: Sequence[str], *, columns: int = 8) -> by
 
 
 def lines(curves: Mapping[str, Mapping[float, float]], *, x: str, y: str, log: bool = False) -> bytes:
-    """Draw figures, by name and place on the x axis; one that is the same everywhere is dashed.
+    """Plot curves; a constant curve is dashed.
 
     Args:
-        curves: by name.
+        curves: values by x, by name.
         x: label of the x axis.
         y: label of the y axis.
         log: whether the x axis is logarithmic.
@@ -128,15 +128,15 @@ def lines(curves: Mapping[str, Mapping[float, float]], *, x: str, y: str, log: b
     return _legend(figure, axes)
 
 
-def bands(
+def curves_with_intervals(
     panels: Mapping[str, Mapping[str, Mapping[float, tuple[float, float]]]], *, x: str, log: bool = False
 ) -> bytes:
-    """Draw curves with the intervals around them, in two or three panels, or two rows of two.
+    """Plot curves with intervals in two or three panels, or two rows of two.
 
     Args:
-        panels: mean and half the interval's width by place on the x axis, by name, by title.
+        panels: mean and half width of the interval by x, by name, by title.
         x: label of the x axis.
-        log: whether that is logarithmic.
+        log: whether the x axis is logarithmic.
     """
     columns = 3 if len(panels) == 3 else 2
     rows = -(-len(panels) // columns)
@@ -155,10 +155,10 @@ def bands(
 
 
 def intervals(panels: Mapping[str, Mapping[str, tuple[float, float]]]) -> bytes:
-    """Draw means with their intervals as whiskers, a row for each name, in panels side by side.
+    """Plot means with intervals as error bars, one row for each name, in adjacent panels.
 
     Args:
-        panels: mean and half the interval's width by name, by title; the names are the same in all.
+        panels: mean and half width of the interval by name, by title; all panels have the same names.
     """
     figure = Figure(figsize=(3.2 * len(panels) + 1, 1 + 0.35 * max(map(len, panels.values()))), layout="constrained")
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)
@@ -171,20 +171,20 @@ def intervals(panels: Mapping[str, Mapping[str, tuple[float, float]]]) -> bytes:
     return _png(figure)
 
 
-def turned_picture(images_THW: Array, probs_STC: Array, *, angles: Sequence[int], classes: Sequence[str]) -> bytes:
-    """Draw the class probabilities under each mask of one picture at several angles (Gal & Ghahramani 2016, figure 4).
+def rotation_plot(images_THW: Array, probs_STC: Array, *, angles: Sequence[int], classes: Sequence[str]) -> bytes:
+    """Plot the class probabilities under each mask of an image at several angles (Gal & Ghahramani 2016, figure 4).
 
     Args:
-        images_THW: the picture at each angle.
-        probs_STC: of each mask, angle and class.
-        angles: in degrees.
-        classes: their names; of those that no angle makes likely, nothing is drawn.
+        images_THW: the image at each angle.
+        probs_STC: probability by mask, angle and class.
+        angles: angles in degrees.
+        classes: names of the classes; classes that are improbable at all angles are not drawn.
     """
     figure = Figure(figsize=(12, 5), layout="constrained")
     grid = figure.add_gridspec(2, len(angles), height_ratios=(4, 1))
     axes = figure.add_subplot(grid[0, :])
     jitter_S = np.linspace(-0.3, 0.3, len(probs_STC))
-    for label in np.flatnonzero(probs_STC.mean(axis=0).max(axis=0) > _LEAST_LIKELY):
+    for label in np.flatnonzero(probs_STC.mean(axis=0).max(axis=0) > _MIN_SHOWN_PROBABILITY):
         places_ST = np.arange(len(angles)) + jitter_S[:, None]
         axes.plot(places_ST.ravel(), probs_STC[:, :, label].ravel(), ".", alpha=0.5, markersize=4, label=classes[label])
     axes.set(xlim=(-0.5, len(angles) - 0.5), ylabel="probability under one mask")
@@ -201,13 +201,13 @@ def turned_picture(images_THW: Array, probs_STC: Array, *, angles: Sequence[int]
 def heatmaps(
     grids: Mapping[str, Mapping[str, Sequence[float]]], *, columns: Sequence[str], x: str, digits: int = 2
 ) -> bytes:
-    """Draw tables side by side, as colours with the numbers in them.
+    """Plot adjacent heat maps with the numbers in their cells.
 
     Args:
         grids: rows by name, by title.
-        columns: names.
-        x: what these are.
-        digits: of the numbers, behind the point.
+        columns: names of the columns.
+        x: label of the x axis.
+        digits: number of decimals.
     """
     figure = Figure(figsize=(4.5 * len(grids), 4.5), layout="constrained")
     for axes, (title, rows) in zip(figure.subplots(1, len(grids), squeeze=False).flat, grids.items(), strict=True):

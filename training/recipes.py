@@ -1,4 +1,4 @@
-"""How to train: every choice of a run but its seed, by name."""
+"""Training recipes by name: all choices of a run except its seed."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,17 +17,17 @@ class Recipe:
         optimizer: plain SGD, or AdamW.
         learning_rate: constant for "constant"; the first for "linear"; the peak for "one-cycle" (Smith & Topin 2018,
             arXiv:1708.07120).
-        schedule: course of the learning rate over the steps; "linear" falls to 0.
+        schedule: schedule of the learning rate over the steps; "linear" decreases to 0.
         weight_decay: decoupled, of AdamW.
-        initial_std: standard deviation of normal initial weights; None for PyTorch's default, which biases always have.
-        flip: whether an image is mirrored left to right half the time.
-        shift: pixels by which an image is moved at most, in each direction, half the time.
-        masks: dropout masks that each image of a step is trained under, on a shared prefix.
+        initial_std: standard deviation of normal initial weights; None for PyTorch's default, which biases always use.
+        flip: whether images are mirrored horizontally with probability one half.
+        shift: largest shift in pixels along each axis, applied with probability one half.
+        masks: number of dropout masks for each image of a step; the layers before dropout are computed once.
         average_decay: of the exponential moving average of the weights over steps, which is the result; None for the
             last weights.
-        calibration: images of the 60,000 that calibrate the result instead of training it; 0 trains on all and follows
-            the test set, as the chapter does.
-        validate: whether training leaves out as many more, to choose a recipe by, instead of calibrating a result.
+        calibration: number of the 60,000 images that are held out for calibration; 0 trains on all images and measures
+            epochs on the test images, as the chapter does.
+        validate: whether as many images more are held out for validation, and the result is not calibrated.
     """
 
     architecture: MLPConfig = field(default_factory=MLPConfig)

@@ -1,6 +1,6 @@
-"""Labelled images that differ from the training's: turned, and corrupted in eight ways of five severities.
+"""Shifted images with labels: rotated, and corrupted in eight ways at five severities.
 
-The idea of severities is Hendrycks & Dietterich's (2019, arXiv:1903.12261); the corruptions here are our own, for
+Severities follow Hendrycks & Dietterich (2019, arXiv:1903.12261); the corruptions are specific to this project, for
 images of 28 x 28 pixels.
 """
 
@@ -24,17 +24,17 @@ _DIRECTIONS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 Corruption = Callable[[Tensor, float, np.random.Generator], Tensor]
 
 
-def turned(images: Images, degrees: float) -> Images:
-    """Turn images counter-clockwise about their middle; what comes in from outside is black."""
+def rotate(images: Images, degrees: float) -> Images:
+    """Rotate images counter-clockwise about their center; uncovered pixels are black."""
     pixels_B1HW = functional.rotate(images.images_B.unsqueeze(1), degrees, interpolation=_BILINEAR)
     return Images(pixels_B1HW.squeeze(1), images.labels_B)
 
 
-def corrupted(images: Images, name: str, severity: int) -> Images:
-    """Corrupt images in a way of `CORRUPTIONS`, by a severity of `SEVERITIES`; always alike."""
-    corrupt, strengths = CORRUPTIONS[name]
+def corrupt_images(images: Images, name: str, severity: int) -> Images:
+    """Apply a corruption of `CORRUPTIONS` at a severity of `SEVERITIES`; the result is deterministic."""
+    corruption, strengths = CORRUPTIONS[name]
     rng = np.random.default_rng([_SEED, severity])
-    pixels_B1HW = corrupt(images.images_B.unsqueeze(1), strengths[severity - 1], rng)
+    pixels_B1HW = corruption(images.images_B.unsqueeze(1), strengths[severity - 1], rng)
     return Images(pixels_B1HW.squeeze(1), images.labels_B)
 
 
@@ -52,25 +52,25 @@ def _contrast(pixels_B1HW: Tensor, factor: float, _: np.random.Generator) -> Ten
 
 
 def _shear(pixels_B1HW: Tensor, degrees: float, _: np.random.Generator) -> Tensor:
-    return _in_groups(pixels_B1HW, [{"shear": [degrees, 0.0]}, {"shear": [-degrees, 0.0]}])
+    return _affine_by_group(pixels_B1HW, [{"shear": [degrees, 0.0]}, {"shear": [-degrees, 0.0]}])
 
 
 def _scale(pixels_B1HW: Tensor, factor: float, _: np.random.Generator) -> Tensor:
-    return _in_groups(pixels_B1HW, [{"scale": factor}])
+    return _affine_by_group(pixels_B1HW, [{"scale": factor}])
 
 
 def _shift(pixels_B1HW: Tensor, distance: float, _: np.random.Generator) -> Tensor:
-    return _in_groups(pixels_B1HW, [{"translate": [x * distance, y * distance]} for x, y in _DIRECTIONS])
+    return _affine_by_group(pixels_B1HW, [{"translate": [x * distance, y * distance]} for x, y in _DIRECTIONS])
 
 
-def _in_groups(pixels_B1HW: Tensor, maps: Sequence[Mapping[str, object]]) -> Tensor:
-    """Map each image by the next of some affine maps."""
-    still = {"angle": 0.0, "translate": [0.0, 0.0], "scale": 1.0, "shear": [0.0, 0.0]}
+def _affine_by_group(pixels_B1HW: Tensor, transforms: Sequence[Mapping[str, object]]) -> Tensor:
+    """Apply the affine transforms to the images in turn."""
+    identity = {"angle": 0.0, "translate": [0.0, 0.0], "scale": 1.0, "shear": [0.0, 0.0]}
     result_B1HW = torch.empty_like(pixels_B1HW)
-    for group, change in enumerate(maps):
-        members = slice(group, None, len(maps))
+    for group, parameters in enumerate(transforms):
+        members = slice(group, None, len(transforms))
         result_B1HW[members] = functional.affine(
-            pixels_B1HW[members], **(still | dict(change)), interpolation=_BILINEAR
+            pixels_B1HW[members], **(identity | dict(parameters)), interpolation=_BILINEAR
         )
     return result_B1HW
 
@@ -87,23 +87,23 @@ def _inversion(pixels_B1HW: Tensor, threshold: float, _: np.random.Generator) ->
     return functional.solarize(pixels_B1HW, 255 * threshold)
 
 
-# What is done, and how strongly at each severity.
+# Each corruption with its strength at each severity.
 CORRUPTIONS: Mapping[str, tuple[Corruption, tuple[float, ...]]] = {
-    "noise": (_noise, (0.05, 0.1, 0.15, 0.2, 0.3)),  # standard deviation of what is added to pixels in [0, 1]
+    "noise": (_noise, (0.05, 0.1, 0.15, 0.2, 0.3)),  # standard deviation of the noise added to pixels in [0, 1]
     "blur": (_blur, (0.5, 0.75, 1.0, 1.5, 2.0)),  # standard deviation of a normal distribution, in pixels
     "contrast": (_contrast, (0.8, 0.6, 0.4, 0.25, 0.1)),  # factor of the distance from the image's mean
     "shear": (_shear, (5, 10, 15, 20, 30)),  # degrees, to either side
     "scale": (_scale, (0.9, 0.8, 0.7, 0.6, 0.5)),  # factor
     "shift": (_shift, (1, 2, 3, 4, 5)),  # pixels, into each of four directions
-    "occlusion": (_occlusion, (6, 8, 10, 12, 14)),  # side of a black square somewhere, in pixels
-    "inversion": (_inversion, (0.8, 0.6, 0.4, 0.2, 0.0)),  # pixels from here on are inverted
+    "occlusion": (_occlusion, (6, 8, 10, 12, 14)),  # side of a black square at a random position, in pixels
+    "inversion": (_inversion, (0.8, 0.6, 0.4, 0.2, 0.0)),  # pixels from this value are inverted
 }
 
 
-def shifts(images: Images) -> Iterator[tuple[str, str, Images]]:
-    """Yield a name ("rotation", or of a corruption), a degree of it, and the images, one after another."""
+def shifted_images(images: Images) -> Iterator[tuple[str, str, Images]]:
+    """Yield the name of a shift ("rotation" or a corruption), its degree, and the shifted images."""
     for degrees in ANGLES:
-        yield "rotation", str(degrees), turned(images, degrees)
+        yield "rotation", str(degrees), rotate(images, degrees)
     for name in CORRUPTIONS:
         for severity in SEVERITIES:
-            yield name, str(severity), corrupted(images, name, severity)
+            yield name, str(severity), corrupt_images(images, name, severity)

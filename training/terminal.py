@@ -1,6 +1,6 @@
-"""Where programs print: plain text and tables to standard output, errors beside."""
+"""Consoles of the programs: results go to standard output, errors to standard error."""
 
 from rich.console import Console
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
-errors = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)
+error_console = Console(highlight=False, soft_wrap=True, markup=False, stderr=True)

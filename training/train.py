@@ -1,4 +1,4 @@
-"""Train the network and leave an artifact: `python -m training.train --recipe default`."""
+"""Train the network and write an artifact: `python -m training.train --recipe default`."""
 
 import io
 import json
@@ -19,15 +19,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from model import save_artifact
 from model.artifact import CARD, NOVELTY, WEIGHTS, write_atomically
 from training.calibrate import fit_calibrations
-from training.data import CLASSES, FILES, DataError, FashionMNIST, Splits, load_fashion_mnist, split_three
+from training.data import CLASSES, FILES, DataError, FashionMNIST, Splits, load_fashion_mnist, split_data
 from training.estimates import estimate
 from training.fit import Epoch, Fit
 from training.measure import measure
 from training.novelty import fit_novelty
 from training.plots import learning_curves
 from training.recipes import RECIPES, Recipe
-from training.sheets import predictions
-from training.terminal import console, errors
+from training.tables import prediction_tables
+from training.terminal import console, error_console
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -41,7 +41,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: what to do, where to put it, and the command that does it again."""
+    """One training run: its recipe, its folder, and the command that repeats it."""
 
     name: str
     recipe: Recipe
@@ -53,7 +53,7 @@ class Run:
 
     @property
     def held_out_name(self) -> str:
-        """What the images are called that each epoch is measured on."""
+        """Name of the images on which each epoch is measured."""
         if self.recipe.validate:
             return "validation"
         return "calibration" if self.recipe.calibration else "test"
@@ -119,38 +119,38 @@ def main(  # noqa: PLR0913 - one argument an option
             novelty=not no_novelty,
         )
         if validate and not chosen.calibration:
-            raise _Refusal(f"--validate: the recipe {recipe.value} leaves no images out of training")
+            raise _RunError(f"--validate: the recipe {recipe.value} leaves no images out of training")
         if not (resume or overwrite) and (folder / CHECKPOINT).exists():
-            raise _Refusal(
+            raise _RunError(
                 f"{folder} has a run already: go on with --resume, start anew with --overwrite, or set --out"
             )
-        fashion = load_fashion_mnist(data)
+        data_set = load_fashion_mnist(data)
         if overwrite:
             _discard(folder)
-        splits = split_three(fashion.train, each=run.recipe.calibration, validate=run.recipe.validate)
-        fit = _begin(run, splits, fashion, resume=resume)
-        _train(run, fit)
-        _finish(run, fit, splits, fashion, publish=publish)
-    except (DataError, _Refusal, OSError) as error:
-        _fail(str(error), 1)
+        splits = split_data(data_set.train, images_per_part=run.recipe.calibration, validate=run.recipe.validate)
+        fit = _start_fit(run, splits, data_set, resume=resume)
+        _run_epochs(run, fit)
+        _write_results(run, fit, splits, data_set, publish=publish)
+    except (DataError, _RunError, OSError) as error:
+        _exit_with_error(str(error), 1)
     except KeyboardInterrupt:
-        kept = f"the finished epochs are in {folder}" if (folder / CHECKPOINT).exists() else "no epoch was finished"
-        _fail(f"interrupted; {kept}: go on with --resume", 130)
+        saved = f"the finished epochs are in {folder}" if (folder / CHECKPOINT).exists() else "no epoch was finished"
+        _exit_with_error(f"interrupted; {saved}: go on with --resume", 130)
 
 
-class _Refusal(Exception):  # noqa: N818 - not an error of the program
-    """A request that would lose or mix up something."""
+class _RunError(Exception):
+    """A request that would overwrite or mix runs, or can't be carried out."""
 
 
-def _begin(run: Run, splits: Splits, fashion: FashionMNIST, *, resume: bool) -> Fit:
+def _start_fit(run: Run, splits: Splits, data_set: FashionMNIST, *, resume: bool) -> Fit:
     train = splits.training
-    held_out = {"validation": splits.validation, "calibration": splits.calibration, "test": fashion.test}[
+    held_out = {"validation": splits.validation, "calibration": splits.calibration, "test": data_set.test}[
         run.held_out_name
     ]
     fit = Fit(run.recipe, train, held_out, seed=run.seed, device=run.device)
-    console.print(f"recipe {run.name}: {_differences(run.recipe)}")
+    console.print(f"recipe {run.name}: {_describe_recipe(run.recipe)}")
     console.print(
-        f"{len(train):,} training and {len(held_out):,} {run.held_out_name} images from {fashion.source}, "
+        f"{len(train):,} training and {len(held_out):,} {run.held_out_name} images from {data_set.source}, "
         f"seed {run.seed}, {run.device}, {torch.get_num_threads()} thread(s)"
     )
     checkpoint = run.out / CHECKPOINT
@@ -159,19 +159,19 @@ def _begin(run: Run, splits: Splits, fashion: FashionMNIST, *, resume: bool) -> 
             fit.load_state_dict(torch.load(checkpoint, map_location=run.device, weights_only=True))
         except (ValueError, KeyError, RuntimeError, EOFError, UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
-            raise _Refusal(f"{checkpoint} can't be resumed: {reason}; start anew with --overwrite") from error
-        _save_log(run, fit)  # a crash between checkpoint and log may have left it one epoch short
+            raise _RunError(f"{checkpoint} can't be resumed: {reason}; start anew with --overwrite") from error
+        _save_log(run, fit)  # a crash may have left the log one epoch behind the checkpoint
         console.print(f"going on after epoch {len(fit.history)} of {run.recipe.epochs}")
     return fit
 
 
 def _discard(folder: Path) -> None:
-    """Remove an old run's files, so that they never stand beside a new one's."""
+    """Remove an old run's files, so that they are not mixed with a new run's."""
     for name in (CHECKPOINT, LOG, CURVES, *(f"{ARTIFACT}/{file}" for file in (CARD, WEIGHTS, NOVELTY))):
         (folder / name).unlink(missing_ok=True)
 
 
-def _train(run: Run, fit: Fit) -> None:
+def _run_epochs(run: Run, fit: Fit) -> None:
     run.out.mkdir(parents=True, exist_ok=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -179,7 +179,7 @@ def _train(run: Run, fit: Fit) -> None:
         while len(fit.history) < run.recipe.epochs:
             epoch = fit.run_epoch()
             _save_checkpoint(run, fit)
-            progress.console.print(_line(epoch, run))
+            progress.console.print(_epoch_line(epoch, run))
             progress.advance(bar)
 
 
@@ -195,25 +195,25 @@ def _save_log(run: Run, fit: Fit) -> None:
     write_atomically(run.out / LOG, log.encode())
 
 
-def _finish(run: Run, fit: Fit, splits: Splits, fashion: FashionMNIST, *, publish: bool) -> None:
+def _write_results(run: Run, fit: Fit, splits: Splits, data_set: FashionMNIST, *, publish: bool) -> None:
     title = f"{run.name}, seed {run.seed}"
     curves = learning_curves(fit.history, title=title, held_out_name=run.held_out_name)
     write_atomically(run.out / CURVES, curves)
     network = fit.network.cpu()
-    measured = {"validation": splits.validation} if run.recipe.validate else {"test": fashion.test}
+    evaluation_images = {"validation": splits.validation} if run.recipe.validate else {"test": data_set.test}
     calibrations, novelty = [], None
     if run.recipe.calibration and not run.recipe.validate:
         calibrations = fit_calibrations([network], splits.calibration, console=console)
         novelty = fit_novelty(network, splits.training, splits.calibration) if run.novelty else None
     metrics = {
         name: measure(
-            estimate(network, images, samples=(METRIC_SAMPLES,), seed=0, console=console, doing=name),
+            estimate(network, images, samples=(METRIC_SAMPLES,), seed=0, console=console, label=name),
             images.labels_B.numpy(),
             samples=METRIC_SAMPLES,
             seed=0,
             calibrations=calibrations,
         )
-        for name, images in measured.items()
+        for name, images in evaluation_images.items()
     }
     folder = run.out / ARTIFACT
     save_artifact(
@@ -225,8 +225,8 @@ def _finish(run: Run, fit: Fit, splits: Splits, fashion: FashionMNIST, *, publis
         novelty=novelty,
     )
     for name, rows in metrics.items():
-        for sheet in predictions(rows, f"{len(measured[name]):,} {name} images"):
-            console.print(sheet.for_terminal())
+        for table in prediction_tables(rows, f"{len(evaluation_images[name]):,} {name} images"):
+            console.print(table.as_rich())
     console.print(f"artifact {folder}, learning curves {run.out / CURVES}, log {run.out / LOG}")
     console.print(f"serve it: MCD_MODEL={shlex.quote(str(folder.resolve()))} make serve")
     if publish:
@@ -273,12 +273,12 @@ def _publish(folder: Path, run: Run) -> str:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise _Refusal(f"--device {name} can't be used here: {str(error).splitlines()[0]}") from error
+        raise _RunError(f"--device {name} can't be used here: {str(error).splitlines()[0]}") from error
 
 
 def _command(**options: object) -> str:
@@ -290,11 +290,11 @@ def _command(**options: object) -> str:
     return " ".join(["python -m training.train", *given])
 
 
-def _differences(recipe: Recipe) -> str:
+def _describe_recipe(recipe: Recipe) -> str:
     return ", ".join(f"{name} {value}" for name, value in asdict(recipe).items() if value not in (None, False))
 
 
-def _line(epoch: Epoch, run: Run) -> str:
+def _epoch_line(epoch: Epoch, run: Run) -> str:
     return (
         f"epoch {epoch.epoch:>3}/{run.recipe.epochs}  train loss {epoch.train_loss:.4f}  "
         f"accuracy {epoch.train_accuracy:.4f}  |  {run.held_out_name} loss {epoch.held_out_loss:.4f}  "
@@ -302,8 +302,8 @@ def _line(epoch: Epoch, run: Run) -> str:
     )
 
 
-def _fail(message: str, code: int) -> None:
-    errors.print(f"error: {message}", style="bold red")
+def _exit_with_error(message: str, code: int) -> None:
+    error_console.print(f"error: {message}", style="bold red")
     sys.exit(code)
 
 

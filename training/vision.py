@@ -1,8 +1,8 @@
-"""torchvision, importable beside a CPU-only torch too.
+"""torchvision, made importable with a CPU-only torch.
 
-The wheel on PyPI is built against CUDA torch. Beside a CPU-only torch its C++ extension can't load, and the import
-fails on two operators that nobody has declared. Declaring them is enough for data sets and transforms; the operators
-themselves (detection) stay unavailable.
+The wheel on PyPI is built for CUDA torch. With a CPU-only torch its C++ extension can't be loaded, and the import fails
+because two operators are not declared. Declaring them is enough for data sets and transforms; the operators themselves
+(for detection) remain unavailable.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 def _extension_loads() -> bool:
     found = importlib.util.find_spec("torchvision")
     if found is None or found.origin is None:
-        return True  # let the import say what is missing
+        return True  # the import reports what is missing
     for extension in Path(found.origin).parent.glob("_C.*"):
         try:
             torch.ops.load_library(extension)
@@ -30,7 +30,7 @@ if not _extension_loads():
     for _operator in ("nms", "qnms"):
         _library.define(f"{_operator}{_SCHEMA}")
 
-import torchvision  # noqa: E402 - only now
+import torchvision  # noqa: E402 - after the declarations
 from torchvision.transforms.v2 import functional  # noqa: E402
 
 __all__ = ["functional", "torchvision"]

@@ -13,7 +13,8 @@ from service.inference.preparation import Invert
 from service.schemas.problems import invalid, short
 
 MAX_SAMPLES = 1000
-MAX_SEED = 2**63 - 1
+# Smaller than the 2**64 - 1 of model.dropout.MAX_SEED: the bulk output stores seeds as signed 64-bit integers.
+MAX_REQUEST_SEED = 2**63 - 1
 
 _LEAST_WORK_OF_AUTO = 200  # masks
 _LARGEST = 1e300  # a float holds what is smaller
@@ -115,8 +116,10 @@ class Sampling(BaseModel):
     ] = MAX_SAMPLES
     seed: Annotated[
         int,
-        Field(ge=0, le=MAX_SEED, description="seed of the masks; the same seed gives the same answer"),
-        BeforeValidator(_whole_number, json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SEED)] | _WholeText),
+        Field(ge=0, le=MAX_REQUEST_SEED, description="seed of the masks; the same seed gives the same answer"),
+        BeforeValidator(
+            _whole_number, json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_REQUEST_SEED)] | _WholeText
+        ),
     ] = 0
     calibrated: Annotated[bool, Field(description="false for the raw mean probabilities"), _IS_BOOLEAN] = True
     invert: Annotated[Invert, Field(description="swap dark and light; auto decides by the border")] = Invert.AUTO

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 import training.evaluate
 from model import MLPConfig, build_mlp, load_artifact, save_artifact
 from model.artifact import PRETRAINED
-from training.data import CLASSES, FashionMNIST, Images, split_three
+from training.data import CLASSES, FashionMNIST, Images, split_data
 from training.estimates import estimate
 from training.evaluate import app
-from training.measure import measure, novelty_scores
-from training.metrics import separation
+from training.measure import measure, ood_scores
+from training.metrics import detection_metrics
 from training.shifts import CORRUPTIONS
 from training.vision import torchvision
 
@@ -70,7 +70,9 @@ def evaluated(*arguments: object) -> tuple[str, dict]:
         return done.output, json.loads(out.read_text())
 
 
-def test_a_model_is_measured_in_every_way_and_beside_others(few: FashionMNIST, artifact: Path, tmp_path: Path) -> None:
+def test_evaluation_measures_all_estimators_and_compared_models(
+    few: FashionMNIST, artifact: Path, tmp_path: Path
+) -> None:
     boots, report = tmp_path / "boots.npy", tmp_path / "report"
     np.save(boots, few.test[few.test.labels_B == 9].images_B)
     beside = ["--beside", f"raw={artifact}", "--beside", f"two={PRETRAINED}", "--beside", f"two={MEMBERS[0]}"]
@@ -107,7 +109,7 @@ def check_ensemble(few: FashionMNIST, found: dict) -> None:
     assert found["eval"]["mutual_information"] > 0
     assert found["mc"]["calibrated"].keys() == found["eval"]["calibrated"].keys()
     each = load_artifact(PRETRAINED).card["data"]["split"]["calibration"]
-    images = split_three(few.train, each=each, validate=False).calibration
+    images = split_data(few.train, images_per_part=each, validate=False).calibration
     with torch.no_grad():
         networks = [load_artifact(path).network for path in (PRETRAINED, MEMBERS[0])]
         logs_BC = torch.stack([network(images.inputs_B).softmax(dim=1) for network in networks]).mean(dim=0).log()
@@ -139,9 +141,7 @@ def check_report(folder: Path, printed: str, figures: dict) -> None:
     assert ("not calibrated" in page) != ("calibrated" in figures["mc"])
 
 
-def test_a_model_that_is_not_calibrated_is_measured_without_promises(
-    few: FashionMNIST, artifact: Path, tmp_path: Path
-) -> None:
+def test_uncalibrated_model_has_no_calibration_tables(few: FashionMNIST, artifact: Path, tmp_path: Path) -> None:
     printed, figures = evaluated(artifact, "--samples", 3, "--seed", 11, "--report", tmp_path / "report")
     assert (figures["mc"]["samples"], figures["mc"]["seed"]) == (3, 11)
     assert "3" in figures["masks"]
@@ -157,23 +157,23 @@ def test_a_model_that_is_not_calibrated_is_measured_without_promises(
     assert figures["eval"]["nll"] == pytest.approx(loss, rel=1e-4)
 
 
-def test_what_cannot_be_downloaded_is_left_out(few: FashionMNIST, artifact: Path, monkeypatch, tmp_path: Path) -> None:
+def test_failed_download_is_omitted(few: FashionMNIST, artifact: Path, monkeypatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     printed, figures = evaluated(artifact, "--ood", "MNIST")
-    assert "left out: MNIST: can't be downloaded" in printed
+    assert "omitted: MNIST: can't be downloaded" in printed
     assert "MNIST" not in figures["ood"]
 
 
-def test_mnist_is_told_apart(fashion: FashionMNIST, mnist: np.ndarray) -> None:
+def test_mnist_is_detected(fashion: FashionMNIST, mnist: np.ndarray) -> None:
     """The figure that the novelty score was not chosen by."""
     artifact = load_artifact()
     digits = Images(torch.from_numpy(mnist.copy()), torch.zeros(len(mnist)).long())
     found = []
     for images in (fashion.test, digits):
         estimates = estimate(artifact.network, images, samples=(10,), seed=0, console=Console(quiet=True))
-        found.append(novelty_scores(artifact, images, estimates, samples=10)["novelty"])
-    assert separation(*found)["auroc"] >= 0.985
+        found.append(ood_scores(artifact, images, estimates, samples=10)["novelty"])
+    assert detection_metrics(*found)["auroc"] >= 0.985
 
 
 @pytest.mark.parametrize("option", ["--ood", "--beside"])
@@ -183,7 +183,7 @@ def test_a_name_without_a_path_is_refused(few: FashionMNIST, artifact: Path, opt
     assert f"error: {option}: expected NAME=PATH, got digits" in done.output
 
 
-def test_the_embedded_models_card_tells_what_is_measured_again(fashion: FashionMNIST) -> None:
+def test_card_of_embedded_model_equals_a_new_measurement(fashion: FashionMNIST) -> None:
     artifact = load_artifact()
     estimates = estimate(artifact.network, fashion.test, samples=(100,), seed=0, console=Console(quiet=True))
     labels_B = fashion.test.labels_B.numpy()
@@ -229,7 +229,7 @@ def test_missing_data_is_one_line_and_exit_code_1(artifact: Path, tmp_path: Path
     assert "dataset-fashion-mnist" in line
 
 
-def test_a_flipped_byte_in_the_weights_is_an_error_that_tells_so(artifact: Path, tmp_path: Path) -> None:
+def test_flipped_byte_in_the_weights_is_reported(artifact: Path, tmp_path: Path) -> None:
     weights = bytearray((artifact / "weights.safetensors").read_bytes())
     weights[-1] ^= 1
     (tmp_path / "weights.safetensors").write_bytes(weights)
@@ -246,7 +246,7 @@ def test_one_mask_is_refused(artifact: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["[old]", "[/old]"])
-def test_brackets_in_a_path_are_no_markup(folder: str, tmp_path: Path) -> None:
+def test_brackets_in_a_path_are_printed_literally(folder: str, tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [str(tmp_path / folder)])
     assert done.exit_code == 1
     assert f"{folder}/card.json" in done.output.replace("\n", "")

@@ -29,13 +29,12 @@ from training.studies.chapter import Concise, Scratch, demonstrate
 from training.studies.claims import claim
 from training.studies.dropconnect import build
 from training.studies.intervals import Estimate, estimate, holm, paired_p
-from training.studies.lab import FULL, QUICK, Lab, open_lab
+from training.studies.measurements import FULL, QUICK, StudyData, load_study_data
 from training.studies.perturbations import Draws, Streams, mask_weights, perturb, relative_variance
 from training.studies.stack import DivergenceError, Stack, Variant
 from training.studies.study import TIMINGS, Plan, Results
-from training.studies.table import Row, Table, TableError
-from training.studies.work import Unit, do
-from training.studies.work import missing as lacking
+from training.studies.table import ResultsTable, ResultsTableError, Row
+from training.studies.workers import WorkUnit, missing_units, run_unit
 
 KINDS = ("dropout", "balanced", "gaussian", "uniform", "additive")
 SMALL = replace(RECIPES["chapter"], architecture=MLPConfig(hidden=(24, 16)), batch_size=20, initial_std=None, epochs=2)
@@ -78,7 +77,7 @@ def test_noise_keeps_the_mean_and_has_the_variance_of_dropout(kind, rate):
     assert out.var().item() == pytest.approx(expected, abs=6 * ((fourth - expected**2) / out.numel()) ** 0.5 + 0.01)
 
 
-def test_balanced_dropout_drops_each_unit_in_as_many_images_and_units_independently():
+def test_balanced_dropout_balances_each_unit_independently():
     kept = drawn("balanced", 0.25, (64, 3000))[0] > 0
     assert (kept.sum(dim=0) == 48).all()
     assert kept.sum(dim=1).double().std().item() == pytest.approx((3000 * 0.25 * 0.75) ** 0.5, rel=0.35)
@@ -86,12 +85,12 @@ def test_balanced_dropout_drops_each_unit_in_as_many_images_and_units_independen
     assert abs(correlation.mean()) < 0.02
 
 
-def test_a_mask_for_all_images_is_ordinary_dropout_where_balance_has_no_meaning():
+def test_balanced_dropout_of_one_mask_is_ordinary_dropout():
     one, other = (drawn(kind, 0.3, (1, 500))[0] for kind in ("balanced", "dropout"))
     assert torch.equal(one, other)
 
 
-def test_what_a_network_draws_doesnt_depend_on_what_others_ask_for():
+def test_draws_of_a_network_are_independent_of_the_others():
     alone = Draws((5, 7), Streams(4, 2), 1).uniform
     draws = Draws((5, 7), Streams(4, 2), 1)
     assert draws.normal.shape == draws.levels.shape == (5, 7)
@@ -145,7 +144,7 @@ def trained(chosen: list[Variant], **changes: Any) -> Stack:
     return stack
 
 
-def test_a_network_is_the_same_bits_whatever_is_trained_beside_it():
+def test_network_is_independent_of_those_trained_with_it():
     together = trained(variants())
     noisy = together.predict(some_images().inputs_B.flatten(1), passes=3).probs_KBC
     for k, variant in enumerate(together.variants):
@@ -175,7 +174,7 @@ def test_a_network_that_diverges_is_named():
         list(stack.epochs(some_images(), 2))
 
 
-def test_a_network_taken_out_predicts_the_same_and_its_masks_agree_with_those_of_the_service():
+def test_extracted_network_predicts_the_same_and_agrees_with_monte_carlo():
     stack, inputs_BU = trained([Variant(name="dropout", rates=(0.2, 0.5))]), some_images().inputs_B.flatten(1)
     mc = MonteCarloDropout(stack.network(0))
     plain = stack.predict(inputs_BU)
@@ -189,10 +188,10 @@ def test_a_network_taken_out_predicts_the_same_and_its_masks_agree_with_those_of
     assert (found.predictive_KB > found.expected_KB).all()
 
 
-def test_additive_noise_at_test_time_doesnt_depend_on_the_other_images():
+def test_additive_noise_at_test_time_is_independent_of_other_images():
     stack, inputs_BU = trained([Variant(name="additive", rates=(0.2, 0.5), noise="additive")]), torch.rand(30, 784)
-    whole = stack.predict(inputs_BU, passes=4).probs_KBC
-    assert torch.allclose(stack.predict(inputs_BU[:10], passes=4).probs_KBC, whole[:, :10], atol=1e-6)
+    all_KBC = stack.predict(inputs_BU, passes=4).probs_KBC
+    assert torch.allclose(stack.predict(inputs_BU[:10], passes=4).probs_KBC, all_KBC[:, :10], atol=1e-6)
 
 
 def test_the_layers_of_dropconnect_have_the_stacks_spread():
@@ -204,8 +203,8 @@ def test_the_layers_of_dropconnect_have_the_stacks_spread():
             layer.weight.copy_(stack.weights_KUV[place][0].T)
             layer.bias.copy_(stack.biases_K1V[place][0, 0])
         by_layers = torch.stack([network(inputs_BU) for _ in range(1500)])
-        units_KBU, streams = stack.first(inputs_BU), Streams(7)
-        by_stack = torch.cat([stack.run(units_KBU, streams).logits_KBC for _ in range(1500)])
+        units_KBU, streams = stack.first_layer(inputs_BU), Streams(7)
+        by_stack = torch.cat([stack.forward(units_KBU, streams).logits_KBC for _ in range(1500)])
     assert torch.allclose(by_layers.mean(dim=0), by_stack.mean(dim=0), atol=0.02)
     assert torch.allclose(by_layers.std(dim=0), by_stack.std(dim=0), rtol=0.15)
 
@@ -234,7 +233,7 @@ def test_the_chapters_demonstration():
 # What is made of the numbers.
 
 
-def test_holms_correction_by_pencil():
+def test_holm_correction_matches_a_worked_example():
     """Sorted 0.01, 0.02, 0.03 and 0.5, times 4, 3, 2 and 1: 0.04, 0.06, 0.06, 0.5."""
     assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
@@ -257,7 +256,7 @@ def test_a_paired_test_and_the_interval_of_the_difference_agree():
         (-0.2, "whether NLL is higher with A or with B (-0.20 ± 0.20)", True),
     ],
 )
-def test_a_claim_says_what_the_interval_says(mean, said, is_open):
+def test_claim_states_the_interval(mean, said, is_open):
     found = claim(Estimate(mean, 0.2), "NLL", "with A", "with B", digits=2)
     assert (found.text, found.is_open) == (said, is_open)
 
@@ -266,13 +265,13 @@ def rows_of(key: str = "k", value: float = 1 / 3) -> list[Row]:
     return [Row("rates", "0/0", seed, key, "nll", 0, value) for seed in range(2)]
 
 
-def test_the_table_comes_back_and_keeps_what_belongs_to_other_keys(tmp_path):
+def test_table_round_trip_keeps_cells_with_other_keys(tmp_path):
     path = tmp_path / "new" / "results.csv"
-    table = Table(path)
+    table = ResultsTable(path)
     table.add(rows_of())
     table.add(rows_of("other", 2))
     table.add(rows_of(value=0.25)[:1])
-    again = Table(path)
+    again = ResultsTable(path)
     values = {(seed, key): again["rates", "0/0", seed, key][0].value for seed in range(2) for key in ("k", "other")}
     assert values == {(0, "k"): 0.25, (1, "k"): 0.33333333, (0, "other"): 2, (1, "other"): 2}
     assert ("rates", "0/0", 2, "k") not in again
@@ -280,10 +279,10 @@ def test_the_table_comes_back_and_keeps_what_belongs_to_other_keys(tmp_path):
 
 def test_two_runs_at_once_lose_nothing_of_each_other(tmp_path):
     path = tmp_path / "results.csv"
-    one, other = Table(path), Table(path)
+    one, other = ResultsTable(path), ResultsTable(path)
     one.add(rows_of())
     other.add(rows_of("other"))
-    assert all(("rates", "0/0", seed, key) in Table(path) for seed in range(2) for key in ("k", "other"))
+    assert all(("rates", "0/0", seed, key) in ResultsTable(path) for seed in range(2) for key in ("k", "other"))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -293,15 +292,17 @@ def test_a_number_that_isnt_finite_never_comes_into_the_table(value):
 
 
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "study,configuration,seed,key,metric,at,value\nx,y,z\n"])
-def test_a_file_that_is_no_table_is_refused_and_left_alone(tmp_path, content):
+def test_invalid_table_file_is_refused_and_unchanged(tmp_path, content):
     path = tmp_path / "results.csv"
     path.write_text(content)
-    with pytest.raises(TableError, match=r"results\.csv: expected a table of the columns study, .*move it away"):
-        Table(path)
+    with pytest.raises(
+        ResultsTableError, match=r"results\.csv: expected a table with the columns study, .*move it away"
+    ):
+        ResultsTable(path)
     assert path.read_text() == content
 
 
-def test_whatever_changes_the_numbers_changes_the_key():
+def test_key_changes_with_every_input():
     study, variant = STUDIES["rates"], STUDIES["rates"].variants[4]
     changed = [
         (study, variant, FULL_PLAN),
@@ -319,26 +320,26 @@ def test_whatever_changes_the_numbers_changes_the_key():
     assert study.key(variant, replace(FULL_PLAN, seeds=9)) == keys[0]
 
 
-def test_only_what_is_missing_is_done(tmp_path):
-    study, table = STUDIES["weight-decay"], Table(tmp_path / "results.csv")
-    [first, second] = lacking([study], QUICK_PLAN, table)
+def test_only_missing_units_are_run(tmp_path):
+    study, table = STUDIES["weight-decay"], ResultsTable(tmp_path / "results.csv")
+    [first, second] = missing_units([study], QUICK_PLAN, table)
     assert (first.seed, second.seed) == (0, 1)
     assert first.variants == study.variants
     table.add([Row(*study.cell(variant, 0, QUICK_PLAN), "seconds", 0, 1) for variant in study.variants[:3]])
-    assert [unit.variants for unit in lacking([study], QUICK_PLAN, table)] == [study.variants[3:], study.variants]
+    assert [unit.variants for unit in missing_units([study], QUICK_PLAN, table)] == [study.variants[3:], study.variants]
 
 
 # The results that are told of.
 
 
 @pytest.fixture(scope="module")
-def full() -> Table:
-    return Table(DOCS / document.FOLDER / document.RESULTS)
+def full() -> ResultsTable:
+    return ResultsTable(DOCS / document.FOLDER / document.RESULTS)
 
 
-def test_the_document_is_what_the_table_says(full):
+def test_document_matches_the_results_table(full):
     studies = list(STUDIES.values())
-    findings = document.find_all(studies, FULL_PLAN, full)
+    findings = document.interpret_all(studies, FULL_PLAN, full)
     assert list(findings) == list(STUDIES)
     assert (DOCS / document.PAGE).read_text() == document.as_page(studies, findings, FULL_PLAN, full)
     for found in findings.values():
@@ -350,7 +351,7 @@ def test_the_document_is_what_the_table_says(full):
 
 
 def test_each_claim_of_the_document_has_its_interval(full):
-    for name, found in document.find_all(list(STUDIES.values()), FULL_PLAN, full).items():
+    for name, found in document.interpret_all(list(STUDIES.values()), FULL_PLAN, full).items():
         for one in found.claims:
             exempt = name == "chapter" or one.text.startswith("Nothing is shown")
             assert exempt or re.search(r"\d ± \d", one.text), one.text
@@ -380,9 +381,9 @@ def mnist_file(mnist, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lab(fashion, mnist_file) -> Lab:
+def data(fashion, mnist_file) -> StudyData:
     try:
-        return open_lab(QUICK, data=None, mnist=mnist_file)
+        return load_study_data(QUICK, data=None, mnist=mnist_file)
     except DataError as error:
         missing(str(error))
 
@@ -430,7 +431,7 @@ def quick_run(fashion, mnist_file, tmp_path_factory) -> tuple[Path, str, int, fl
     return out, said, second.returncode, time.monotonic() - begun
 
 
-def test_a_quick_run_of_all_studies_finds_the_directions_that_must_hold_in_five_minutes(quick_run):
+def test_quick_run_confirms_all_directions_within_five_minutes(quick_run):
     out, said, status, seconds = quick_run
     assert status == 0, said
     assert "FAILS" not in said
@@ -441,10 +442,10 @@ def test_a_quick_run_of_all_studies_finds_the_directions_that_must_hold_in_five_
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_that_nobody_kills_ends_with_the_same_numbers(quick_run, lab):
+def test_uninterrupted_run_gives_the_same_numbers(quick_run, data):
     found = results_of(quick_run[0])
     for name, seed in (("weight-decay", 1), ("noise", 0), ("activations", 1)):
-        rows = do(Unit(name, STUDIES[name].variants, seed, QUICK_PLAN), lab)
+        rows = run_unit(WorkUnit(name, STUDIES[name].variants, seed, QUICK_PLAN), data)
         for row in rows:
             place = tuple(str(part) for part in (row.study, row.configuration, row.seed, row.key, row.metric, row.at))
             if row.metric not in TIMINGS:
@@ -458,7 +459,7 @@ def test_a_direction_that_fails_ends_with_status_1(fashion, mnist_file, tmp_path
     assert re.search(r"without dropout, test loss has risen.*0\.0000.*FAILS", said)
 
 
-def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_behind(fashion, mnist_file, tmp_path):
+def test_interrupted_run_explains_resuming_and_leaves_no_files(fashion, mnist_file, tmp_path):
     process = start("epochs", tmp_path, mnist_file, "--epochs", "400")
     try:
         until = time.monotonic() + 60
@@ -470,7 +471,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_leaves_nothing_behind(fashion,
     finally:
         said = finish(process, timeout=20)
     assert process.returncode == 130
-    assert "nothing was finished: the same command goes on" in said
+    assert "nothing was finished; run the same command to continue" in said
     assert not psutil.wait_procs(workers, timeout=10)[1]
     assert not list(tmp_path.iterdir())
 
@@ -479,7 +480,7 @@ def _seconds(process: psutil.Process) -> float:
     return process.cpu_times().user
 
 
-def test_digits_that_arent_there_are_told_of(fashion, tmp_path):
+def test_missing_mnist_file_is_reported(fashion, tmp_path):
     process = start("epochs", tmp_path, tmp_path / "nothing.gz")
     assert "nothing.gz: can't be read as images" in finish(process)
     assert process.returncode == 1

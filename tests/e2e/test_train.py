@@ -185,7 +185,7 @@ def test_a_run_ends_well_and_writes_no_errors(runs: Runs) -> None:
     assert (runs.whole.code, runs.whole.stderr) == (0, "")
 
 
-def test_a_run_prints_a_line_an_epoch_with_the_logs_figures(runs: Runs) -> None:
+def test_run_prints_one_line_per_epoch_with_logged_values(runs: Runs) -> None:
     log = rows(runs.whole.out)
     assert [row["epoch"] for row in log] == [1, 2, 3]
     for line, row in zip(epoch_lines(runs.whole.stdout), log, strict=True):
@@ -201,7 +201,7 @@ def test_a_run_learns(runs: Runs) -> None:
     assert log[2]["held_out_accuracy"] > 0.75
 
 
-def test_a_run_tells_what_it_trains_on_and_where_its_results_are(runs: Runs) -> None:
+def test_run_prints_its_data_and_output_paths(runs: Runs) -> None:
     out = runs.whole.out
     assert "60,000 training and 10,000 test images" in runs.whole.stdout
     assert "seed 7, cpu, 1 thread(s)" in runs.whole.stdout
@@ -242,7 +242,7 @@ def test_the_card_names_the_data_that_was_read(runs: Runs, fashion: FashionMNIST
     assert split == {"train": 60_000, "validation": 0, "calibration": 0}
 
 
-def test_the_cards_metrics_are_those_of_the_log_and_of_the_test_images(runs: Runs) -> None:
+def test_card_metrics_equal_log_and_test_measurements(runs: Runs) -> None:
     card = load_artifact(runs.whole.out / "artifact").card
     last = rows(runs.whole.out)[-1]
     assert card["metrics"]["last_epoch"] == last
@@ -263,14 +263,14 @@ def test_the_learning_curves_are_a_picture_with_lines(runs: Runs) -> None:
     assert {(0x1F, 0x77, 0xB4), (0xFF, 0x7F, 0x0E)} <= colours  # matplotlib's C0, losses, and C1, accuracies
 
 
-def test_kill_9_and_resume_end_with_the_weights_of_an_uninterrupted_run(runs: Runs) -> None:
+def test_resume_after_kill_gives_the_uninterrupted_weights(runs: Runs) -> None:
     assert runs.killed.code == -signal.SIGKILL
     assert runs.resumed.code == 0, runs.resumed.stderr
     assert re.search("going on after epoch [12] of 3", runs.resumed.stdout)
     assert weights_sha256(runs.resumed.out) == weights_sha256(runs.whole.out)
 
 
-def test_kill_9_and_resume_leave_the_log_of_an_uninterrupted_run(runs: Runs) -> None:
+def test_resume_after_kill_gives_the_uninterrupted_log(runs: Runs) -> None:
     assert rows(runs.resumed.out) == rows(runs.whole.out)
 
 
@@ -302,7 +302,7 @@ def test_publish_puts_the_artifact_into_the_bentoml_store(runs: Runs) -> None:
     assert stored.card == load_artifact(runs.whole.out / "artifact").card
 
 
-def test_ctrl_c_ends_with_130_and_tells_how_to_go_on(interrupted: Finished) -> None:
+def test_ctrl_c_exits_with_130_and_explains_resuming(interrupted: Finished) -> None:
     assert interrupted.code == 130
     assert "Traceback" not in interrupted.stdout + interrupted.stderr
     assert f"interrupted; the finished epochs are in {interrupted.out}: go on with --resume" in (
@@ -329,7 +329,7 @@ def test_after_ctrl_c_the_finished_epochs_are_on_disk(interrupted: Finished) -> 
     ],
     ids=["no choice", "another seed", "other epochs", "another recipe", "other threads"],
 )
-def test_a_run_that_would_lose_or_mix_up_another_is_refused(
+def test_conflicting_run_is_refused(
     fashion: FashionMNIST, interrupted: Finished, threads_kept: None, changed: list[object], message: str
 ) -> None:
     before = contents(interrupted.out)
@@ -368,7 +368,7 @@ def test_resuming_a_finished_run_does_no_further_epoch(small: None, tmp_path: Pa
     assert (rows(tmp_path), weights_sha256(tmp_path)) == (before, weights)
 
 
-def test_resuming_completes_a_log_that_a_crash_left_behind_the_checkpoint(small: None, tmp_path: Path) -> None:
+def test_resume_repairs_a_log_behind_the_checkpoint(small: None, tmp_path: Path) -> None:
     options = ["--out", tmp_path, "--device", "cpu"]
     assert invoke(*options).exit_code == 0
     before = (tmp_path / "log.jsonl").read_text()
@@ -383,7 +383,7 @@ def test_an_unknown_recipe_is_refused_with_the_choices() -> None:
     assert all(name in done.output for name in ("nonsense", *RECIPES))
 
 
-def test_help_names_every_option_and_where_results_and_data_are_by_default() -> None:
+def test_help_lists_all_options_and_defaults() -> None:
     with started("--help") as process:
         done = wait(process, Path())
     assert done.code == 0
@@ -418,7 +418,7 @@ def test_the_default_recipe_calibrates_with_images_that_it_holds_out(small: None
     assert (card["seed"], card["threads"]) == (3, 2)
 
 
-def test_to_choose_a_recipe_images_are_left_out_and_the_tests_not_looked_at(small: None, tmp_path: Path) -> None:
+def test_validate_holds_out_images_and_ignores_the_test_set(small: None, tmp_path: Path) -> None:
     done = invoke("--out", tmp_path / "run", "--device", "cpu", "--validate")
     assert done.exit_code == 0, done.output
     assert "180 training and 60 validation images" in done.output
@@ -512,7 +512,7 @@ def test_the_folder_is_named_by_recipe_and_seed(small: None, tmp_path: Path, mon
 
 
 @pytest.mark.parametrize("folder", ["[old]", "[/old]"])
-def test_brackets_in_a_path_are_no_markup(small: None, tmp_path: Path, folder: str) -> None:
+def test_brackets_in_a_path_are_printed_literally(small: None, tmp_path: Path, folder: str) -> None:
     out = tmp_path / folder
     done = invoke("--out", out, "--device", "cpu")
     assert done.exit_code == 0

@@ -6,7 +6,7 @@ import psutil
 import pytest
 from server import Server, serve
 
-from benchmarks.worst import REQUESTS, Worst, measure, worker_of
+from benchmarks.worst import REQUESTS, WorstCase, measure, worker_of
 
 CPU_SECONDS = 1.0
 DELAY_SECONDS = 0.1
@@ -23,7 +23,7 @@ def single(tmp_path_factory) -> Iterator[tuple[int, psutil.Process]]:
 
 
 @pytest.mark.parametrize("worst", REQUESTS, ids=lambda worst: worst.name)
-def test_the_worst_request_of_a_kind_keeps_nobody_waiting(single: tuple[int, psutil.Process], worst: Worst) -> None:
+def test_the_worst_request_of_a_kind_keeps_nobody_waiting(single: tuple[int, psutil.Process], worst: WorstCase) -> None:
     port, worker = single
     request = worst.make()
     for _ in range(TRIES):

@@ -48,7 +48,7 @@ def assert_refused(folder: Path, file: str, message: str) -> None:
         load_artifact(folder)
 
 
-def test_what_was_saved_is_loaded(folder, network):
+def test_load_returns_the_saved_artifact(folder, network):
     artifact = load_artifact(folder)
     images_B = torch.rand(4, 1, 4, 4)
     assert torch.equal(artifact.network(images_B), network.eval()(images_B))
@@ -72,7 +72,7 @@ def test_every_bit_of_the_tensors_survives(folder, network):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in network.state_dict().items())
 
 
-def test_saving_leaves_the_network_alone_and_writes_the_same_bytes_again(tmp_path, folder, network):
+def test_save_is_deterministic_and_keeps_the_network(tmp_path, folder, network):
     network.train()
     save_artifact(tmp_path / "again", network, CONFIG, {"classes": CLASSES, "seed": 7})
     assert network.training
@@ -99,7 +99,7 @@ def test_a_card_cant_contradict_the_network_it_is_saved_with(tmp_path, network):
 
 
 @pytest.mark.parametrize("card", [{}, {"classes": ["a", "b"]}])
-def test_a_card_without_a_name_for_each_class_is_not_saved(tmp_path, network, card):
+def test_save_refuses_a_wrong_number_of_class_names(tmp_path, network, card):
     with pytest.raises(ValueError, match="classes"):
         save_artifact(tmp_path / "x", network, CONFIG, card)
     assert not (tmp_path / "x").exists()
@@ -112,7 +112,7 @@ def test_loading_draws_no_random_numbers(folder):
 
 
 @pytest.mark.parametrize("position", [0, 100, -1])
-def test_a_flipped_byte_is_noticed(folder, position):
+def test_load_refuses_a_flipped_byte(folder, position):
     data = bytearray((folder / WEIGHTS).read_bytes())
     data[position] ^= 1
     (folder / WEIGHTS).write_bytes(data)
@@ -136,7 +136,7 @@ def test_a_file_in_place_of_the_folder_is_named(folder):
     assert_refused(folder / WEIGHTS, CARD, "expected a readable file, got Not a directory")
 
 
-def test_a_card_that_is_no_text_is_refused(folder):
+def test_load_refuses_a_card_that_is_not_text(folder):
     (folder / CARD).write_bytes(b'{"format": "\xff\xfe"}')
     assert_refused(folder, CARD, "expected JSON, got .*")
 
@@ -154,7 +154,7 @@ def test_a_card_that_is_no_text_is_refused(folder):
         ('{"format": 2}', "format: expected 1, got 2"),
     ],
 )
-def test_a_card_that_is_none_is_refused(folder, text, message):
+def test_load_refuses_an_invalid_card(folder, text, message):
     (folder / CARD).write_text(text)
     assert_refused(folder, CARD, message)
 
@@ -181,14 +181,14 @@ def test_a_missing_entry_is_named(folder, keys):
      {"hidden": [[6], 5]}, {"hidden": {"6": 5}}, {"dropout": ["0.1", 0.3]}, {"dropout": [float("nan"), 0.3]},
      {"hidden": [True, 5]}],
 )  # fmt: skip
-def test_an_architecture_that_is_none_is_refused(folder, change):
+def test_load_refuses_an_invalid_architecture(folder, change):
     change_card(folder, lambda card: card["architecture"].update(change))
     assert_refused(folder, CARD, r"architecture: expected sizes and probabilities, got \{.*\} \(.*\)")
 
 
 @pytest.mark.parametrize("section", ["architecture", "weights"])
 @pytest.mark.parametrize("value", [None, 3, "text", []])
-def test_a_section_that_is_no_object_has_no_entries(folder, section, value):
+def test_a_section_that_is_not_an_object_has_no_entries(folder, section, value):
     change_card(folder, lambda card: card.update({section: value}))
     assert_refused(folder, CARD, rf"expected an entry {section}\.\w+, got none")
 
@@ -246,7 +246,7 @@ def test_a_dtype_that_torch_doesnt_know_is_refused(folder):
     assert_refused(folder, WEIGHTS, "expected safetensors, got .*")
 
 
-def test_the_refusal_of_a_tensor_is_one_line_whatever_its_name(folder):
+def test_tensor_error_is_one_line_for_any_tensor_name(folder):
     state = safetensors.torch.load_file(folder / WEIGHTS)
     replace_weights(folder, safetensors.torch.save({**state, "a\nb\x1b[2J": torch.ones(2)}))
     with pytest.raises(ArtifactError, match=r"tensor .*: expected none, got float32\[2\]") as refusal:
@@ -271,12 +271,12 @@ def test_a_pickle_is_refused_and_never_run(folder, tmp_path):
 
 
 @pytest.mark.parametrize("size", [0, 7, 200, -1])
-def test_a_truncated_file_is_refused_even_if_the_card_vouches_for_it(folder, size):
+def test_load_refuses_a_truncated_file_with_matching_hash(folder, size):
     replace_weights(folder, (folder / WEIGHTS).read_bytes()[:size])
     assert_refused(folder, WEIGHTS, "expected safetensors, got .*")
 
 
-def test_a_network_of_another_shape_is_not_saved(tmp_path, network):
+def test_save_refuses_a_network_of_another_shape(tmp_path, network):
     with pytest.raises(ArtifactError, match=r"tensor hidden2\.bias: expected float32\[9\], got float32\[5\]"):
         save_artifact(tmp_path / "x", network, MLPConfig(image=(1, 4, 4), hidden=(6, 9), classes=3), {})
     assert not (tmp_path / "x").exists()
@@ -288,7 +288,7 @@ def no_space(*_: object) -> None:
 
 @pytest.mark.parametrize(("where", "what"), [(os, "fsync"), (Path, "replace")])
 @pytest.mark.parametrize("before", [b"old", None])
-def test_an_interrupted_write_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, where, what, before):
+def test_interrupted_write_keeps_the_old_file_only(tmp_path, monkeypatch, where, what, before):
     path = tmp_path / "file"
     if before is not None:
         write_atomically(path, before)
@@ -305,7 +305,7 @@ def test_a_write_replaces_the_whole_file(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
 
-def test_what_is_on_disk_is_complete_before_it_takes_the_files_name(tmp_path, monkeypatch):
+def test_data_is_synced_before_the_file_is_renamed(tmp_path, monkeypatch):
     """The data are synced, the file is renamed, the folder that holds the name is synced."""
     steps = []
     fsync, replace = os.fsync, Path.replace
@@ -321,7 +321,7 @@ def test_what_is_on_disk_is_complete_before_it_takes_the_files_name(tmp_path, mo
     assert steps == ["4 bytes", "rename", "folder"]
 
 
-def test_a_save_cut_off_between_its_files_is_refused_rather_than_mixed(folder, monkeypatch):
+def test_load_refuses_a_partly_saved_artifact(folder, monkeypatch):
     """New weights beside an old card."""
     monkeypatch.setattr("model.artifact.CARD", "missing/card.json")
     with pytest.raises(FileNotFoundError):

@@ -7,16 +7,16 @@ from rich.console import Console
 from scipy import stats
 from torch import nn
 
-from model.calibration import COVERAGES, tempered
+from model.calibration import COVERAGES, apply_temperature
 from training.calibrate import (
+    confidence_threshold,
     conformal_quantile,
     fit_calibration,
     fit_calibrations,
     fit_temperature,
-    least_confidence,
 )
 from training.data import Images
-from training.estimates import ensemble, estimate
+from training.estimates import combine_members, estimate
 
 CONSOLE = Console(quiet=True)
 
@@ -26,10 +26,10 @@ def simulated(images: int, seed: int, sharpness: float = 1) -> tuple[np.ndarray,
     rng = np.random.default_rng(seed)
     right_BC = rng.dirichlet(np.full(10, 0.03), size=images)
     labels_B = (rng.random(images)[:, None] > right_BC.cumsum(axis=1)).sum(axis=1).clip(max=9)
-    return tempered(right_BC, 1 / sharpness), labels_B
+    return apply_temperature(right_BC, 1 / sharpness), labels_B
 
 
-def test_the_quantile_is_the_score_of_rank_n_plus_1_times_coverage():
+def test_conformal_quantile_has_the_expected_rank():
     scores_B = np.random.default_rng(61).permutation(np.arange(1, 100))  # n + 1 = 100
     assert [conformal_quantile(scores_B, coverage) for coverage in COVERAGES] == [80, 90, 95, 99]
     assert conformal_quantile(scores_B[:98], 0.995) is None
@@ -52,8 +52,8 @@ def test_the_temperature_undoes_sharpness(sharpness):
 def test_all_right_is_answered_and_all_wrong_never():
     probs_BC, _ = simulated(1000, 64)
     right_B = probs_BC.argmax(axis=1)
-    assert least_confidence(probs_BC, right_B, 0.01) == probs_BC.max(axis=1).min()
-    assert least_confidence(probs_BC, (right_B + 1) % 10, 0.05) is None
+    assert confidence_threshold(probs_BC, right_B, 0.01) == probs_BC.max(axis=1).min()
+    assert confidence_threshold(probs_BC, (right_B + 1) % 10, 0.05) is None
 
 
 def test_the_bound_on_the_risk_is_clopper_and_pearsons():
@@ -61,26 +61,26 @@ def test_the_bound_on_the_risk_is_clopper_and_pearsons():
     confidence_B = np.linspace(0.99, 0.6, 300)
     probs_BC = np.stack([confidence_B, 1 - confidence_B], axis=1)
     labels_B = (np.arange(300) >= 200).astype(int)
-    answered = sum(confidence_B >= least_confidence(probs_BC, labels_B, 0.05))
+    answered = sum(confidence_B >= confidence_threshold(probs_BC, labels_B, 0.05))
 
     def upper(answered: int) -> float:
         return stats.binomtest(max(answered - 200, 0), answered).proportion_ci(0.9, "exact").high  # 95 % on one side
 
     assert upper(answered) <= 0.05 < upper(answered + 3)  # the thresholds tried are two or three images apart
-    assert least_confidence(probs_BC[:90], labels_B[:90], 0.05) is None  # too few to allow for one error
+    assert confidence_threshold(probs_BC[:90], labels_B[:90], 0.05) is None  # too few to allow for one error
 
 
 @pytest.mark.parametrize("risk", [0.02, 0.05])
-def test_the_risk_among_the_answered_is_kept_nineteen_times_of_twenty(risk):
+def test_risk_bound_holds_in_95_percent_of_calibrations(risk):
     """Probabilities are right, so that the true risk above a threshold is the mean of what is missing to 1."""
     population_BC, _ = simulated(200_000, 65)
     confidence_B = population_BC.max(axis=1)
     kept = []
     for seed in range(100):
-        least = least_confidence(*simulated(2000, 1000 + seed), risk)
+        least = confidence_threshold(*simulated(2000, 1000 + seed), risk)
         kept.append(least is None or (1 - confidence_B[confidence_B >= least]).mean() <= risk)
     assert np.mean(kept) >= 0.95 - 4 * (0.95 * 0.05 / 100) ** 0.5
-    assert any(least_confidence(*simulated(2000, 1000 + seed), risk) is not None for seed in range(5))
+    assert any(confidence_threshold(*simulated(2000, 1000 + seed), risk) is not None for seed in range(5))
 
 
 def test_a_calibration_keeps_its_promises_on_other_images():
@@ -109,7 +109,7 @@ def test_an_ensemble_is_calibrated_by_its_mean():
     ]
     some = Images(torch.randint(0, 256, (400, 3, 3), dtype=torch.uint8), torch.randint(0, 3, (400,)))
     found = fit_calibrations(networks, some, samples=(10,), console=CONSOLE)
-    joined = ensemble([estimate(network, some, samples=(10,), seed=0, console=CONSOLE) for network in networks])
+    joined = combine_members([estimate(network, some, samples=(10,), seed=0, console=CONSOLE) for network in networks])
     expected = [
         fit_calibration(**joined[key], labels_B=some.labels_B.numpy(), estimator=key[0], samples=key[1])
         for key in (("eval", 0), ("masks", 10), ("moments", 0))

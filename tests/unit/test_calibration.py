@@ -8,9 +8,9 @@ from model.calibration import (
     COVERAGES,
     RISKS,
     Calibration,
+    apply_temperature,
     find_calibration,
-    set_scores,
-    tempered,
+    nonconformity_scores,
 )
 
 
@@ -37,25 +37,25 @@ def probs_BC() -> np.ndarray:
 @pytest.mark.parametrize("temperature", [0.3, 1, 2.5])
 def test_a_temperature_divides_the_logits(temperature):
     logits_BC = np.random.default_rng(52).normal(size=(7, 5)) * 3
-    found = tempered(special.softmax(logits_BC, axis=1), temperature)
+    found = apply_temperature(special.softmax(logits_BC, axis=1), temperature)
     assert np.allclose(found, special.softmax(logits_BC / temperature, axis=1), rtol=1e-10)
 
 
 def test_a_temperature_takes_certainty_and_no_images():
-    assert np.allclose(tempered(np.array([[1.0, 0.0]]), 3), [[1, 0]], atol=1e-9)
-    assert tempered(np.empty((0, 4)), 3).shape == (0, 4)
+    assert np.allclose(apply_temperature(np.array([[1.0, 0.0]]), 3), [[1, 0]], atol=1e-9)
+    assert apply_temperature(np.empty((0, 4)), 3).shape == (0, 4)
 
 
 def test_scores_of_sets_are_those_of_the_definitions(probs_BC):
     uniform_B = np.random.default_rng(53).random(len(probs_BC))
-    assert np.array_equal(set_scores(probs_BC, uniform_B, method="lac"), 1 - probs_BC)
-    found_BC = set_scores(probs_BC, uniform_B, method="aps")
+    assert np.array_equal(nonconformity_scores(probs_BC, uniform_B, method="lac"), 1 - probs_BC)
+    found_BC = nonconformity_scores(probs_BC, uniform_B, method="aps")
     for probs_C, uniform, found_C in zip(probs_BC, uniform_B, found_BC, strict=True):
         for p, found in zip(probs_C, found_C, strict=True):
             assert found == pytest.approx(sum(other for other in probs_C if other > p) + (1 - uniform) * p)
 
 
-def test_a_set_holds_the_classes_that_score_no_worse_than_calibrated():
+def test_prediction_set_contains_classes_up_to_the_calibrated_score():
     probs_BC, uniform_B = np.array([[0.55, 0.25, 0.2], [0.05, 0.95, 0]]), np.array([0.0, 0.5])
     one = calibration()
     assert one.prediction_set(probs_BC, uniform_B, coverage=0.9, method="lac").tolist() == [
@@ -78,7 +78,7 @@ def test_larger_coverages_never_have_smaller_sets(probs_BC):
 @pytest.mark.parametrize(
     ("confidence", "risk", "answered"), [(0.6, 0.05, True), (0.59, 0.05, False), (0.9, 0.02, True), (1.0, 0.01, False)]
 )
-def test_what_is_sure_enough_is_answered(confidence, risk, answered):
+def test_confident_predictions_are_answered(confidence, risk, answered):
     assert calibration().is_answered(np.array([confidence]), risk=risk).tolist() == [answered]
 
 
@@ -99,12 +99,12 @@ def test_a_card_keeps_a_calibration():
         ({"reference": [1]}, "bad"),
     ],
 )
-def test_what_is_no_calibration_is_refused(changed, message):
+def test_from_json_refuses_an_invalid_calibration(changed, message):
     with pytest.raises(ValueError, match=message):
         Calibration.from_json(calibration().to_json() | changed)
 
 
-def test_what_is_missing_is_named():
+def test_from_json_names_a_missing_entry():
     fields = calibration().to_json()
     del fields["samples"]
     with pytest.raises(ValueError, match="samples"):

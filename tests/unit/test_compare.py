@@ -42,7 +42,7 @@ def test_a_table_shows_mean_and_interval(tmp_path):
 def test_runs_of_different_recipes_or_without_figures_are_refused(tmp_path):
     runs = [str(run(tmp_path, 0, 0.9)), str(run(tmp_path, 1, 0.9, recipe="other"))]
     for given, message in (
-        (runs, "different recipes"),
+        (runs, "must share one recipe"),
         (runs[:1], "at least two runs"),
         ([str(tmp_path)], "card.json"),
     ):

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import training.data
-from training.data import CLASSES, DataError, FashionMNIST, Images, load_fashion_mnist, split_train
+from training.data import CLASSES, DataError, FashionMNIST, Images, hold_out, load_fashion_mnist
 from training.vision import torchvision
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
@@ -176,13 +176,13 @@ def test_the_cache_is_found_without_a_download(plain: Path, nowhere: dict[str, s
     assert load_fashion_mnist(environ=nowhere, download=False).source == cache
 
 
-def test_without_xdg_cache_home_the_cache_is_in_the_home_folder(plain: Path, tmp_path: Path) -> None:
+def test_default_cache_is_in_the_home_folder(plain: Path, tmp_path: Path) -> None:
     cache = link(plain, tmp_path / "home" / ".cache" / "mcd")
     assert load_fashion_mnist(environ={}, download=False).source == cache
 
 
 @pytest.mark.parametrize("by_environment", [False, True])
-def test_a_named_folder_without_data_is_an_error_even_if_another_has_it(
+def test_named_folder_without_data_is_an_error(
     plain: Path, nowhere: dict[str, str], tmp_path: Path, by_environment: bool
 ) -> None:
     link(plain, tmp_path / "cache" / "mcd")
@@ -217,7 +217,7 @@ def test_one_error_names_every_place_and_every_remedy(nowhere: dict[str, str], t
         assert part in str(error.value)
 
 
-def test_a_download_that_fails_is_told_beside_the_remedies(
+def test_failed_download_is_reported_with_the_remedies(
     nowhere: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = closed_port()
@@ -226,13 +226,13 @@ def test_a_download_that_fails_is_told_beside_the_remedies(
         load_fashion_mnist(environ=nowhere)
 
 
-def test_a_cache_that_cannot_be_made_is_told_beside_the_remedies(tmp_path: Path) -> None:
+def test_cache_that_cannot_be_created_is_reported_with_the_remedies(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match=r"(?s)download: failed, .*Not a directory.*Remedies: "):
         load_fashion_mnist(environ={"XDG_CACHE_HOME": str(tmp_path / "file")})
 
 
-def test_what_no_folder_has_is_downloaded_into_the_cache(
+def test_missing_data_is_downloaded_into_the_cache(
     fashion: FashionMNIST, gzipped: Path, nowhere: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Debian compressed the files anew, so that torchvision's hashes of the published .gz files don't hold.
@@ -260,7 +260,7 @@ def test_a_truncated_gzip_file_is_refused(plain: Path, gzipped: Path, tmp_path: 
     [b"", b"no gzip", gzip.compress(b"", mtime=0)[:10] + b"\xff" * 20],
     ids=["empty", "other bytes", "a header and no deflate stream"],
 )
-def test_a_gz_file_that_is_no_gzip_is_refused(plain: Path, tmp_path: Path, data: bytes) -> None:
+def test_invalid_gzip_file_is_refused(plain: Path, tmp_path: Path, data: bytes) -> None:
     folder = link(plain, tmp_path / "named")
     (folder / TEST_LABELS).unlink()
     (folder / f"{TEST_LABELS}.gz").write_bytes(data)
@@ -330,31 +330,31 @@ def numbers(images: Images) -> list[int]:
 
 
 def test_a_split_is_disjoint_and_complete() -> None:
-    train, held_out = split_train(numbered(30), held_out=70, seed=5)
+    train, held_out = hold_out(numbered(30), held_out=70, seed=5)
     assert (len(train), len(held_out)) == (230, 70)
     assert sorted(numbers(train) + numbers(held_out)) == list(range(300))
 
 
 def test_a_split_holds_out_equally_many_of_each_class() -> None:
-    train, held_out = split_train(numbered(30), held_out=70, seed=5)
+    train, held_out = hold_out(numbered(30), held_out=70, seed=5)
     assert held_out.labels_B.bincount().tolist() == [7] * 10
     assert train.labels_B.bincount().tolist() == [23] * 10
 
 
 def test_a_split_that_cant_be_even_is_refused() -> None:
     with pytest.raises(ValueError, match="held_out must be a multiple of 10, got 25"):
-        split_train(numbered(30), held_out=25, seed=5)
+        hold_out(numbered(30), held_out=25, seed=5)
 
 
 def test_a_split_keeps_images_and_labels_together() -> None:
     images = numbered(30)
-    for part in split_train(images, held_out=70, seed=5):
+    for part in hold_out(images, held_out=70, seed=5):
         assert part.labels_B.tolist() == images.labels_B[numbers(part)].tolist()
 
 
 def test_the_same_seed_splits_the_same_and_another_differently() -> None:
     images = numbered(30)
-    first, again, other = (numbers(split_train(images, held_out=70, seed=seed)[1]) for seed in (5, 5, 6))
+    first, again, other = (numbers(hold_out(images, held_out=70, seed=seed)[1]) for seed in (5, 5, 6))
     assert first == again
     assert first != other
 
@@ -363,23 +363,23 @@ def test_a_split_neither_reads_nor_moves_the_global_generator() -> None:
     images = numbered(30)
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    first = numbers(split_train(images, held_out=70, seed=5)[1])
+    first = numbers(hold_out(images, held_out=70, seed=5)[1])
     assert torch.equal(torch.random.get_rng_state(), before)
     torch.manual_seed(2)
-    assert numbers(split_train(images, held_out=70, seed=5)[1]) == first
+    assert numbers(hold_out(images, held_out=70, seed=5)[1]) == first
 
 
 def test_every_image_has_its_chance_to_be_held_out() -> None:
     held_out = [0] * 100
     for seed in range(400):
-        for number in numbers(split_train(numbered(10), held_out=50, seed=seed)[1]):
+        for number in numbers(hold_out(numbered(10), held_out=50, seed=seed)[1]):
             held_out[number] += 1
     # 400 draws of probability 1/2: standard deviation 10; 5 of them for 100 images.
     assert all(abs(count - 200) < 50 for count in held_out)
 
 
 def test_the_real_data_splits_evenly(fashion: FashionMNIST) -> None:
-    train, held_out = split_train(fashion.train, held_out=5_000, seed=0)
+    train, held_out = hold_out(fashion.train, held_out=5_000, seed=0)
     assert train.labels_B.bincount().tolist() == [5_500] * 10
     assert held_out.labels_B.bincount().tolist() == [500] * 10
 

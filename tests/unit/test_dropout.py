@@ -48,7 +48,7 @@ def test_a_probability_outside_its_range_is_refused(p):
         keep_masks((3,), p, samples=2, seed=0)
 
 
-def test_a_generator_fixes_the_mask_and_leaves_the_global_one_alone():
+def test_generator_determines_the_mask_without_global_random_state():
     X = torch.ones(1000)
     before = torch.get_rng_state()
     first, same, other = (dropout_layer(X, 0.5, generator=seeded(seed)) for seed in (4, 4, 5))
@@ -58,7 +58,7 @@ def test_a_generator_fixes_the_mask_and_leaves_the_global_one_alone():
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
-def test_a_dropped_unit_is_zero_whatever_it_was(value):
+def test_dropped_units_are_zero_for_any_input(value):
     X = torch.full((100,), value)
     out = dropout_layer(X, 0.5, generator=seeded(6))
     kept = out != 0
@@ -81,7 +81,7 @@ def test_the_precision_is_that_of_the_input(dtype):
 
 @pytest.mark.parametrize("p", [0.2, 0.5, 0.9])
 @pytest.mark.parametrize("make", [nn.Dropout, lambda p: lambda X: dropout_layer(X, p)], ids=["torch", "definition"])
-def test_the_definition_and_torchs_layer_have_the_moments_of_inverted_dropout(p, make):
+def test_definition_and_torch_layer_have_the_moments_of_inverted_dropout(p, make):
     """E[out] = E[x] and Var[out] = E[x^2] / (1 - p) - E[x]^2, each within 5 standard errors; x is uniform on [1, 4].
 
     Those of the mean and of the variance over n draws: sqrt(m2 / n) and sqrt((m4 - m2^2) / n), of central moments m.
@@ -97,7 +97,7 @@ def test_the_definition_and_torchs_layer_have_the_moments_of_inverted_dropout(p,
     assert out.var().item() == pytest.approx(variance, abs=5 * ((fourth - variance**2) / draws) ** 0.5)
 
 
-def test_torchs_layer_outside_training_is_the_identity_which_is_the_definition_at_zero():
+def test_torch_layer_in_eval_mode_is_the_identity():
     X = torch.randn(20, 30, generator=seeded(8))
     assert torch.equal(nn.Dropout(0.5).eval()(X), X)
     assert torch.equal(dropout_layer(X, 0), X)
@@ -162,7 +162,7 @@ def test_another_seed_or_layer_gives_unrelated_masks(change):
 
 
 @pytest.mark.parametrize("p", [0.01, 0.2, 1 / 3, 0.5, 0.95])
-def test_units_are_kept_at_their_rate_in_every_sample_and_unit(p):
+def test_units_are_kept_at_the_rate_by_sample_and_unit(p):
     masks = keep_masks((200,), p, samples=500, seed=11, masks="independent")
     assert_rate(int(masks.sum()), masks.size, 1 - p)
     for axis in (0, 1):
@@ -171,7 +171,7 @@ def test_units_are_kept_at_their_rate_in_every_sample_and_unit(p):
 
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.2, 0.25, 1 / 3, 0.5, 0.73, 0.9, 0.95, 0.999])
-def test_each_stratified_mask_keeps_units_at_their_rate_and_each_block_as_often_as_it_can(p):
+def test_stratified_masks_keep_the_rate_by_mask_and_block(p):
     """In a block, a unit is dropped 10 p times, or as often as the whole numbers around it, so that it is on average.
 
     Each of the ten samples of a block is asked for itself: one that is favoured would be made up for by the others.
@@ -205,7 +205,7 @@ def test_units_are_stratified_each_by_itself_and_blocks_are_independent(kept):
 
 @pytest.mark.parametrize("p", [0.01, 0.2, 0.25, 1 / 3, 0.5, 0.77, 0.99])
 @pytest.mark.parametrize(("seed", "layer"), [(0, 0), (2**64 - 1, 3)])
-def test_uniform_numbers_made_of_ranks_and_jitter_give_the_same_stratified_masks(p, seed, layer):
+def test_ranks_with_jitter_give_the_same_stratified_masks(p, seed, layer):
     """Latin hypercube as its paper has it (McKay et al. 1979): (rank + jitter) / 10, kept where p or more."""
     blocks, units = 3, 6
     words = iter(np.random.Philox(key=np.array([seed, layer], dtype=np.uint64)).random_raw(blocks * 11 * units))
@@ -219,7 +219,7 @@ def test_uniform_numbers_made_of_ranks_and_jitter_give_the_same_stratified_masks
 
 
 @pytest.mark.parametrize("masks", DESIGNS)
-def test_all_are_kept_at_zero_and_none_at_one(masks):
+def test_p_zero_keeps_all_and_p_one_keeps_none(masks):
     assert drawn(p=0, masks=masks).all()
     assert not drawn(p=1, masks=masks).any()
 
@@ -260,7 +260,7 @@ def test_the_generator_written_out_gives_its_authors_known_answers():
 
 
 @pytest.mark.parametrize(("seed", "layer"), [(0, 0), (5, 1), (2**64 - 1, 7)])
-def test_masks_are_those_of_the_generator_written_out_on_every_system(seed, layer):
+def test_masks_equal_the_written_out_generator(seed, layer):
     """NumPy steps the counter before its first words, so they are those of counter 1."""
     units, p = 5, 0.3
     words = [word for step in range(1, 6) for word in philox4x64((step, 0, 0, 0), (seed, layer))]
@@ -276,7 +276,7 @@ def test_a_seed_out_of_range_is_refused(seed):
         drawn(seed=seed, p=1)
 
 
-def test_a_seed_that_is_no_whole_number_is_refused():
+def test_non_integer_seed_is_refused():
     with pytest.raises((TypeError, ValueError), match="seed"):
         drawn(seed=1.7)
 
@@ -301,7 +301,7 @@ def test_dropconnect_has_the_moments_of_dropped_weights(p):
     assert ((out.var(dim=0) - variance).abs() < 6 * ((fourth - variance**2) / draws).sqrt()).all()
 
 
-def test_dropconnect_drops_weights_or_scales_them_and_lets_the_biases_be():
+def test_dropconnect_drops_or_scales_weights_and_keeps_biases():
     p, layer = 0.3, dropconnect(0.3, generator=seeded(23))
     with torch.no_grad():
         found = torch.stack([layer(torch.eye(6, dtype=torch.float64)) - layer.bias for _ in range(500)])
@@ -311,7 +311,7 @@ def test_dropconnect_drops_weights_or_scales_them_and_lets_the_biases_be():
     assert_rate(int((~kept).sum()), kept.numel(), p)
 
 
-def test_the_examples_of_a_call_share_a_mask_and_calls_dont():
+def test_examples_of_a_call_share_a_mask_but_calls_differ():
     layer = dropconnect(0.5, generator=seeded(24))
     X = torch.ones(5, 6).double()
     first, second = layer(X), layer(X)
@@ -335,12 +335,12 @@ def test_dropconnect_learns_through_the_weights_that_are_left_alone():
 
 
 @pytest.mark.parametrize("p", [-0.1, 1.1])
-def test_dropconnect_refuses_what_is_no_probability(p):
+def test_dropconnect_refuses_an_invalid_probability(p):
     with pytest.raises(ValueError, match=r"probability must be in \[0, 1\], got"):
         DropConnect(2, 2, p)
 
 
-def test_a_generator_fixes_dropconnects_masks_and_leaves_the_global_one_alone():
+def test_generator_determines_dropconnect_masks_without_global_random_state():
     X = torch.ones(3, 6).double()
     first, same = dropconnect(0.5, generator=seeded(27)), dropconnect(0.5, generator=seeded(27))
     before = torch.get_rng_state()

@@ -6,7 +6,7 @@ from torch import nn
 
 from model import MomentPropagation, MonteCarloDropout, entropy, summarize
 from training.data import Images
-from training.estimates import ensemble, estimate
+from training.estimates import combine_members, estimate
 
 CONSOLE = Console(quiet=True)
 
@@ -45,7 +45,7 @@ def test_estimates_are_those_of_the_library(images, monkeypatch):
 def test_an_ensemble_is_all_its_sub_networks_together(images):
     """Its masks' information is that of one large sample: entropy of the mean, less mean entropy."""
     networks = [make_network(seed) for seed in (72, 73, 74)]
-    found = ensemble([estimate(one, images, samples=(2000,), seed=3, console=CONSOLE) for one in networks])
+    found = combine_members([estimate(one, images, samples=(2000,), seed=3, console=CONSOLE) for one in networks])
     probs_SBC = torch.cat(
         [MonteCarloDropout(one).sample(images.inputs_B, samples=2000, seed=3).double() for one in networks]
     )
@@ -65,6 +65,6 @@ def test_an_ensemble_is_all_its_sub_networks_together(images):
 
 def test_an_ensemble_of_one_is_that_one(images):
     one = estimate(make_network(75), images, samples=(10,), seed=3, console=CONSOLE)
-    for key, row in ensemble([one]).items():
+    for key, row in combine_members([one]).items():
         for name, values in row.items():
             assert np.allclose(values, one[key][name], atol=1e-12)

@@ -15,7 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 import training.fit
 from model import MLPConfig
 from training.data import Images
-from training.fit import Fit, augment, measure
+from training.fit import Fit, augment, evaluate_loss
 from training.recipes import RECIPES, Recipe
 
 SMALL = MLPConfig(hidden=(32, 16), dropout=(0.2, 0.5))
@@ -178,7 +178,7 @@ def test_mirroring_and_shifting_are_drawn_independently() -> None:
 
 
 @BOTH
-def test_the_same_seed_gives_the_same_bits_and_another_seed_others(recipe: Recipe) -> None:
+def test_seed_determines_all_results(recipe: Recipe) -> None:
     first, again, other = run(recipe, seed=4), run(recipe, seed=4), run(recipe, seed=5)
     assert torch.equal(weights(first), weights(again))
     assert first.history == again.history
@@ -186,7 +186,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(recipe: Recip
 
 
 @BOTH
-def test_a_run_interrupted_after_each_epoch_ends_with_the_same_bits(recipe: Recipe) -> None:
+def test_resuming_after_each_epoch_gives_identical_results(recipe: Recipe) -> None:
     whole = run(recipe)
     part = begin(recipe)
     for _ in range(recipe.epochs):
@@ -229,7 +229,7 @@ def test_every_epoch_draws_its_own_randomness() -> None:
     assert len({epoch.train_loss for epoch in history}) == len(history)
 
 
-def test_every_epoch_passes_over_each_image_once_in_a_new_order() -> None:
+def test_each_epoch_visits_each_image_once_in_new_order() -> None:
     train = striped(100)
     fit = begin(CHAPTER, train=train)
     orders = []
@@ -283,7 +283,7 @@ def test_no_two_images_steps_epochs_or_seeds_share_a_mask() -> None:
 
 
 @pytest.mark.parametrize(("flip", "shift", "forms"), [(False, 0, 1), (True, 0, 2), (False, 1, 9), (True, 1, 18)])
-def test_the_network_is_trained_on_images_augmented_as_the_recipe_asks(flip: bool, shift: int, forms: int) -> None:
+def test_training_images_are_augmented_by_the_recipe(flip: bool, shift: int, forms: int) -> None:
     torch.manual_seed(8)
     noise = Images(torch.randint(0, 256, (1, 28, 28), dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
     with recording_linears() as calls:
@@ -294,7 +294,7 @@ def test_the_network_is_trained_on_images_augmented_as_the_recipe_asks(flip: boo
     assert len(seen) == forms
 
 
-def test_dropout_in_training_drops_at_its_rate_and_scales_the_survivors() -> None:
+def test_training_dropout_has_its_rate_and_scale() -> None:
     architecture = MLPConfig(hidden=(64, 64), dropout=(0.3, 0.6))
     recipe = replace(CHAPTER, architecture=architecture, masks=2, batch_size=100, initial_std=None)
     with recording_linears() as calls:
@@ -342,7 +342,7 @@ def test_without_average_the_network_has_the_last_weights() -> None:
     assert torch.equal(weights(fit), steps[-1])
 
 
-def test_the_one_cycle_rises_to_the_recipes_rate_and_ends_near_zero() -> None:
+def test_one_cycle_peaks_at_the_rate_and_ends_near_zero() -> None:
     with after_each_step(lambda optimizer: optimizer.param_groups[0]["lr"]) as rates:
         run(replace(DEFAULT, epochs=10))
     # torch's OneCycleLR: from a 25th of the peak to the peak after 30% of the steps, and down to a 250,000th.
@@ -374,7 +374,7 @@ def test_the_recipe_picks_optimiser_and_weight_decay(recipe: Recipe, kind: type,
     assert set(seen) == {(kind, decay)}
 
 
-def test_the_chapters_weights_are_normal_and_its_biases_pytorchs() -> None:
+def test_chapter_recipe_has_normal_weights_and_default_biases() -> None:
     fit = begin(replace(CHAPTER, architecture=MLPConfig()))
     state = fit.network.state_dict()
     weight, bias = state["hidden1.weight"].double(), state["hidden1.bias"]
@@ -395,9 +395,9 @@ def test_held_out_images_never_influence_the_weights(recipe: Recipe) -> None:
 
 
 @BOTH
-def test_training_lowers_the_loss_and_learns_what_can_be_learnt(recipe: Recipe) -> None:
+def test_training_lowers_the_loss(recipe: Recipe) -> None:
     fit = begin(replace(recipe, epochs=15, initial_std=None), train=striped(600), held_out=striped(100, seed=1))
-    before = measure(fit.network, fit.held_out)
+    before = evaluate_loss(fit.network, fit.held_out)
     history = [fit.run_epoch() for _ in range(15)]
     assert history[-1].train_loss < history[0].train_loss
     assert history[-1].held_out_loss < before[0] / 2
@@ -435,17 +435,17 @@ def test_the_history_counts_epochs_from_one() -> None:
 def test_measure_equals_a_plain_computation_and_leaves_the_mode_alone(
     mode: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training.fit, "_EVALUATED_AT_ONCE", 7)
+    monkeypatch.setattr(training.fit, "_EVALUATION_BATCH", 7)
     images = striped(30)
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10))
     expected = plain_loss_and_accuracy(network.eval(), images)
     network.train(mode)
-    assert measure(network, images) == pytest.approx(expected, rel=1e-5)
+    assert evaluate_loss(network, images) == pytest.approx(expected, rel=1e-5)
     assert {module.training for module in network.modules()} == {mode}
 
 
 def test_measure_leaves_no_gradient() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
-    measure(network, striped(30))
+    evaluate_loss(network, striped(30))
     assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())

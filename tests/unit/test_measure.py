@@ -11,8 +11,8 @@ from service.inference.decision import DecisionOptions, DecisionPolicy
 from service.inference.predictor import Predictions
 from training.data import FashionMNIST, Images
 from training.estimates import Estimates, estimate
-from training.measure import decisions, measure, measure_classes, measure_decisions, novelty_scores, told_apart
-from training.metrics import scores
+from training.measure import decide, measure, measure_classes, measure_decisions, measure_detection, ood_scores
+from training.metrics import classification_metrics
 
 CONSOLE = Console(quiet=True)
 CONFIG = MLPConfig(hidden=(8, 6), dropout=(0.1, 0.4))
@@ -70,7 +70,7 @@ def test_figures_equal_those_of_a_second_implementation() -> None:
             / 12,
             **{
                 name: value
-                for name, value in scores(probs_BC, labels_B).items()
+                for name, value in classification_metrics(probs_BC, labels_B).items()
                 if name not in {"accuracy", "nll", "brier"}  # the others have tests of their own
             },
             "entropy": np.mean(entropy(probs_BC)),
@@ -91,7 +91,7 @@ def test_figures_equal_those_of_a_second_implementation() -> None:
     assert expected["eval"] != expected["mc"]
 
 
-def test_the_same_seed_gives_the_same_figures_and_another_seed_others() -> None:
+def test_seed_determines_the_metrics() -> None:
     torch.manual_seed(1)
     images = Images(torch.randint(0, 256, (9, 28, 28), dtype=torch.uint8), torch.arange(9))
     network = build_mlp(CONFIG)
@@ -122,8 +122,8 @@ def test_decisions_are_those_of_the_service(test_part):
     strange = Images(images.images_B.clone(), images.labels_B)
     strange.images_B[::7] = 255 - strange.images_B[::7]
     estimates = estimate(artifact.network, strange, samples=(100,), seed=0, console=CONSOLE)
-    scored = novelty_scores(artifact, strange, estimates, samples=100)
-    found = decisions(artifact, estimates, scored, samples=100)
+    scored = ood_scores(artifact, strange, estimates, samples=100)
+    found = decide(artifact, estimates, scored, samples=100)
     probs_BC = estimates["masks", 100]["probs_BC"]
     predictions = Predictions("masks", artifact.classes, probs_BC, np.zeros(len(probs_BC)), samples=100)
     decision_options = DecisionOptions(coverage=0.9, set_method="lac", max_risk=0.05, false_alarm_rate=0.01)
@@ -140,13 +140,13 @@ def test_decisions_are_those_of_the_service(test_part):
     assert "error" not in measure_decisions(found, estimates, None, samples=100)
 
 
-def test_an_artifact_that_is_not_calibrated_decides_nothing(test_part):
+def test_decide_returns_none_without_calibration(test_part):
     images, estimates = test_part
     artifact = load_artifact()
     bare = type(artifact)(artifact.network, artifact.card)
-    scored = novelty_scores(bare, images, estimates, samples=100)
+    scored = ood_scores(bare, images, estimates, samples=100)
     assert "novelty" not in scored
-    assert decisions(bare, estimates, scored, samples=100) is None
+    assert decide(bare, estimates, scored, samples=100) is None
 
 
 def test_classes_together_give_the_whole(test_part):
@@ -185,6 +185,6 @@ def test_calibrated_sets_and_answers_are_counted_one_by_one(test_part):
 def test_every_score_of_the_outside_is_set_against_the_inside():
     inside = {"one": np.array([0.1, 0.2, 0.3]), "other": np.array([0.5, 0.6, 0.7])}
     outside = {"one": np.array([0.4, 0.5]), "other": np.array([0.1, 0.65])}
-    found = told_apart(inside, outside)
+    found = measure_detection(inside, outside)
     assert found["one"]["auroc"] == 1
     assert found["other"]["auroc"] == pytest.approx(2 / 6)

@@ -11,7 +11,7 @@ import torch
 from conftest import missing
 
 import training.vision  # noqa: F401 - the other libraries import torchvision, which this lets beside a CPU-only torch
-from training.metrics import calibration_error, scores, selective, separation
+from training.metrics import calibration_error, classification_metrics, detection_metrics, selective_metrics
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def equal_width(probs: list[float], bins: int) -> list[list[int]]:
 def test_calibration_errors_are_those_of_the_loop(predicted):
     probs_BC, labels_B = predicted
     confidence, right = probs_BC.max(axis=1).tolist(), (probs_BC.argmax(axis=1) == labels_B).tolist()
-    found = scores(probs_BC, labels_B)
+    found = classification_metrics(probs_BC, labels_B)
     assert found["ece"] == pytest.approx(in_bins(confidence, right, equal_width(confidence, 15)))
     ascending = sorted(range(157), key=lambda b: confidence[b])
     members = [part.tolist() for part in np.array_split(ascending, 15)]
@@ -48,7 +48,7 @@ def test_calibration_errors_are_those_of_the_loop(predicted):
     assert found["classwise_ece"] == pytest.approx(np.mean(each))
 
 
-def test_what_happens_as_often_as_said_has_no_error_and_sure_mistakes_have_all():
+def test_calibration_error_is_zero_for_calibrated_and_one_for_wrong():
     assert calibration_error(np.full(4, 0.25), np.array([True, False, False, False])) == 0
     for equal_mass in (False, True):
         assert calibration_error(np.ones(30), np.zeros(30), equal_mass=equal_mass) == 1
@@ -64,7 +64,7 @@ def test_selective_scores_are_those_of_the_loop(predicted):
     confidence_B, right_B = probs_BC.max(axis=1), probs_BC.argmax(axis=1) == labels_B
     order = sorted(range(157), key=lambda b: -confidence_B[b])
     errors = [sum(not right_B[b] for b in order[:n]) for n in range(1, 158)]
-    found = selective(confidence_B, right_B)
+    found = selective_metrics(confidence_B, right_B)
     assert found["aurc"] == pytest.approx(np.mean([e / n for n, e in enumerate(errors, start=1)]))
     assert found["augrc"] == pytest.approx(np.mean([e / 157 for e in errors]))
     assert (
@@ -74,14 +74,14 @@ def test_selective_scores_are_those_of_the_loop(predicted):
 
 def test_all_right_covers_all_and_all_wrong_nothing():
     confidence_B = np.linspace(0.5, 1, 10)
-    assert selective(confidence_B, np.ones(10, bool)) == {"aurc": 0, "augrc": 0, "coverage_at_5_risk": 1}
-    assert selective(confidence_B, np.zeros(10, bool))["coverage_at_5_risk"] == 0
+    assert selective_metrics(confidence_B, np.ones(10, bool)) == {"aurc": 0, "augrc": 0, "coverage_at_5_risk": 1}
+    assert selective_metrics(confidence_B, np.zeros(10, bool))["coverage_at_5_risk"] == 0
 
 
 def test_areas_are_those_of_counted_pairs():
     rng = np.random.default_rng(96)
     inside_B, outside_B = rng.normal(size=60), rng.normal(1, 1, size=40)
-    found = separation(inside_B, outside_B)
+    found = detection_metrics(inside_B, outside_B)
     pairs = [out > in_ for in_, out in itertools.product(inside_B, outside_B)]
     assert found["auroc"] == pytest.approx(np.mean(pairs))
     threshold = np.sort(outside_B)[2]  # 38 of 40 score no less
@@ -111,7 +111,7 @@ def test_other_libraries_find_the_same(peers, seed):
     rng = np.random.default_rng(seed)
     probs_BC = rng.dirichlet(np.full(6, 0.05), size=2000)
     labels_B = (rng.random((2000, 1)) > np.sqrt(probs_BC.cumsum(axis=1))).sum(axis=1).clip(max=5)  # not quite as said
-    found = scores(probs_BC, labels_B)
+    found = classification_metrics(probs_BC, labels_B)
     theirs = {
         "ece": peers.CalibrationError(task="multiclass", num_classes=6, num_bins=15),
         "ece_equal_mass": peers.AdaptiveCalibrationError(task="multiclass", num_classes=6, num_bins=15),

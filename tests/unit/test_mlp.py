@@ -98,6 +98,6 @@ def test_with_dropout_they_agree_in_distribution(network):
         ({"image": (0, 28)}, "sizes must be whole numbers of at least 1"),
     ],
 )
-def test_a_shape_that_is_none_is_refused(fields, message):
+def test_invalid_configuration_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         MLPConfig(**fields)

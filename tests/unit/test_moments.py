@@ -18,7 +18,7 @@ from model import (
     load_artifact,
     summarize,
 )
-from model.moments import _pass_through, _third
+from model.moments import _propagate, _third_cumulants
 
 Cumulants = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -39,8 +39,12 @@ def chain(probabilities: tuple[float, ...], *, seed: int = 1, units: int = 24, c
 
 
 def propagated(network: nn.Sequential, image: Tensor) -> Cumulants:
-    logits = _pass_through(image.flatten().numpy(), *MomentPropagation(network)._chain.stages())
-    return logits.mean_C, logits.covariance_CC + logits.curved_CC, _third(logits.pairs_CT, logits.singles_CT)
+    logits = _propagate(image.flatten().numpy(), *MomentPropagation(network)._chain.stages())
+    return (
+        logits.mean_C,
+        logits.covariance_CC + logits.curvature_covariance_CC,
+        _third_cumulants(logits.pairs_CT, logits.singles_CT),
+    )
 
 
 def enumerated(network: nn.Sequential, image: Tensor) -> Cumulants:
@@ -83,7 +87,7 @@ IMAGES = {"mixed": [0.7, -1.2, 0, 2, 0.4, -0.3], "zero": [0.0] * 6}
 
 @pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
 @pytest.mark.parametrize("layers", LINEAR.values(), ids=LINEAR)
-def test_one_layer_of_noise_has_the_cumulants_of_all_its_masks(layers, image):
+def test_one_noisy_layer_has_the_exact_cumulants(layers, image):
     network, image = nn.Sequential(nn.Flatten(), *layers).double(), torch.tensor([image], dtype=torch.float64)
     for found, expected in zip(propagated(network, image), enumerated(network, image), strict=True):
         assert np.allclose(found, expected, rtol=1e-10, atol=1e-12)
@@ -92,7 +96,7 @@ def test_one_layer_of_noise_has_the_cumulants_of_all_its_masks(layers, image):
 @pytest.mark.parametrize("between", [[], [nn.ReLU()]], ids=["no ReLU", "ReLU of what is never negative"])
 @pytest.mark.parametrize(("p", "q"), [(0.3, 0.5), (0.7, 0.1), (0.5, 1.0)])
 @pytest.mark.parametrize("units", [5, 1])
-def test_noise_upon_noise_has_the_mean_and_covariance_of_all_masks(between, p, q, units):
+def test_two_noisy_layers_have_the_exact_mean_and_covariance(between, p, q, units):
     """And their third cumulants, if it is one unit; those of several are followed to first order."""
     torch.manual_seed(31)
     layers = [nn.Dropout(p), nn.Linear(6, units), *between, nn.Dropout(q), nn.Linear(units, 4)]
@@ -104,7 +108,7 @@ def test_noise_upon_noise_has_the_mean_and_covariance_of_all_masks(between, p, q
     assert units > 1 or np.allclose(third_CCC, expected[2], rtol=1e-6, atol=1e-8)
 
 
-def test_two_dropouts_in_a_row_are_one_that_keeps_what_both_keep(images_B):
+def test_two_consecutive_dropouts_equal_one(images_B):
     flatten, linear, relu, _, *rest = chain((0.2, 0.5))
     twice = nn.Sequential(flatten, linear, nn.Dropout(0.2), relu, nn.Dropout(0.5), *rest)
     once = nn.Sequential(flatten, linear, relu, nn.Dropout(1 - 0.8 * 0.5), *rest)
@@ -124,7 +128,7 @@ def images_B() -> Tensor:
         ((0.1, 0.3, 0.5), 0.015, 0.12),
     ],
 )  # fmt: skip
-def test_small_networks_have_nearly_the_moments_of_a_hundred_thousand_masks(images_B, probabilities, mean, information):
+def test_small_networks_match_a_hundred_thousand_masks(images_B, probabilities, mean, information):
     """Bounds, about twice what was seen: of a mean, and of the mutual information and deviations as parts of them.
 
     The worst are narrow layers of large p: 24 units, of which ten are active, are far from normal.
@@ -151,7 +155,7 @@ def rms(off: Tensor) -> float:
     return off.square().mean().sqrt().item()
 
 
-def test_the_embedded_network_has_means_better_than_1000_masks_and_information_better_than_200(embedded):
+def test_embedded_network_is_more_precise_than_many_masks(embedded):
     network, images_B, reference, found = embedded
     mc, off = MonteCarloDropout(network), {}
     for samples in (200, 1000):
@@ -195,7 +199,7 @@ def test_of_real_images_they_are_moments_of_distributions(embedded, fashion):
 
 @pytest.mark.parametrize("classes", [1, 2, 100])
 @pytest.mark.parametrize("size", [0, 1, 1e4])
-def test_of_any_size_and_number_of_classes_they_are_moments_of_distributions(images_B, classes, size):
+def test_results_are_valid_moments_for_any_size(images_B, classes, size):
     found = MomentPropagation(chain((0.7, 0.4), classes=classes)).predict(size * images_B)
     assert found.mean.shape == (5, classes)
     assert_moments_of_distributions(found)
@@ -216,7 +220,7 @@ def test_images_without_finite_logits_are_refused(images_B, value):
         MomentPropagation(chain((0.2, 0.5))).predict(images_B)
 
 
-def test_what_drops_everything_leaves_the_last_bias(images_B):
+def test_dropping_everything_leaves_the_last_bias(images_B):
     network = chain((0.3, 1.0))
     found = MomentPropagation(network).predict(images_B)
     assert torch.allclose(found.mean, network[-1].bias.double().softmax(dim=0).expand(5, -1), atol=1e-6)
@@ -224,7 +228,7 @@ def test_what_drops_everything_leaves_the_last_bias(images_B):
     assert found.mutual_information.max() <= 1e-6
 
 
-def test_a_dropout_layer_of_p_0_changes_nothing_wherever_it_is(images_B):
+def test_p_zero_dropout_changes_nothing_at_any_position(images_B):
     layers = list(chain((0.2, 0.5)))
     expected = MomentPropagation(nn.Sequential(*layers)).predict(images_B)
     for position in range(len(layers)):
@@ -241,7 +245,7 @@ def test_in_double_precision_they_are_the_same(images_B):
         assert torch.allclose(value, getattr(double, name), atol=1e-5), name
 
 
-def test_an_image_doesnt_depend_on_its_neighbours_nor_on_chance_or_mode(images_B):
+def test_image_is_independent_of_batch_random_state_and_mode(images_B):
     network = chain((0.2, 0.5))
     propagation = MomentPropagation(network)
     together = propagation.predict(images_B)
@@ -309,9 +313,9 @@ def test_networks_whose_moments_arent_known_are_refused(network, error, message)
         MomentPropagation(network)
 
 
-def test_images_that_are_no_fit_are_refused(images_B):
+def test_invalid_images_are_refused(images_B):
     propagation = MomentPropagation(nn.Sequential(nn.Flatten(), DROPOUT, END))
-    with pytest.raises(ValueError, match="25 units don't fit a linear layer of 36"):
+    with pytest.raises(ValueError, match="25 units don't match a linear layer of 36"):
         propagation.predict(images_B[..., :5, :5])
     with pytest.raises(TypeError, match=r"must be floating-point, got torch\.uint8"):
         propagation.predict((images_B * 255).to(torch.uint8))
@@ -326,7 +330,7 @@ def test_a_gpu_gives_the_same_moments():
     assert torch.allclose(found.mutual_information, expected.mutual_information, atol=1e-4)
 
 
-def test_third_cumulants_of_logits_are_symmetric_and_near_to_those_of_many_masks():
+def test_third_cumulants_are_symmetric_and_match_many_masks():
     """Of differences to the first logit, which the probabilities tell; 100,000 masks, a third of their norm off."""
     torch.manual_seed(11)
     network = build_mlp(MLPConfig(image=(1, 4, 4), hidden=(60, 40), classes=4)).requires_grad_(requires_grad=False)

@@ -147,7 +147,7 @@ CHAINS = {
 
 @pytest.mark.parametrize("layers", CHAINS.values(), ids=CHAINS)
 @pytest.mark.parametrize("masks", DESIGNS)
-def test_chains_of_units_equal_the_loop_whatever_they_are_made_of(layers, masks, images_B):
+def test_any_chain_of_units_equals_the_loop(layers, masks, images_B):
     network = nn.Sequential(nn.Flatten(), *layers).eval().requires_grad_(requires_grad=False)
     images_B, before = images_B - 0.4, images_B.clone() - 0.4
     for samples in (10, 120):
@@ -168,7 +168,7 @@ def test_linear_layers_of_rows_equal_the_loop(images_B):
     assert torch.allclose(MonteCarloDropout(network).sample(images_B, samples=20, seed=6), expected, atol=1e-6)
 
 
-def test_means_over_stratified_masks_have_the_same_expectation_and_less_than_half_the_squared_error(images_B):
+def test_stratified_means_are_unbiased_with_less_than_half_the_error(images_B):
     """300 means of 50 masks each, against 30,000 stratified masks; their mean lies within 5 standard errors."""
     torch.manual_seed(25)
     mc = MonteCarloDropout(mlp())
@@ -184,7 +184,7 @@ def test_means_over_stratified_masks_have_the_same_expectation_and_less_than_hal
 
 
 @pytest.mark.parametrize("masks", DESIGNS)
-def test_an_unknown_design_is_refused_and_stratified_is_the_one_not_asked_for(images_B, masks):
+def test_unknown_design_is_refused_and_stratified_is_the_default(images_B, masks):
     mc = MonteCarloDropout(mlp())
     same = torch.equal(mc.sample(images_B, samples=20), mc.sample(images_B, samples=20, masks=masks))
     assert same == (masks == "stratified")
@@ -223,7 +223,7 @@ def test_a_larger_tolerance_never_takes_more_samples(images_B):
         assert used[0] > used[-1] == 20
 
 
-def test_sampling_until_a_tolerance_takes_the_least_it_may_and_no_images_too(images_B):
+def test_sample_until_uses_the_fewest_masks_also_without_images(images_B):
     mc = MonteCarloDropout(mlp())
     for most in (2, 7, 20):
         assert len(mc.sample_until(images_B, tolerance=1e-9, max_samples=most)[0]) == most
@@ -297,7 +297,7 @@ def test_images_that_dont_fit_the_layers_are_refused(images_B, width):
             call(images_B)
 
 
-def test_what_changes_in_the_network_between_calls_is_seen(images_B):
+def test_changes_of_the_network_between_calls_take_effect(images_B):
     """Masks are kept for the next call: those of another probability, image size or precision must not be."""
     network = nn.Sequential(nn.Dropout(0.2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4, 5))
     mc = MonteCarloDropout(network)
@@ -328,7 +328,7 @@ def test_all_images_see_the_same_masks(images_B):
     assert probs_SBC[:, 0].var(dim=0).min() > 0
 
 
-def test_the_seed_fixes_the_bits_and_the_first_masks_of_more_are_those_of_fewer(network, images_B):
+def test_seed_determines_masks_and_fewer_masks_are_a_prefix(network, images_B):
     mc = MonteCarloDropout(network)
     few, many = (mc.sample(images_B, samples=n, seed=1) for n in (20, 200))
     assert torch.allclose(many[:20], few, atol=1e-6)
@@ -371,7 +371,7 @@ def test_no_global_random_state_has_any_effect(network, images_B):
     assert torch.equal(*found)
 
 
-def test_layers_before_the_first_active_dropout_run_once_for_each_image(images_B):
+def test_layers_before_the_first_dropout_run_once_per_image(images_B):
     network = mlp()
     calls = dict.fromkeys(("hidden1", "hidden2"), 0)
     for name in calls:
@@ -382,7 +382,7 @@ def test_layers_before_the_first_active_dropout_run_once_for_each_image(images_B
     assert calls == {"hidden1": len(images_B), "hidden2": 3 * len(images_B)}
 
 
-def test_a_dropout_layer_of_p_0_before_the_first_active_one_ends_no_prefix(images_B):
+def test_p_zero_dropout_does_not_end_the_prefix(images_B):
     network = nn.Sequential(nn.Flatten(), nn.Dropout(0), nn.Linear(36, 8), nn.Dropout(0.5), nn.Linear(8, 5))
     calls = []
     network[2].register_forward_hook(lambda *_: calls.append(1))
@@ -391,14 +391,14 @@ def test_a_dropout_layer_of_p_0_before_the_first_active_one_ends_no_prefix(image
 
 
 @pytest.mark.parametrize("position", [0, 1, 2, 3, 4])
-def test_a_dropout_layer_of_p_0_changes_no_mask_wherever_it_is(images_B, position):
+def test_p_zero_dropout_changes_no_mask_at_any_position(images_B, position):
     layers = [nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 8), nn.Dropout(0.3), nn.Linear(8, 5)]
     without = MonteCarloDropout(nn.Sequential(*layers)).sample(images_B, samples=10)
     layers.insert(position, nn.Dropout(0))
     assert torch.allclose(MonteCarloDropout(nn.Sequential(*layers)).sample(images_B, samples=10), without, atol=1e-6)
 
 
-def test_arrays_are_taken_like_tensors_and_the_result_is_an_ordinary_tensor(images_B):
+def test_arrays_are_accepted_and_the_result_is_an_ordinary_tensor(images_B):
     mc = MonteCarloDropout(mlp())
     found = mc.sample(images_B.numpy(), samples=4)
     assert torch.equal(found, mc.sample(images_B, samples=4))
@@ -416,7 +416,7 @@ def test_images_are_left_alone_by_in_place_layers(images_B):
 
 @pytest.mark.parametrize("call", ["predict", "sample"])
 @pytest.mark.parametrize("given", [Tensor, Tensor.numpy], ids=["tensor", "array"])
-def test_images_are_left_alone_by_in_place_layers_before_the_first_dropout(images_B, call, given):
+def test_in_place_layers_do_not_modify_the_images(images_B, call, given):
     network = nn.Sequential(nn.Flatten(), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(36, 5))
     images = given(images_B - 0.5)
     before = images.copy() if isinstance(images, np.ndarray) else images.clone()
@@ -432,7 +432,7 @@ def test_no_images_give_no_rows(network, images_B, samples):
 
 
 @pytest.mark.parametrize("position", [1, 2])
-def test_a_layer_that_drops_everything_leaves_what_follows(images_B, position):
+def test_dropping_everything_leaves_the_following_layers(images_B, position):
     layers = [nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 5)]
     layers.insert(position, nn.Dropout(1.0))
     expected = layers[-1].bias.softmax(dim=-1).expand(3, 5, -1)
@@ -446,12 +446,12 @@ class Skip(nn.Sequential):
         return features + super().forward(features)
 
 
-def test_a_sequence_with_a_forward_of_its_own_is_run_by_it(images_B):
+def test_sequence_with_its_own_forward_uses_it(images_B):
     network = nn.Sequential(nn.Flatten(), Skip(nn.Linear(36, 36), nn.ReLU()), nn.Dropout(0.5), nn.Linear(36, 5)).eval()
     assert torch.allclose(MonteCarloDropout(network).predict(images_B), network(images_B).softmax(dim=-1), atol=1e-6)
 
 
-def test_dropout_in_a_sequence_with_a_forward_of_its_own_is_refused():
+def test_dropout_in_a_sequence_with_its_own_forward_is_refused():
     inner = Skip(nn.Linear(36, 36), nn.Dropout(0.5))
     with pytest.raises(TypeError, match=r"layer 1\.1: Dropout can't be masked there"):
         MonteCarloDropout(nn.Sequential(nn.Flatten(), inner, nn.Dropout(0.5), nn.Linear(36, 5)))
@@ -459,7 +459,7 @@ def test_dropout_in_a_sequence_with_a_forward_of_its_own_is_refused():
         MonteCarloDropout(inner)
 
 
-def test_hooks_of_a_sequence_are_not_passed_over(images_B):
+def test_hooks_of_a_sequence_are_called(images_B):
     network = nn.Sequential(nn.Sequential(nn.Flatten(), nn.Dropout(0)), nn.Dropout(0.5), nn.Linear(36, 5)).eval()
     handle = network[0].register_forward_hook(lambda *args: 2 * args[-1])
     assert torch.allclose(MonteCarloDropout(network).predict(images_B), network(images_B).softmax(dim=-1), atol=1e-6)
@@ -514,7 +514,7 @@ def test_dropout_that_is_a_number_of_another_layer_is_refused(inner):
     ],
     ids=["Dropout1d of vectors", "Dropout3d of images"],
 )
-def test_channel_dropout_of_what_torch_takes_for_one_unbatched_example_is_refused(layers, images_B):
+def test_channel_dropout_of_unbatched_shapes_is_refused(layers, images_B):
     """In train mode torch drops whole images there: F.dropout1d reads (B, H) as (channels, length)."""
     name = type(layers[1]).__name__
     with pytest.raises((TypeError, ValueError), match=name):
@@ -568,7 +568,7 @@ def test_networks_that_cant_be_sampled_are_refused(layers, error, message):
         MonteCarloDropout(nn.Sequential(*layers))
 
 
-def test_what_is_no_sequence_is_refused():
+def test_non_sequential_network_is_refused():
     with pytest.raises(TypeError, match=r"needs an nn\.Sequential, got Residual"):
         MonteCarloDropout(Residual(p=0.5))
 
@@ -578,18 +578,18 @@ def test_what_is_no_sequence_is_refused():
     [nn.BatchNorm1d(36), nn.RReLU(), Residual(p=0), nn.LayerNorm(36).eval()],
     ids=lambda layer: type(layer).__name__,
 )
-def test_layers_that_depend_on_chance_or_batch_must_be_in_eval_mode(layer, images_B):
+def test_mode_dependent_layers_must_be_in_eval_mode(layer, images_B):
     network = nn.Sequential(nn.Flatten(), layer, DROPOUT, END)
     mc = MonteCarloDropout(network)
     if not isinstance(layer, nn.LayerNorm):  # which computes the same in either mode
         for call in (mc.predict, mc.sample):
-            with pytest.raises(ValueError, match=rf"layer 1: {type(layer).__name__} depends on chance or on the batch"):
+            with pytest.raises(ValueError, match=rf"layer 1: {type(layer).__name__} is random or depends on the batch"):
                 call(images_B)
     network.eval()
     assert mc.sample(images_B, samples=2).shape == (2, 5, 5)
 
 
-def test_a_batch_norm_without_statistics_is_refused_in_eval_mode_too(images_B):
+def test_batch_norm_without_statistics_is_refused_in_eval_mode(images_B):
     network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36, track_running_stats=False), DROPOUT, END).eval()
     with pytest.raises(ValueError, match="a batch norm also needs running statistics"):
         MonteCarloDropout(network).sample(images_B)
@@ -635,7 +635,7 @@ print(peak() - before)
     assert many_samples < 200  # MB; a full (S, H) float32 tensor alone would take 205
 
 
-def test_a_linear_layer_with_hooks_or_another_forward_is_called_not_bypassed(images_B):
+def test_linear_layer_with_hooks_or_own_forward_is_called(images_B):
     network = mlp()
     plain = MonteCarloDropout(network).sample(images_B, samples=5)
     handle = network.hidden2.register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],))
@@ -690,7 +690,7 @@ def test_a_hook_of_later_is_called(images_B):
 
 
 def test_many_chunks_in_several_rows_equal_the_loop(images_B, monkeypatch):
-    monkeypatch.setattr("model.chain._CHUNKS_IN_A_ROW", 2)
+    monkeypatch.setattr("model.chain._CHUNKS_PER_GROUP", 2)
     network = mlp().requires_grad_(requires_grad=False).eval()
     found = MonteCarloDropout(network).sample(images_B, samples=530, seed=6)
     assert torch.allclose(found, loop_of_masks(flat(network), images_B, 530, seed=6), atol=1e-6)
@@ -718,7 +718,7 @@ def test_numpy_computes_on_one_thread(images_B, monkeypatch, computing, call):
     assert set(seen) == {1}
 
 
-def test_numpys_threads_are_left_as_they_were_and_change_no_bit(images_B):
+def test_number_of_threads_is_restored_and_changes_no_result(images_B):
     network = build_mlp(MLPConfig(image=(1, 6, 6), hidden=(300, 300), dropout=(0.2, 0.5)))
     calls = (MonteCarloDropout(network).sample, lambda images_B: MomentPropagation(network).predict(images_B).mean)
     blas = ThreadpoolController().select(user_api="blas").lib_controllers
@@ -737,7 +737,7 @@ def test_images_that_want_gradients_are_taken(images_B):
     assert torch.equal(MonteCarloDropout(network).sample(images_B.requires_grad_(), samples=5), expected)
 
 
-def test_units_that_are_nan_are_not_left_out(images_B):
+def test_nan_units_are_not_skipped(images_B):
     network = mlp()
     images_B[0, 0, 0, 0] = torch.nan
     assert MonteCarloDropout(network).sample(images_B, samples=5)[:, 0].isnan().all()

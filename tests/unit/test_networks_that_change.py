@@ -120,7 +120,7 @@ def test_weights_of_another_dtype_that_are_assigned_count():
 
 
 @pytest.mark.parametrize("norm", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
-def test_spectral_norm_is_refused_in_train_mode_and_kept_as_it_is_in_eval_mode(norm):
+def test_spectral_norm_is_refused_in_train_mode_only(norm):
     torch.manual_seed(18)
     network = nn.Sequential(nn.Flatten(), norm(nn.Linear(784, 32)), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
     mc = MonteCarloDropout(network.train())

@@ -12,10 +12,10 @@ import training.novelty
 from model import MLPConfig, build_mlp, load_artifact
 from model.artifact import ArtifactError, save_artifact
 from model.chain import Chain
-from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, _by_active, features
+from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, _multiply_sparse_row, extract_features
 from service.inference.general_decoder import Decoded
 from training.data import Images, as_inputs
-from training.novelty import fit_novelty, varied
+from training.novelty import augmented_copies, fit_novelty
 
 CONFIG = MLPConfig(hidden=(8, 6), dropout=(0.1, 0.4), classes=3)
 SIZES = {"image": 6, "first layer": 8, "activations": 14}
@@ -35,7 +35,7 @@ def images_B() -> np.ndarray:
 
 
 def gaussians(rng: np.random.Generator, size: int) -> ClassGaussians:
-    return ClassGaussians(rng.normal(size=(size, size)), rng.normal(size=(3, size)), typical=2.0, far=7.0)
+    return ClassGaussians(rng.normal(size=(size, size)), rng.normal(size=(3, size)), median=2.0, percentile_99=7.0)
 
 
 @pytest.fixture
@@ -57,13 +57,13 @@ def test_the_distance_is_mahalanobis_to_the_nearest_mean():
     assert np.allclose(one.score(features_BF), (np.array(expected) - 2) / 5)
 
 
-def test_features_are_statistics_of_the_pixels_and_what_the_layers_give(network, images_B):
+def test_features_are_pixel_statistics_and_layer_outputs(network, images_B):
     seen: dict[str, torch.Tensor] = {}
     for name in ("hidden1", "relu1", "relu2"):
         network.get_submodule(name).register_forward_hook(lambda *args, name=name: seen.update({name: args[-1]}))
     with torch.no_grad():
         network.eval()(torch.from_numpy(images_B))
-    views = features(Chain(network), images_B)
+    views = extract_features(Chain(network), images_B)
     assert np.allclose(views["first layer"], seen["hidden1"], atol=1e-6)
     assert np.allclose(views["activations"], torch.cat([seen["relu1"], seen["relu2"]], dim=1).sqrt(), atol=1e-4)
     for row, (pixels,) in zip(views["image"], images_B, strict=True):
@@ -74,7 +74,7 @@ def test_features_are_statistics_of_the_pixels_and_what_the_layers_give(network,
 
 def test_the_farthest_view_decides(network, novelty, images_B):
     chain = Chain(network)
-    views = features(chain, images_B)
+    views = extract_features(chain, images_B)
     each = np.array([novelty.gaussians[name].score(views[name]) for name in FEATURES])
     assert np.allclose(novelty.score(chain, images_B), each.max(axis=0), rtol=1e-4, atol=1e-4)
 
@@ -106,10 +106,10 @@ def test_a_real_score_does_not_depend_on_its_neighbours(fashion, count):
 @pytest.mark.parametrize("name", FEATURES)
 def test_any_view_may_be_the_farthest(network, novelty, images_B, name):
     """That whose scale is a thousandth decides of all images; one of the others would be far lower."""
-    near = replace(novelty.gaussians[name], typical=0.0, far=1e-3)
+    near = replace(novelty.gaussians[name], median=0.0, percentile_99=1e-3)
     one = Novelty(dict(novelty.gaussians) | {name: near}, novelty.thresholds)
     chain = Chain(network)
-    expected_B = near.score(features(chain, images_B)[name])
+    expected_B = near.score(extract_features(chain, images_B)[name])
     assert expected_B.min() > 2 * novelty.score(chain, images_B).max()
     assert np.allclose(one.score(chain, images_B), expected_B, rtol=1e-4)
 
@@ -123,7 +123,7 @@ def test_an_image_alone_scores_as_among_others(network, novelty, images_B):
         assert novelty.score_alone(chain, images_B[b : b + 1]) == pytest.approx(score, rel=1e-5, abs=1e-5)
     few = np.where(np.arange(14) % 3 == 0, np.arange(14.0), 0)
     one = novelty.gaussians["activations"]
-    assert one.distance(few[None], _by_active) == pytest.approx(one.distance(np.stack([few, few + 1]))[:1])
+    assert one.distance(few[None], _multiply_sparse_row) == pytest.approx(one.distance(np.stack([few, few + 1]))[:1])
 
 
 def test_no_images_have_no_scores(network, novelty, images_B):
@@ -167,11 +167,11 @@ def test_one_of_another_network_is_refused(network, novelty, tmp_path, name, siz
         (lambda parts: parts[1].update({"image means": torch.zeros(3, 5)}), "don't fit"),
     ],
 )
-def test_what_is_no_novelty_score_is_refused(novelty, change, message):
+def test_from_parts_refuses_an_invalid_novelty_model(novelty, change, message):
     parts = novelty.to_json(), novelty.tensors()
     change(parts)
     with pytest.raises(ValueError, match=message):
-        Novelty.of(*parts)
+        Novelty.from_parts(*parts)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def images(count: int, seed: int) -> Images:
     return Images(torch.from_numpy(pixels_BHW.astype(np.uint8)), torch.from_numpy(labels_B))
 
 
-def test_what_is_unlike_the_training_scores_high_and_ordinary_images_as_often_as_said(bars):
+def test_unusual_images_score_high_and_false_alarms_keep_their_rate(bars):
     novelty = fit_novelty(bars, images(2000, 72), images(2000, 73))
     chain = Chain(bars)
     ordinary_B = novelty.score(chain, images(4000, 74).inputs_B.numpy())
@@ -208,13 +208,13 @@ def test_what_is_unlike_the_training_scores_high_and_ordinary_images_as_often_as
         assert (novelty.score(chain, images_B) > novelty.thresholds[0.01]).all(), name
 
 
-def test_only_the_view_of_the_image_has_learnt_that_pictures_vary(bars, monkeypatch):
+def test_only_the_image_view_is_fitted_to_augmented_copies(bars, monkeypatch):
     train, others = images(2000, 72), images(2000, 73)
-    copies_B = varied(images(2000, 74).inputs_B.numpy(), np.random.default_rng(1))
+    copies_B = augmented_copies(images(2000, 74).inputs_B.numpy(), np.random.default_rng(1))
     learnt = fit_novelty(bars, train, others)
-    monkeypatch.setattr(training.novelty, "varied", lambda images_B, _: images_B)
+    monkeypatch.setattr(training.novelty, "augmented_copies", lambda images_B, _: images_B)
     unlearnt = fit_novelty(bars, train, others)
-    views = features(Chain(bars), copies_B)
+    views = extract_features(Chain(bars), copies_B)
 
     def score(novelty: Novelty, name: str) -> float:
         return float(np.median(novelty.gaussians[name].score(views[name])))
@@ -225,7 +225,7 @@ def test_only_the_view_of_the_image_has_learnt_that_pictures_vary(bars, monkeypa
 
 
 @pytest.mark.parametrize("resampling", [Image.Resampling.BICUBIC, Image.Resampling.NEAREST])
-def test_clothes_in_a_larger_picture_are_no_novelty(fashion, resampling):
+def test_resampled_clothes_are_not_novel(fashion, resampling):
     """As photographs come: larger, dark on white, with a margin."""
     artifact = load_artifact()
     pictures = []
@@ -237,11 +237,11 @@ def test_clothes_in_a_larger_picture_are_no_novelty(fashion, resampling):
     assert novel_B.mean() <= 0.04
 
 
-def test_copies_are_varied_as_said():
+def test_augmented_copies_have_the_documented_ranges():
     plain_B = np.zeros((1500, 1, 28, 28), np.float32)
     plain_B[:, :, 6:22, 6:22] = 1
-    copies_B = varied(plain_B, np.random.default_rng(5))
-    again_B = varied(plain_B, np.random.default_rng(5))
+    copies_B = augmented_copies(plain_B, np.random.default_rng(5))
+    again_B = augmented_copies(plain_B, np.random.default_rng(5))
     assert np.array_equal(copies_B, again_B)
     kinds = np.unique(copies_B, axis=0)
     assert len(kinds) == 3  # five hundred alike

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from training.data import DataError
-from training.ood import DOWNLOADS, built_in, fetch, read_images
+from training.ood import DOWNLOADS, download_images, read_images, synthetic_images
 from training.vision import torchvision
 
 IMAGES_BHW = np.random.default_rng(95).integers(0, 256, (6, 28, 28), dtype=np.uint8)
@@ -40,7 +40,7 @@ def test_larger_images_of_a_folder_are_scaled(tmp_path):
         ("labels", b"\x00\x00\x08\x01" + bytes(9)), ("no.gz", b"packed?"), ("empty", b""),
     ],
 )  # fmt: skip
-def test_what_is_no_image_file_is_refused_by_name(tmp_path, name, content):
+def test_invalid_image_file_is_refused_by_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=name):
         read_images(tmp_path / name)
@@ -58,17 +58,18 @@ def test_other_shapes_types_folders_and_nothing_are_refused(tmp_path):
             read_images(tmp_path / name)
 
 
-def test_what_is_made_of_test_images_is_what_its_name_says():
-    made = built_in(IMAGES_BHW)
+def test_synthetic_images_have_the_named_properties():
+    made = synthetic_images(IMAGES_BHW)
     assert np.array_equal(made["inverted"], 255 - IMAGES_BHW)
     assert np.array_equal(np.sort(made["permuted pixels"].reshape(6, -1)), np.sort(IMAGES_BHW.reshape(6, -1)))
-    pair = built_in(np.stack([IMAGES_BHW[0], 255 - IMAGES_BHW[0]]))["permuted pixels"]  # both by the same order
+    pair = synthetic_images(np.stack([IMAGES_BHW[0], 255 - IMAGES_BHW[0]]))["permuted pixels"]  # both by the same order
     assert np.array_equal(pair[1], 255 - pair[0])
     assert not np.array_equal(pair[0], IMAGES_BHW[0])
     assert (np.ptp(made["blank"], axis=(1, 2)) == 0).all()
     assert made["noise"].std() > 60
     assert all(
-        np.array_equal(one, other) for one, other in zip(made.values(), built_in(IMAGES_BHW).values(), strict=True)
+        np.array_equal(one, other)
+        for one, other in zip(made.values(), synthetic_images(IMAGES_BHW).values(), strict=True)
     )
 
 
@@ -79,7 +80,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("name", DOWNLOADS)
-def test_what_torchvision_has_downloaded_is_loaded(name, tmp_path, monkeypatch):
+def test_downloaded_images_are_loaded(name, tmp_path, monkeypatch):
     """Files as torchvision leaves them in the cache; EMNIST's have columns as rows."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     raw = tmp_path / "mcd" / name / "raw"
@@ -90,11 +91,11 @@ def test_what_torchvision_has_downloaded_is_loaded(name, tmp_path, monkeypatch):
             stored_BHW = stored_BHW.transpose(0, 2, 1)
         write_idx(raw / f"{stem}-images-idx3-ubyte", stored_BHW)
         write_idx(raw / f"{stem}-labels-idx1-ubyte", np.ones(len(stored_BHW)))
-    assert np.array_equal(fetch(name), IMAGES_BHW)
+    assert np.array_equal(download_images(name), IMAGES_BHW)
 
 
-def test_what_cannot_be_reached_is_an_error_that_tells_so(tmp_path, monkeypatch):
+def test_failed_download_is_an_error_with_its_reason(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     with pytest.raises(DataError, match=r"^MNIST: can't be downloaded \(.*Connection refused"):
-        fetch("MNIST")
+        download_images("MNIST")

@@ -81,7 +81,7 @@ def test_the_parts_of_the_entropy_and_all_else_are_bounded(probs_SBC, masks):
 
 @given(draws, designs, st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
-def test_the_order_of_passes_is_of_no_effect_but_across_blocks_and_that_of_images_is_kept(probs_SBC, masks, random):
+def test_order_within_blocks_has_no_effect(probs_SBC, masks, random):
     order = list(range(len(probs_SBC)))
     if masks == "independent" or len(order) < 20:
         random.shuffle(order)
@@ -97,7 +97,7 @@ def test_the_order_of_passes_is_of_no_effect_but_across_blocks_and_that_of_image
 
 @pytest.mark.parametrize("masks", DESIGNS)
 @pytest.mark.parametrize("samples", [2, 20, 1000])
-def test_an_image_is_summarized_as_if_it_were_alone_also_where_many_are_taken_in_pieces(masks, samples):
+def test_summary_of_an_image_is_independent_of_its_batch(masks, samples):
     images = 2 * 2**18 // (3 * samples) + 1
     probs_SBC = np.random.default_rng(7).dirichlet(np.ones(3) / 3, size=(samples, min(images, 20_000)))
     together = summarize(probs_SBC, masks=masks)
@@ -108,7 +108,7 @@ def test_an_image_is_summarized_as_if_it_were_alone_also_where_many_are_taken_in
 
 @given(st.lists(st.lists(st.integers(0, 4), min_size=3, max_size=3), min_size=2, max_size=20))
 @settings(max_examples=60, deadline=None)
-def test_certain_passes_have_no_expected_entropy_and_so_all_of_it_is_mutual_information(classes_SB):
+def test_certain_passes_have_mutual_information_only(classes_SB):
     """Each pass is sure of a class: 0 log 0 is 0, and the entropy is that of how often each class is named."""
     probs_SBC = np.eye(5)[np.array(classes_SB)]
     found = summarize(probs_SBC)
@@ -155,7 +155,7 @@ def test_equal_passes_have_no_epistemic_part(probs_SBC):
     assert np.allclose(found.predictive_entropy, stats.entropy(pass_BC, axis=-1))
 
 
-def test_arrays_and_tensors_of_any_precision_give_the_same_float64_numbers():
+def test_all_input_types_give_the_same_float64_results():
     probs_SBC = np.random.default_rng(4).dirichlet(np.ones(6), size=(8, 3)).astype(np.float32)
     array, tensor = summarize(probs_SBC), summarize(torch.tensor(probs_SBC))
     for name, value in vars(array).items():
@@ -164,7 +164,7 @@ def test_arrays_and_tensors_of_any_precision_give_the_same_float64_numbers():
 
 
 @pytest.mark.parametrize("masks", DESIGNS)
-def test_probabilities_in_single_precision_say_the_same_down_to_the_smallest(masks):
+def test_float32_input_agrees_down_to_the_smallest_probabilities(masks):
     logits_SBC = 6 * torch.randn(60, 50, 5, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     double = summarize(logits_SBC.softmax(dim=-1), masks=masks)
     single = summarize(logits_SBC.float().softmax(dim=-1), masks=masks)
@@ -187,7 +187,7 @@ def test_probabilities_at_the_ends_of_single_precision_give_finite_numbers(masks
 
 
 @pytest.mark.parametrize("samples", [2, 8, 32, 128])
-def test_the_standard_error_is_no_less_than_the_spread_of_repeated_means_and_shrinks_with_their_root(samples):
+def test_standard_error_covers_repeated_means_and_shrinks_with_samples(samples):
     """4000 repetitions as so many images; a Dirichlet's variance is m (1 - m) / (a + 1), a its parameters' sum."""
     probs_SBC = np.random.default_rng(5).dirichlet([2.0, 1.0, 0.5], size=(samples, 4000))
     found = summarize(probs_SBC, masks="independent")
@@ -201,7 +201,7 @@ def test_the_standard_error_is_no_less_than_the_spread_of_repeated_means_and_shr
 
 @pytest.mark.parametrize("center", [-6, -4, -2, 0, 3])
 @pytest.mark.parametrize("spread", [0.5, 1, 2])
-def test_the_standard_error_of_normal_log_odds_is_right_and_its_intervals_cover(center, spread):
+def test_standard_error_is_right_for_normal_log_odds(center, spread):
     """2000 repetitions of 100 passes: within 10 % on average (20 % in the root mean square), and 90 to 98 % covered.
 
     Of 2000, the share covered has a standard error of 0.5 %.
@@ -215,7 +215,7 @@ def test_the_standard_error_of_normal_log_odds_is_right_and_its_intervals_cover(
     assert 0.9 <= covered.mean() <= 0.98
 
 
-def test_the_log_odds_see_the_rare_masks_that_the_passes_themselves_dont_contain():
+def test_standard_error_includes_rare_masks_absent_from_the_passes():
     """For an improbable class the plain interval covers far less than it says, and the reported one nearly that."""
     probs_SBC = normal_odds(-9, 2, 100, 2000)
     mean, _ = moments_of_normal_odds(-9, 2)
@@ -225,7 +225,7 @@ def test_the_log_odds_see_the_rare_masks_that_the_passes_themselves_dont_contain
     assert (off_B <= 1.96 * found.standard_error.numpy()[:, 0]).mean() > 0.88
 
 
-def test_the_standard_error_is_the_plain_one_where_the_log_odds_say_less():
+def test_standard_error_is_plain_where_log_odds_give_less():
     """One pass in fifty is low, which spreads no log-odds on the side of 1/2."""
     low = np.arange(100) % 50 == 49
     probs_SBC = np.stack([np.where(low, 0.01, 0.45), np.where(low, 0.99, 0.55)], axis=-1)[:, None]
@@ -243,7 +243,7 @@ def many(request, fashion) -> tuple[torch.Tensor, str]:
 
 
 @pytest.mark.parametrize("samples", [20, 100])
-def test_the_correction_takes_away_most_of_what_few_masks_miss_of_the_mutual_information(many, samples):
+def test_correction_removes_most_bias_of_the_mutual_information(many, samples):
     """Against all the masks that the few are taken from, so that the expected entropies' noise cancels."""
     probs_SBC, masks = many
     reference = summarize(probs_SBC, masks=masks)
@@ -255,7 +255,7 @@ def test_the_correction_takes_away_most_of_what_few_masks_miss_of_the_mutual_inf
     assert left_B.norm() < missed_B.norm() / 2
 
 
-def test_the_standard_error_of_the_embedded_network_covers_what_a_hundred_masks_are_off(many):
+def test_standard_error_of_embedded_network_covers_the_true_mean(many):
     """Of ten blocks the squared error has 9 degrees of freedom, whose 1.96 covers 92 % at worst."""
     probs_SBC, masks = many
     mean_BC = summarize(probs_SBC, masks=masks).mean
@@ -266,7 +266,7 @@ def test_the_standard_error_of_the_embedded_network_covers_what_a_hundred_masks_
     assert 0.9 <= (error.norm() / off.norm()) <= 1.3
 
 
-def test_the_entropy_of_certainty_is_zero_and_of_indifference_the_logarithm():
+def test_entropy_is_zero_for_certainty_and_maximal_for_uniform():
     found = entropy(torch.tensor([[[1.0, 0, 0, 0]], [[0.25, 0.25, 0.25, 0.25]]]))
     assert found.shape == (2, 1)
     assert found.flatten().tolist() == [0, pytest.approx(math.log(4))]
@@ -299,7 +299,7 @@ def test_rows_that_sum_to_one_but_for_rounding_are_taken():
         (torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(1)), "must be a distribution"),
     ],
 )
-def test_what_is_no_set_of_passes_is_refused(probs_SBC, message):
+def test_invalid_passes_are_refused(probs_SBC, message):
     with pytest.raises(ValueError, match=message):
         summarize(probs_SBC)
 

@@ -62,7 +62,7 @@ def test_data_sets_and_transforms_are_usable(tmp_path: Path) -> None:
     ], done.stderr
 
 
-def test_the_shim_is_needed_beside_a_torch_that_the_extension_is_not_built_for() -> None:
+def test_shim_is_needed_with_a_cpu_only_torch() -> None:
     if torch.version.cuda is not None:
         pytest.skip("this torch is built with CUDA, as PyPI's torchvision is")
     done = python(PLAIN_IMPORT)

@@ -1,7 +1,7 @@
-"""The chapter's questions, answered by experiments: `python -m training.studies all`.
+"""Experiments that answer the questions of the d2l.ai chapter "Dropout": `python -m training.studies all`.
 
-`catalogue` lists the studies, each in a module of its own; `study` is what they have in common. `stack` trains many
-networks side by side, with the noises of `perturbations`; `lab` has images and measurements. `work` runs what `table`
-doesn't hold yet; from the table alone, `document` writes text and pictures, with the words of `claims` and the numbers
-of `intervals`.
+`catalogue` lists the studies, one module each; `study` defines their common structure. `stack` trains many networks
+together, with the noise of `perturbations`; `measurements` loads images and measures networks. `workers` runs the work
+that the results table (`table`) lacks. `document` writes text and pictures from that table alone, with the sentences of
+`claims` and the statistics of `intervals`.
 """

@@ -1,4 +1,4 @@
-"""Variance of the hidden units' activations over time, and what dividing by 1 - p does to their moments."""
+"""Variance of the hidden units' activations over time, and the effect of dividing by 1 - p on their moments."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ import torch
 from training import plots
 from training.studies.claims import Claim, claim, markdown
 from training.studies.intervals import estimate
-from training.studies.lab import Lab, Measurement
+from training.studies.measurements import Measurement, StudyData
 from training.studies.perturbations import Streams
 from training.studies.stack import Stack, Variant
 from training.studies.study import Check, Findings, Results, Study, Task
@@ -16,21 +16,21 @@ from training.studies.study import Check, Findings, Results, Study, Task
 _NONE, _DROPOUT = "none", "0.2/0.5"
 _LAYERS = (1, 2)
 _IMAGES = 5_000
-_PURPOSE = 2  # of random numbers: neither training nor testing
+_PURPOSE = 2  # of random numbers; different from training and testing
 
 
 def _run(task: Task) -> Iterator[Measurement]:
     stack = Stack(task.variants, task.recipe, seed=task.seed)
-    for epoch in stack.epochs(task.lab.train, task.recipe.epochs):
-        yield from _moments(stack, task.lab, epoch)
+    for epoch in stack.epochs(task.data.train, task.recipe.epochs):
+        yield from _moments(stack, task.data, epoch)
 
 
-def _moments(stack: Stack, lab: Lab, epoch: int) -> Iterator[Measurement]:
-    """Moments over images and units, in double precision."""
-    inputs_BU = lab.train_inputs[:_IMAGES]
-    first_KBU = stack.first(inputs_BU)
-    plain = stack.run(first_KBU)
-    noisy = stack.run(first_KBU, Streams(stack.seed, _PURPOSE, epoch), rows=len(inputs_BU))
+def _moments(stack: Stack, data: StudyData, epoch: int) -> Iterator[Measurement]:
+    """Measure moments over images and units, in double precision."""
+    inputs_BU = data.train_inputs[:_IMAGES]
+    first_KBU = stack.first_layer(inputs_BU)
+    plain = stack.forward(first_KBU)
+    noisy = stack.forward(first_KBU, Streams(stack.seed, _PURPOSE, epoch), rows=len(inputs_BU))
     for layer in _LAYERS:
         for k, variant in enumerate(stack.variants):
             p = variant.rates[layer - 1]
@@ -49,8 +49,8 @@ def _moments(stack: Stack, lab: Lab, epoch: int) -> Iterator[Measurement]:
                 yield Measurement(variant.name, f"{metric}, layer {layer}", epoch, float(torch.as_tensor(value)))
 
 
-def _find(results: Results) -> Findings:
-    last = results.places(_NONE, "variance, layer 1")[-1]
+def _interpret(results: Results) -> Findings:
+    last = results.positions(_NONE, "variance, layer 1")[-1]
     claims: list[Claim] = []
     checks: list[Check] = []
     for layer in _LAYERS:
@@ -68,7 +68,7 @@ def _find(results: Results) -> Findings:
                 )
             )
         scaled, unscaled, spread, predicted = (
-            estimate(results.over_places(_DROPOUT, f"{metric}, layer {layer}").mean(axis=1))
+            estimate(results.values_by_position(_DROPOUT, f"{metric}, layer {layer}").mean(axis=1))
             for metric in ("mean ratio", "mean ratio unscaled", "variance ratio", "predicted ratio")
         )
         p = results.study.variants[1].rates[layer - 1]
@@ -80,8 +80,8 @@ def _find(results: Results) -> Findings:
             )
         )
         error = np.abs(
-            results.over_places(_DROPOUT, f"variance ratio, layer {layer}")
-            / results.over_places(_DROPOUT, f"predicted ratio, layer {layer}")
+            results.values_by_position(_DROPOUT, f"variance ratio, layer {layer}")
+            / results.values_by_position(_DROPOUT, f"predicted ratio, layer {layer}")
             - 1
         ).max()
         checks += [
@@ -117,7 +117,7 @@ def _find(results: Results) -> Findings:
         pictures={
             "activations": (
                 "Variance of the activations over images and units, as training goes on",
-                plots.bands(
+                plots.curves_with_intervals(
                     {
                         f"layer {layer}, noise {state}": {
                             name: results.curve(name, f"{metric}, layer {layer}") for name in results.names
@@ -135,8 +135,8 @@ def _find(results: Results) -> Findings:
 
 STUDY = Study(
     name="activations",
-    question="How large is the variance of the activations of each hidden layer over time, with dropout and without, "
-    "and what does dividing by 1 - p do to mean and variance?",
+    question="How large is the variance of each hidden layer's activations over time, with and without dropout, "
+    "and how does dividing by 1 - p change mean and variance?",
     design=f"{{epochs}} epochs with a constant learning rate. Before the first and after each, the hidden units' "
     f"activations on {_IMAGES:,} training images (or all, if fewer), behind the ReLU: with the noise off, and "
     "as they are passed on in training. Variances are over images and units; ratios compare units behind "
@@ -147,5 +147,5 @@ STUDY = Study(
     epochs=(10, 24),
     schedule="constant",
     run=_run,
-    find=_find,
+    interpret=_interpret,
 )

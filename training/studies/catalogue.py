@@ -1,4 +1,4 @@
-"""All studies, by name and in the order of the chapter's questions."""
+"""All studies by name, in the order of the chapter's questions."""
 
 from training.studies import activations, chapter, dropconnect, epochs, noise, rates, test_time, weight_decay
 from training.studies.study import Study

@@ -1,4 +1,4 @@
-"""Masks on weights instead of units."""
+"""DropConnect: masks on weights instead of units."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from model import DropConnect
 from training import plots
 from training.studies.claims import Claim, claim, markdown
-from training.studies.lab import QUALITY, Lab, Measurement
+from training.studies.measurements import QUALITY, Measurement, StudyData
 from training.studies.stack import Variant
 from training.studies.study import Check, Findings, Results, Study, Task, train_and_measure
 
@@ -23,18 +23,21 @@ _TIMED_PASSES = 100
 def _run(task: Task) -> Iterator[Measurement]:
     yield from train_and_measure(task)
     for variant in task.variants:
-        yield from _costs(variant, task.lab)
+        yield from _costs(variant, task.data)
 
 
-def _costs(variant: Variant, lab: Lab) -> Iterator[Measurement]:
-    """Time a step, and a hundred passes of one image, of the network as anyone would write it in PyTorch."""
+def _costs(variant: Variant, data: StudyData) -> Iterator[Measurement]:
+    """Time a step, and a hundred passes of one image, of the network in plain PyTorch."""
     network = build(variant)
-    inputs_BU, labels_B = lab.train_inputs[:_BATCH], lab.train.labels_B[:_BATCH]
+    inputs_BU, labels_B = data.train_inputs[:_BATCH], data.train.labels_B[:_BATCH]
     yield Measurement(
-        variant.name, "microseconds", _BATCH, _time(lambda: cross_entropy(network(inputs_BU), labels_B).backward())
+        variant.name,
+        "microseconds",
+        _BATCH,
+        _measure_time(lambda: cross_entropy(network(inputs_BU), labels_B).backward()),
     )
     with torch.no_grad():
-        taken = _time(lambda: [network(inputs_BU[:1]) for _ in range(_TIMED_PASSES)])
+        taken = _measure_time(lambda: [network(inputs_BU[:1]) for _ in range(_TIMED_PASSES)])
     yield Measurement(variant.name, "microseconds", 1, taken / _TIMED_PASSES)
 
 
@@ -51,26 +54,26 @@ def build(variant: Variant) -> nn.Sequential:
     )  # fmt: skip
 
 
-def _time(do: Callable[[], object]) -> float:
+def _measure_time(call: Callable[[], object]) -> float:
     taken = []
     for _ in range(_REPEATS):
         start = time.process_time()
-        do()
+        call()
         taken.append(time.process_time() - start)
     return min(taken) * 1e6
 
 
-def _find(results: Results) -> Findings:
-    def against(other: str, name: str, metric: str, what: str) -> Claim:
+def _interpret(results: Results) -> Findings:
+    def compare(other: str, name: str, metric: str, what: str) -> Claim:
         return claim(results.difference(name, other, metric), what, f"with {name}", f"with {other}")
 
     costs = {name: [results.estimate(name, "microseconds", images) for images in (_BATCH, 1)] for name in results.names}
     timed = f"step of {_BATCH} images", "pass of one image"
     return Findings(
         claims=[
-            against(_NONE, _SAME, "gap", "the gap between training and test accuracy"),
+            compare(_NONE, _SAME, "gap", "the gap between training and test accuracy"),
             *(
-                against(_DROPOUT, name, metric, what)
+                compare(_DROPOUT, name, metric, what)
                 for name in (_SAME, _MORE)
                 for metric, what in (
                     ("accuracy", "test accuracy"),
@@ -117,7 +120,7 @@ def _find(results: Results) -> Findings:
                 0,
             ),
             Check(
-                "its mutual information tells digits from clothes",
+                "its mutual information detects digits",
                 results.estimate(_SAME, "auroc information").mean - 0.5,
                 0.1,
             ),
@@ -146,5 +149,5 @@ STUDY = Study(
     schedule="linear",
     learning_rate=0.2,
     run=_run,
-    find=_find,
+    interpret=_interpret,
 )

@@ -1,4 +1,4 @@
-"""Means over seeds, how well they are known, and tests that many tries don't mislead."""
+"""Means over seeds with intervals, and significance tests corrected for multiple comparisons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ class Estimate:
 
     @property
     def is_open(self) -> bool:
-        """Whether the interval holds 0."""
+        """Whether the interval contains 0."""
         return abs(self.mean) <= self.half
 
     @property
     def pair(self) -> tuple[float, float]:
-        """Both numbers."""
+        """Mean and half width."""
         return self.mean, self.half
 
     def __format__(self, digits: str) -> str:
@@ -36,14 +36,15 @@ class Estimate:
 
 
 def estimate(values: Array) -> Estimate:
-    """Mean and interval of one number for each seed."""
+    """Estimate mean and interval from one number for each seed."""
     return Estimate(*interval([float(value) for value in values]))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for their number (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
+    """Adjust p-values for multiple comparisons (Holm 1979, Scandinavian Journal of Statistics 6, 65-70).
 
-    The smallest of n is multiplied by n, the next by n - 1, and so on; none becomes smaller than one before it.
+    The smallest of n is multiplied by n, the next by n - 1, and so on; no adjusted value is smaller than
+    the one before it.
     """
     order = np.argsort(p_values)
     scaled = np.asarray(p_values)[order] * np.arange(len(p_values), 0, -1)
@@ -53,5 +54,5 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def paired_p(one: Array, other: Array) -> float:
-    """P-value of the paired t test, two-sided: how often as large a mean difference comes about by chance."""
+    """P-value of the two-sided paired t test: the probability of a mean difference at least as large by chance."""
     return float(stats.ttest_rel(one, other).pvalue)

@@ -1,9 +1,9 @@
-"""Other noise than dropout, of the same variance."""
+"""Comparison of dropout with other noise of the same variance."""
 
 from training import plots
 from training.studies.claims import Claim, claim, markdown
 from training.studies.intervals import holm, paired_p
-from training.studies.lab import QUALITY
+from training.studies.measurements import QUALITY
 from training.studies.perturbations import Kind
 from training.studies.stack import Variant
 from training.studies.study import Check, Findings, Results, Study, train_and_measure
@@ -14,28 +14,28 @@ _TESTED = {"accuracy": ("accuracy", 1), "NLL": ("nll", -1), "MC NLL": ("mc nll",
 _LEVEL = 0.05
 
 
-def _find(results: Results) -> Findings:
-    tries = [(name, title) for name in _OTHERS for title in _TESTED]
+def _interpret(results: Results) -> Findings:
+    comparisons = [(name, title) for name in _OTHERS for title in _TESTED]
     p_values = [
         paired_p(results.values(name, _TESTED[title][0]), results.values(_DROPOUT, _TESTED[title][0]))
-        for name, title in tries
+        for name, title in comparisons
     ]
-    adjusted = dict(zip(tries, holm(p_values), strict=True))
+    adjusted = dict(zip(comparisons, holm(p_values), strict=True))
     rows, better, worse, unsettled = [], [], [], []
-    for (name, title), p in zip(tries, p_values, strict=True):
+    for (name, title), p in zip(comparisons, p_values, strict=True):
         metric, sign = _TESTED[title]
-        found = results.difference(name, _DROPOUT, metric)
-        rows.append([f"{name}, {title}", f"{found}", _shown(p), _shown(adjusted[name, title])])
+        difference = results.difference(name, _DROPOUT, metric)
+        rows.append([f"{name}, {title}", f"{difference}", _format_p(p), _format_p(adjusted[name, title])])
         if adjusted[name, title] < _LEVEL:
-            (better if sign * found.mean > 0 else worse).append(f"{name} in {title} ({found})")
+            (better if sign * difference.mean > 0 else worse).append(f"{name} in {title} ({difference})")
         else:
-            unsettled.append(Claim(f"whether {title} is higher with {name} or dropout ({found})", is_open=True))
+            unsettled.append(Claim(f"whether {title} is higher with {name} or dropout ({difference})", is_open=True))
     return Findings(
         claims=[
             Claim(
-                f"Better than dropout, corrected for {len(tries)} tries: {', '.join(better)}."
+                f"Better than dropout, corrected for {len(comparisons)} comparisons: {', '.join(better)}."
                 if better
-                else f"Nothing is shown to beat dropout, corrected for {len(tries)} tries."
+                else f"Nothing is shown to beat dropout, corrected for {len(comparisons)} comparisons."
             ),
             Claim(
                 f"Worse than dropout, likewise: {', '.join(worse)}."
@@ -72,7 +72,7 @@ def _find(results: Results) -> Findings:
     )
 
 
-def _shown(p: float) -> str:
+def _format_p(p: float) -> str:
     return f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
 
 
@@ -81,7 +81,7 @@ STUDY = Study(
     question="Does any other noise of the same variance, in the same places, beat dropout?",
     design="The same architecture, with noise behind each hidden layer of the variance of dropout 0.2/0.5: a = p/(1 "
     "- p) times the unit's square (a times the layer's mean square for the additive noise), and no change of "
-    "the mean. Gaussian and uniform factors, additive Gaussian noise, and balanced dropout, our own try: each "
+    "the mean. Gaussian and uniform factors, additive Gaussian noise, and balanced dropout, our own proposal: each "
     "unit is dropped in the same number of images of a batch, in others for each unit, meant to make "
     "gradients vary less. {epochs} epochs with a learning rate that falls to 0; {passes} passes at test time, "
     "the noise of each being that of all images. Networks of one seed share initial weights and batches; "
@@ -97,5 +97,5 @@ STUDY = Study(
     epochs=(10, 24),
     schedule="linear",
     run=train_and_measure,
-    find=_find,
+    interpret=_interpret,
 )

@@ -1,4 +1,4 @@
-"""Noise on hidden units and weights, of one variance for one rate."""
+"""Noise on hidden units and weights; its variance depends on the rate only, not on the kind."""
 
 from collections.abc import Callable
 from functools import cached_property
@@ -16,9 +16,9 @@ _EVERYWHERE = torch.ones(1, 1)
 
 
 class Streams:
-    """Random numbers by layer and distribution, each with a generator of its own.
+    """Random numbers with a separate generator for each layer and distribution.
 
-    So what one network draws never depends on what others beside it need.
+    So the numbers of one network do not depend on the needs of the networks trained with it.
     """
 
     def __init__(self, *key: int) -> None:
@@ -26,7 +26,7 @@ class Streams:
         self._generators: dict[tuple[int, int], torch.Generator] = {}
 
     def generator(self, layer: int, distribution: int) -> torch.Generator:
-        """The generator of a layer and distribution, which goes on where it was."""
+        """Return the generator of a layer and distribution in its current state."""
         place = layer, distribution
         if place not in self._generators:
             state = np.random.SeedSequence([*self._key, *place]).generate_state(1, np.uint64)
@@ -35,12 +35,12 @@ class Streams:
 
 
 class Draws:
-    """Random numbers of one layer and step, drawn when first asked for, and the same for all who ask.
+    """Random numbers of one layer and step, drawn at first use and shared by all networks.
 
     Args:
         shape: of the numbers, (B, U), or (1, U) for one mask over all images.
-        streams: where they come from.
-        layer: whose they are.
+        streams: their generators.
+        layer: index of the layer.
     """
 
     def __init__(self, shape: tuple[int, int], streams: Streams, layer: int) -> None:
@@ -60,10 +60,10 @@ class Draws:
 
     @cached_property
     def levels(self) -> Tensor:
-        """The levels 0, 1/B, 2/B, ... of B images in each column, each image's uniform among them.
+        """The levels 0, 1/B, 2/B, ... of B images in each column, each image's level uniformly distributed.
 
-        One permutation of the images, moved around by a distance of its own in each column: the units of one image are
-        independent.
+        Each column is the same permutation of the images, rotated by a random distance, so that the levels of one
+        image are independent.
         """
         generator = self._streams.generator(self._layer, 2)
         rows, columns = self._shape
@@ -78,10 +78,10 @@ def relative_variance(rate: float) -> float:
 
 
 def perturb(kind: Kind, rate: float, draws: Draws, mean_square: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Draw a noise on units h: a factor and a shift, h -> factor * h + shift, that leave the expectation as it is.
+    """Draw a noise on units h: a factor and a shift, h -> factor * h + shift, that preserve the expectation.
 
     With a = p / (1 - p), the multiplicative ones give a unit the variance a h^2 (Srivastava et al. 2014, section 10,
-    has the Gaussian one); the additive one gives all units the mean of that.
+    has the Gaussian one); the additive one gives all units its mean.
 
     - "dropout": factor 0 with probability p, else 1 / (1 - p).
     - "balanced": the same, but each unit is dropped in the same number of images of a batch.
@@ -90,7 +90,7 @@ def perturb(kind: Kind, rate: float, draws: Draws, mean_square: Tensor) -> tuple
     - "additive": shift sqrt(a m) z, m the mean square of the units.
 
     Args:
-        kind: which; of "dropconnect", the weights have the noise.
+        kind: kind of noise; "dropconnect" has no noise on units.
         rate: p, above 0 and below 1.
         draws: of the units' shape, or of one row.
         mean_square: of the units, over images and units.
@@ -109,7 +109,7 @@ def _dropout(rate: float, draws: Draws, _: Tensor) -> tuple[Tensor, None]:
 
 def _balanced(rate: float, draws: Draws, mean_square: Tensor) -> tuple[Tensor, None]:
     levels = draws.levels
-    if len(levels) == 1:  # one mask alone has nothing to be balanced with
+    if len(levels) == 1:  # a single mask can't be balanced
         return _dropout(rate, draws, mean_square)
     kept = levels >= rate
     return kept / kept.float().mean(dim=0), None

@@ -1,8 +1,8 @@
-"""Dropout probabilities of both layers, and their swap."""
+"""Dropout probabilities of the two hidden layers."""
 
 from training import plots
 from training.studies.claims import Claim, claim
-from training.studies.lab import QUALITY
+from training.studies.measurements import QUALITY
 from training.studies.stack import Variant
 from training.studies.study import Check, Findings, Results, Study, train_and_measure
 
@@ -14,26 +14,26 @@ def _variant(first: float, second: float) -> Variant:
     return Variant(name=f"{first:g}/{second:g}", rates=(first, second))
 
 
-def _find(results: Results) -> Findings:
-    def against(other: str, metric: str, what: str, name: str = _CHAPTER) -> Claim:
+def _interpret(results: Results) -> Findings:
+    def compare(other: str, metric: str, what: str, name: str = _CHAPTER) -> Claim:
         return claim(results.difference(name, other, metric), what, f"with {name}", f"with {other}")
 
     swapped = results.difference(_CHAPTER, _SWAPPED, "accuracy")
     return Findings(
         claims=[
-            against(_NONE, "gap", "the gap between training and test accuracy"),
-            against(_NONE, "accuracy", "test accuracy"),
-            against(_NONE, "nll", "NLL"),
-            against(_NONE, "accuracy", "test accuracy", _TOO_MUCH),
-            against(_SWAPPED, "accuracy", "test accuracy"),
-            against(_SWAPPED, "gap", "the gap"),
-            against(_SWAPPED, "mc nll", "MC NLL"),
-            against(_SWAPPED, "mc ece", "MC ECE"),
-            against(_SWAPPED, "auroc information", "AUROC of the mutual information"),
-            *results.leaders("accuracy", "test accuracy", lowest=False),
-            *results.leaders("mc nll", "MC NLL", lowest=True),
-            *results.leaders("mc ece", "MC ECE", lowest=True),
-            *results.leaders("auroc entropy", "AUROC of the entropy", lowest=False),
+            compare(_NONE, "gap", "the gap between training and test accuracy"),
+            compare(_NONE, "accuracy", "test accuracy"),
+            compare(_NONE, "nll", "NLL"),
+            compare(_NONE, "accuracy", "test accuracy", _TOO_MUCH),
+            compare(_SWAPPED, "accuracy", "test accuracy"),
+            compare(_SWAPPED, "gap", "the gap"),
+            compare(_SWAPPED, "mc nll", "MC NLL"),
+            compare(_SWAPPED, "mc ece", "MC ECE"),
+            compare(_SWAPPED, "auroc information", "AUROC of the mutual information"),
+            *results.best_variants("accuracy", "test accuracy", lowest=False),
+            *results.best_variants("mc nll", "MC NLL", lowest=True),
+            *results.best_variants("mc ece", "MC ECE", lowest=True),
+            *results.best_variants("auroc entropy", "AUROC of the entropy", lowest=False),
         ],
         tables=[results.table(QUALITY, first="p of layer 1 / 2")],
         pictures={
@@ -70,16 +70,16 @@ def _find(results: Results) -> Findings:
 
 STUDY = Study(
     name="rates",
-    question="What do the dropout probabilities of the two hidden layers do, and what happens if they are swapped?",
+    question="What is the effect of the dropout probabilities of the two hidden layers, and of swapping them?",
     design="A grid of probabilities of both layers, and 0.8 for both. {epochs} epochs with a learning rate that "
-    "falls to 0, so that the last batches matter little. MC is the mean over {passes} masks; AUROC tells "
-    "MNIST's digits from clothes by the entropy of that mean, or by the mutual information, which is 0 "
-    "without dropout but for rounding.",
-    limits="The length of the training and its learning rate were the same for all, and chosen for none: more "
+    "falls to 0, so that the last batches have little weight. MC is the mean over {passes} masks. AUROC "
+    "measures how well the entropy of that mean, or the mutual information, detects MNIST's digits; without "
+    "dropout the mutual information is 0 except for rounding.",
+    limits="Number of epochs and learning rate were the same for all and not tuned: more "
     "dropout may need more epochs. The best of ten is best partly by luck.",
     variants=(*(_variant(first, second) for first in _RATES for second in _RATES), _variant(0.8, 0.8)),
     epochs=(10, 24),
     schedule="linear",
     run=train_and_measure,
-    find=_find,
+    interpret=_interpret,
 )

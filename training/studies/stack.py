@@ -1,9 +1,8 @@
-"""Networks of one shape, trained side by side.
+"""Networks of one architecture, trained together.
 
-All see the same batches, begin with the same weights and share random numbers, so that what a seed does to one it does
-to all: what differs is what their variants do. On one thread an epoch of a network takes 1.1 s like this, 1.4 s by
-`torch.func.vmap` and 1.6 s by a loop over `nn.Sequential` and `torch.optim.SGD`: the products of matrices, 0.8 s, are
-the same.
+All networks have the same batches, initial weights and random numbers, so that they differ by their variants only. On
+one thread an epoch of a network takes 1.1 s, compared with 1.4 s with `torch.func.vmap` and 1.6 s with a loop over
+`nn.Sequential` and `torch.optim.SGD`; in all of them matrix products take 0.8 s.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from training.studies.perturbations import Draws, Kind, Streams, mask_weights, p
 
 _TRAINING, _TESTING = 0, 1  # purposes of random numbers
 _IMAGES_AT_ONCE = 1_000
-_MOVED = 0.01  # part by which a step moves the average of mean squares
+_AVERAGE_STEP = 0.01  # weight of a new value in the moving average of mean squares
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +29,10 @@ class Variant:
     """How one network of a stack differs from the others.
 
     Attributes:
-        name: what tables call it.
-        rates: probability of dropout behind each hidden layer, or what another noise has in its place: its variance.
-        noise: what kind; that of "dropconnect" is on the weights of the layer that follows.
-        weight_decay: factor of the weights, not of the biases, that is added to their gradient.
+        name: its name in tables.
+        rates: dropout probability after each hidden layer; other noise has the same variance.
+        noise: kind of noise; that of "dropconnect" is on the weights of the layer that follows.
+        weight_decay: factor of the weights that is added to their gradient; biases have none.
     """
 
     name: str
@@ -44,14 +43,14 @@ class Variant:
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass of K networks through B images left behind, a tensor for each layer.
+    """Intermediate results of a pass of K networks over B images; lists have a tensor for each layer.
 
     Attributes:
-        units_KBU: hidden units behind their ReLU.
-        factors_KBU: of the noise.
+        units_KBU: hidden units after their ReLU.
+        factors_KBU: factors of the noise.
         noisy_KBU: hidden units with noise.
-        masks_KUV: factors of the weights behind each hidden layer; None where no network masks any.
-        logits_KBC: the result.
+        masks_KUV: factors of the weights after each hidden layer; None where no network masks weights.
+        logits_KBC: output.
     """
 
     units_KBU: list[Tensor]
@@ -63,7 +62,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Predictions:
-    """Class probabilities of K networks for B images; the entropies (K, B), in nats, of and under the masks."""
+    """Class probabilities of K networks for B images; predictive and expected entropies (K, B) in nats."""
 
     probs_KBC: Tensor
     predictive_KB: Tensor
@@ -78,9 +77,9 @@ class Stack:
     """Networks of one recipe's architecture, one for each variant, trained by its plain SGD.
 
     Args:
-        variants: K of them.
+        variants: K variants.
         recipe: architecture, initial weights, batch size, learning rate.
-        seed: of initial weights, order of the images, and noise.
+        seed: seed of initial weights, order of the images, and noise.
     """
 
     def __init__(self, variants: Sequence[Variant], recipe: Recipe, *, seed: int) -> None:
@@ -94,11 +93,11 @@ class Stack:
         self.biases_K1V = [linear.bias.detach().repeat(len(variants), 1, 1) for linear in linears]
         self._order = torch.Generator().manual_seed(int(for_order))
         self._streams = Streams(seed, _TRAINING)
-        self._mean_squares: dict[tuple[int, int], Tensor] = {}  # of training's units, by network and layer
+        self._mean_squares: dict[tuple[int, int], Tensor] = {}  # of units in training, by network and layer
         self._decay_K11 = torch.tensor([variant.weight_decay for variant in variants])[:, None, None]
 
     def network(self, k: int) -> nn.Sequential:
-        """Network k by itself, in eval mode, with layers of dropout of its rates."""
+        """Copy network k as an `nn.Sequential` in eval mode, with dropout layers of its rates."""
         architecture = replace(self.recipe.architecture, dropout=self.variants[k].rates)
         network = build_mlp(architecture)
         linears = [layer for layer in network if isinstance(layer, nn.Linear)]
@@ -109,10 +108,10 @@ class Stack:
         return network.eval()
 
     def epochs(self, train: Images, count: int) -> Iterator[int]:
-        """Train for some epochs; yields 0, and the number of each that has ended.
+        """Train for some epochs; yield 0 before the first, then the number of each finished epoch.
 
         Raises:
-            DivergenceError: a network's weights aren't finite any more.
+            DivergenceError: a network's weights are no longer finite.
         """
         inputs_BU = train.inputs_B.flatten(1)
         steps_per_epoch = -(-len(train) // self.recipe.batch_size)
@@ -120,8 +119,8 @@ class Stack:
         for number in range(1, count + 1):
             order_B = torch.randperm(len(train), generator=self._order)
             for step, index in enumerate(order_B.split(self.recipe.batch_size), (number - 1) * steps_per_epoch):
-                falling = 1 - step / (count * steps_per_epoch) if self.recipe.schedule == "linear" else 1
-                self.step(inputs_BU[index], train.labels_B[index], rate=self.recipe.learning_rate * falling)
+                schedule_factor = 1 - step / (count * steps_per_epoch) if self.recipe.schedule == "linear" else 1
+                self.step(inputs_BU[index], train.labels_B[index], rate=self.recipe.learning_rate * schedule_factor)
             self._check(number)
             yield number
 
@@ -139,38 +138,38 @@ class Stack:
             )
 
     def step(self, inputs_BU: Tensor, labels_B: Tensor, *, rate: float) -> None:
-        """Take a step of SGD on the mean cross-entropy of a batch, with a learning rate."""
-        kept_K11 = 1 - rate * self._decay_K11
-        run = self.run(self.first(inputs_BU), self._streams, rows=len(inputs_BU))
-        gradient_KBV = run.logits_KBC.softmax(dim=-1)
+        """Take one SGD step on the mean cross-entropy of a batch with learning rate `rate`."""
+        decay_factor_K11 = 1 - rate * self._decay_K11
+        result = self.forward(self.first_layer(inputs_BU), self._streams, rows=len(inputs_BU))
+        gradient_KBV = result.logits_KBC.softmax(dim=-1)
         gradient_KBV -= one_hot(labels_B, gradient_KBV.shape[-1])
         gradient_KBV *= rate / len(inputs_BU)
-        for layer in range(len(run.units_KBU), 0, -1):
-            weight_KUV, mask_KUV = self.weights_KUV[layer], run.masks_KUV[layer - 1]
-            step_KUV = torch.bmm(run.noisy_KBU[layer - 1].mT, gradient_KBV)
-            below_KBV = torch.bmm(gradient_KBV, (weight_KUV if mask_KUV is None else weight_KUV * mask_KUV).mT)
-            below_KBV *= run.factors_KBU[layer - 1]
-            below_KBV *= run.units_KBU[layer - 1] > 0
-            weight_KUV *= kept_K11
+        for layer in range(len(result.units_KBU), 0, -1):
+            weight_KUV, mask_KUV = self.weights_KUV[layer], result.masks_KUV[layer - 1]
+            step_KUV = torch.bmm(result.noisy_KBU[layer - 1].mT, gradient_KBV)
+            previous_KBV = torch.bmm(gradient_KBV, (weight_KUV if mask_KUV is None else weight_KUV * mask_KUV).mT)
+            previous_KBV *= result.factors_KBU[layer - 1]
+            previous_KBV *= result.units_KBU[layer - 1] > 0
+            weight_KUV *= decay_factor_K11
             weight_KUV -= step_KUV if mask_KUV is None else step_KUV * mask_KUV
             self.biases_K1V[layer] -= gradient_KBV.sum(dim=1, keepdim=True)
-            gradient_KBV = below_KBV
-        self.weights_KUV[0] *= kept_K11
+            gradient_KBV = previous_KBV
+        self.weights_KUV[0] *= decay_factor_K11
         self.weights_KUV[0].baddbmm_(inputs_BU.T.expand(len(gradient_KBV), -1, -1), gradient_KBV, alpha=-1)
         self.biases_K1V[0] -= gradient_KBV.sum(dim=1, keepdim=True)
 
-    def first(self, inputs_BU: Tensor) -> Tensor:
-        """Run inputs through the first layer and its ReLU, which have no noise: (K, B, U)."""
+    def first_layer(self, inputs_BU: Tensor) -> Tensor:
+        """Run inputs through the first layer and its ReLU, without noise: (K, B, U)."""
         inputs_KBU = inputs_BU.expand(len(self.variants), -1, -1)
         return torch.baddbmm(self.biases_K1V[0], inputs_KBU, self.weights_KUV[0]).relu_()
 
-    def run(self, units_KBU: Tensor, streams: Streams | None = None, *, rows: int = 1) -> Pass:
-        """Run the first layer's units through the rest.
+    def forward(self, units_KBU: Tensor, streams: Streams | None = None, *, rows: int = 1) -> Pass:
+        """Run the first layer's units through the remaining layers.
 
         Args:
-            units_KBU: from `first`.
-            streams: of the noise; none without.
-            rows: how many images have noise of their own: all B, or 1 for one mask over all images.
+            units_KBU: from `first_layer`.
+            streams: random numbers of the noise; None for no noise.
+            rows: B for separate noise on each image, 1 for noise shared by all images.
         """
         units, factors, noisy, masks = [], [], [], []
         hidden = len(self.weights_KUV) - 1
@@ -191,7 +190,7 @@ class Stack:
     def _perturbed(
         self, units_KBU: Tensor, layer: int, streams: Streams | None, rows: int
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Draw each network's noise: its factors, the noisy units, and the factors of the weights that follow."""
+        """Draw the noise of each network: its factors, the noisy units, and the factors of the next layer's weights."""
         noisy = [k for k, variant in enumerate(self.variants) if streams is not None and variant.rates[layer] > 0]
         if streams is None or not noisy:
             return torch.ones(1), units_KBU, None
@@ -213,27 +212,27 @@ class Stack:
         return factor_KBU, noisy_KBU, mask_KUV
 
     def _mean_square(self, units_BU: Tensor, k: int, layer: int, *, learn: bool) -> Tensor:
-        """Mean square of the units of a batch; where all images share their noise, that of training instead."""
+        """Mean square of the units of a batch; if all images share their noise, the training average instead."""
         if not learn:
             return self._mean_squares.get((k, layer), torch.ones(()))
         mean_square = units_BU.square().mean()
         before = self._mean_squares.get((k, layer), mean_square)
-        self._mean_squares[k, layer] = before + _MOVED * (mean_square - before)
+        self._mean_squares[k, layer] = before + _AVERAGE_STEP * (mean_square - before)
         return mean_square
 
     def predict(self, inputs_BU: Tensor, *, passes: int = 0) -> Predictions:
-        """Predict without noise, or the mean over passes under noise that is the same for all images.
+        """Predict without noise, or average passes with noise that all images share.
 
         Args:
             inputs_BU: images as vectors.
-            passes: how many; 0 without noise.
+            passes: number of passes; 0 for no noise.
         """
         parts = [self._predict(part_BU, passes) for part_BU in inputs_BU.split(_IMAGES_AT_ONCE)]
         return Predictions(*(torch.cat(kind, dim=1) for kind in zip(*parts, strict=True)))
 
     def _predict(self, inputs_BU: Tensor, passes: int) -> tuple[Tensor, Tensor, Tensor]:
-        units_KBU, streams = self.first(inputs_BU), Streams(self.seed, _TESTING)
-        logits = (self.run(units_KBU, streams if passes else None).logits_KBC for _ in range(max(passes, 1)))
+        units_KBU, streams = self.first_layer(inputs_BU), Streams(self.seed, _TESTING)
+        logits = (self.forward(units_KBU, streams if passes else None).logits_KBC for _ in range(max(passes, 1)))
         probs_KBC, expected_KB = 0, 0
         for logits_KBC in logits:
             one_KBC = logits_KBC.double().softmax(dim=-1)

@@ -1,4 +1,4 @@
-"""What a study consists of, and what it reads from the table."""
+"""Structure of a study, and access to its results."""
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,42 +11,42 @@ import numpy as np
 from training.recipes import Recipe
 from training.studies.claims import Claim, markdown
 from training.studies.intervals import Estimate, estimate
-from training.studies.lab import Lab, Measurement, Scale, quality
+from training.studies.measurements import Measurement, Scale, StudyData, quality
 from training.studies.stack import Stack, Variant
-from training.studies.table import Table
+from training.studies.table import ResultsTable
 
 Array = np.ndarray
 
-TIMINGS = ("seconds", "microseconds")  # metrics that no two runs share
-TOGETHER = 5  # networks of a unit of work at most
+TIMINGS = ("seconds", "microseconds")  # metrics that differ between runs
+MAX_NETWORKS_PER_UNIT = 5  # at most, in a unit of work
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a study's run has to do: train these variants for so many epochs by a recipe, with a seed."""
+    """Input of a study's run: the variants to train, the recipe, the seed and the images."""
 
-    lab: Lab
+    data: StudyData
     recipe: Recipe
     variants: Sequence[Variant]
     seed: int
 
 
 def train(task: Task) -> Stack:
-    """Train a task's networks to the end."""
+    """Train the networks of a task for all epochs."""
     stack = Stack(task.variants, task.recipe, seed=task.seed)
-    for _ in stack.epochs(task.lab.train, task.recipe.epochs):
+    for _ in stack.epochs(task.data.train, task.recipe.epochs):
         pass
     return stack
 
 
 def train_and_measure(task: Task) -> Iterator[Measurement]:
-    """Train a task's networks, and measure what they are worth."""
-    yield from quality(train(task), task.lab)
+    """Train the networks of a task and measure their quality."""
+    yield from quality(train(task), task.data)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is done: the scale, how many seeds, and how many epochs instead of each study's own."""
+    """Size of a run: scale, number of seeds, and optionally the number of epochs of all studies."""
 
     scale: Scale
     seeds: int
@@ -56,7 +56,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Check:
-    """A direction that must hold: a number that lies above what is tolerated."""
+    """An expected direction: `value` must exceed `tolerance`."""
 
     what: str
     value: float
@@ -64,19 +64,19 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        """Whether it does."""
+        """Whether the value exceeds the tolerance."""
         return self.value > self.tolerance
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What a study shows.
+    """Findings of a study.
 
     Attributes:
-        claims: with their intervals.
-        tables: in Markdown.
+        claims: statements with intervals.
+        tables: Markdown tables.
         pictures: caption and PNG file by name.
-        checks: directions that must hold.
+        checks: expected directions.
     """
 
     claims: Sequence[Claim]
@@ -90,18 +90,18 @@ class Study:
     """One question and the experiment that answers it.
 
     Attributes:
-        name: by which it is asked for.
-        question: in one sentence.
-        design: what is done; numbers of the plan are filled in.
-        limits: what it can't show.
+        name: name on the command line and in the table.
+        question: the question, in one sentence.
+        design: description of the experiment, with placeholders for numbers of the plan.
+        limits: what the experiment can't show.
         variants: networks that are compared.
-        epochs: of the full scale, and of the quick one.
-        schedule: of the learning rate.
-        learning_rate: the first, where it isn't the scale's.
-        run: trains and measures; every variant gets the same numbers, whatever others are in the task.
-        find: reads results, and says what they show.
-        whole: whether variants share one training, so that a unit of work has them all.
-        version: to be raised when `run` changes what it measures.
+        epochs: number of epochs of the full and of the quick scale.
+        schedule: schedule of the learning rate.
+        learning_rate: initial learning rate; None for that of the scale.
+        run: trains and measures; a variant's numbers do not depend on the other variants of the task.
+        interpret: derives findings from the results.
+        trained_together: whether the variants share one training, so that one unit of work contains them all.
+        version: to be increased when `run` changes what it measures.
     """
 
     name: str
@@ -112,37 +112,37 @@ class Study:
     epochs: tuple[int, int]
     schedule: Literal["constant", "linear"]
     run: Callable[[Task], Iterator[Measurement]]
-    find: Callable[["Results"], Findings]
+    interpret: Callable[["Results"], Findings]
     learning_rate: float | None = None
-    whole: bool = False
+    trained_together: bool = False
     version: int = 1
 
     def recipe(self, plan: Plan) -> Recipe:
-        """How it trains under a plan."""
+        """Return the training recipe under a plan."""
         epochs = plan.epochs or self.epochs[plan.quick]
         rate = self.learning_rate or plan.scale.recipe.learning_rate
         return replace(plan.scale.recipe, epochs=epochs, schedule=self.schedule, learning_rate=rate)
 
     def key(self, variant: Variant, plan: Plan) -> str:
-        """Digest of all that decides a variant's numbers but the seed."""
-        told = (self.name, self.version, variant, plan.scale, self.recipe(plan))
-        return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+        """Return a digest of everything except the seed that determines a variant's numbers."""
+        inputs = (self.name, self.version, variant, plan.scale, self.recipe(plan))
+        return hashlib.sha256(repr(inputs).encode()).hexdigest()[:12]
 
     def cell(self, variant: Variant, seed: int, plan: Plan) -> tuple[str, str, int, str]:
-        """Where a variant's numbers stand in the table."""
+        """Return the key of a variant's numbers in the table."""
         return self.name, variant.name, seed, self.key(variant, plan)
 
 
 class Results:
-    """A study's numbers under a plan, an array over seeds each.
+    """Numbers of a study under a plan, as arrays over seeds.
 
     Args:
-        study: whose.
-        plan: under which.
-        table: has all its cells.
+        study: the study.
+        plan: the plan.
+        table: contains all cells of the study.
     """
 
-    def __init__(self, study: Study, plan: Plan, table: Table) -> None:
+    def __init__(self, study: Study, plan: Plan, table: ResultsTable) -> None:
         self.study = study
         self.plan = plan
         self._rows = [
@@ -158,35 +158,35 @@ class Results:
 
     @property
     def names(self) -> list[str]:
-        """Of the variants."""
+        """Names of the variants."""
         return [variant.name for variant in self.study.variants]
 
     def values(self, name: str, metric: str, at: int = 0) -> Array:
-        """A number of a variant for each seed, in their order."""
+        """Return a metric of a variant for each seed, in order."""
         return np.array(self._values[name, metric, at])
 
     def estimate(self, name: str, metric: str, at: int = 0) -> Estimate:
-        """Its mean and interval."""
+        """Estimate mean and interval of a metric."""
         return estimate(self.values(name, metric, at))
 
     def difference(self, one: str, other: str, metric: str, at: int = 0) -> Estimate:
-        """Mean and interval of `one` less `other`, seed by seed."""
+        """Estimate mean and interval of `one` minus `other`, paired by seed."""
         return estimate(self.values(one, metric, at) - self.values(other, metric, at))
 
-    def places(self, name: str, metric: str) -> list[int]:
-        """Where a number was measured: epochs, or numbers of masks."""
+    def positions(self, name: str, metric: str) -> list[int]:
+        """List where a metric was measured: epochs, or numbers of masks."""
         return sorted(at for found, measured, at in self._values if (found, measured) == (name, metric))
 
-    def over_places(self, name: str, metric: str) -> Array:
-        """A number for each seed and place."""
-        return np.stack([self.values(name, metric, at) for at in self.places(name, metric)], axis=1)
+    def values_by_position(self, name: str, metric: str) -> Array:
+        """Return a metric for each seed and position, (seeds, positions)."""
+        return np.stack([self.values(name, metric, at) for at in self.positions(name, metric)], axis=1)
 
     def curve(self, name: str, metric: str) -> dict[float, tuple[float, float]]:
-        """Mean and interval by place."""
-        return {at: self.estimate(name, metric, at).pair for at in self.places(name, metric)}
+        """Return mean and half width of the interval by position."""
+        return {at: self.estimate(name, metric, at).pair for at in self.positions(name, metric)}
 
     def table(self, columns: Mapping[str, str], *, first: str = "network", at: int = 0) -> str:
-        """Tabulate numbers, metric by title, of all variants that have them, in Markdown."""
+        """Format a Markdown table of metrics by title, for all variants that have them."""
         return markdown(
             [first, *columns],
             [
@@ -197,21 +197,27 @@ class Results:
         )
 
     def intervals(self, columns: Mapping[str, str]) -> dict[str, dict[str, tuple[float, float]]]:
-        """The same for `plots.intervals`."""
+        """Return the same numbers in the form of `plots.intervals`."""
         return {
             title: {name: self.estimate(name, metric).pair for name in self.names} for title, metric in columns.items()
         }
 
-    def leaders(self, metric: str, what: str, *, lowest: bool) -> list[Claim]:
-        """Say which variant has the best mean, which next one is worse, and which can't be told from it."""
+    def best_variants(self, metric: str, what: str, *, lowest: bool) -> list[Claim]:
+        """State which variant has the best mean, which others are significantly worse, and which are not."""
         sign = 1 if lowest else -1
         best, *others = sorted(self.names, key=lambda name: sign * self.estimate(name, metric).mean)
-        behind = {name: self.difference(name, best, metric) for name in others}
-        worse = [name for name in others if not behind[name].is_open]
-        ties = [f"{name} ({behind[name]})" for name in others if behind[name].is_open]
-        order, word = ("lowest", "lower") if lowest else ("highest", "higher")
-        told = f"; the next that can be told from it is {worse[0]} ({behind[worse[0]]})" if worse else ""
-        claims = [Claim(f"On average, {what} is {order} with {best} ({self.estimate(best, metric)}){told}.")]
+        differences = {name: self.difference(name, best, metric) for name in others}
+        distinguishable = [name for name in others if not differences[name].is_open]
+        ties = [f"{name} ({differences[name]})" for name in others if differences[name].is_open]
+        superlative, comparative = ("lowest", "lower") if lowest else ("highest", "higher")
+        worse = (
+            f"; the best of those significantly worse is {distinguishable[0]} ({differences[distinguishable[0]]})"
+            if distinguishable
+            else ""
+        )
+        claims = [Claim(f"On average, {what} is {superlative} with {best} ({self.estimate(best, metric)}){worse}.")]
         if ties:
-            claims.append(Claim(f"whether {what} is {word} with {best} than with {', '.join(ties)}", is_open=True))
+            claims.append(
+                Claim(f"whether {what} is {comparative} with {best} than with {', '.join(ties)}", is_open=True)
+            )
         return claims

@@ -1,4 +1,4 @@
-"""The results of all studies in one tidy table, a CSV file that is always whole."""
+"""Results of all studies in one tidy table: a CSV file that is rewritten atomically."""
 
 import csv
 import io
@@ -10,8 +10,8 @@ from pathlib import Path
 from model.artifact import write_atomically
 
 
-class TableError(Exception):
-    """A file that is no table of results."""
+class ResultsTableError(Exception):
+    """The file is not a valid table of results."""
 
 
 @dataclass(frozen=True, order=True)
@@ -19,16 +19,16 @@ class Row:
     """One number.
 
     Attributes:
-        study: its name.
-        configuration: name of the variant that was measured.
-        seed: that it was trained with.
-        key: digest of all else that decides the number.
-        metric: what was measured.
-        at: epoch, or number of masks; 0 where there is no such thing.
-        value: the number, to eight digits.
+        study: name of the study.
+        configuration: name of the measured variant.
+        seed: seed of the training.
+        key: digest of everything else that determines the number.
+        metric: measured quantity.
+        at: epoch, or number of masks; 0 if neither applies.
+        value: the number, to eight significant digits.
 
     Raises:
-        ValueError: it isn't finite.
+        ValueError: the value is not finite.
     """
 
     study: str
@@ -46,23 +46,23 @@ class Row:
 
     @property
     def cell(self) -> tuple[str, str, int, str]:
-        """What is measured as a whole, and then kept: study, configuration, seed, key."""
+        """Key of the rows that are measured and stored together: study, configuration, seed, key."""
         return self.study, self.configuration, self.seed, self.key
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
 
 
-class Table:
-    """Rows by cell, kept in a file that is rewritten as a whole.
+class ResultsTable:
+    """Rows by cell, stored in a file that is rewritten as a whole.
 
-    Cells of another key stay, so that a run of another size loses nothing.
+    Cells with other keys are kept, so that runs of different sizes share a file.
 
     Args:
-        path: of the file, which need not exist.
+        path: the file; it need not exist.
 
     Raises:
-        TableError: the file is another one.
+        ResultsTableError: the file has other content.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,7 +76,7 @@ class Table:
         return self._cells[cell]
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Add whole cells, in place of those that are there, and write the file, with what others have added to it."""
+        """Add or replace whole cells, and write the file together with cells that other processes have added."""
         added = _by_cell(rows)
         self._cells |= _cells(self._path) | added
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +113,6 @@ def _read(path: Path) -> list[Row]:
             for study, configuration, seed, key, metric, at, value in lines
         ]
     except (ValueError, OSError, csv.Error) as error:
-        raise TableError(
-            f"{path}: expected a table of the columns {', '.join(COLUMNS)} ({error}); move it away, or set --out"
+        raise ResultsTableError(
+            f"{path}: expected a table with the columns {', '.join(COLUMNS)} ({error}); move it away, or set --out"
         ) from error

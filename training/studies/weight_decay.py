@@ -1,11 +1,11 @@
-"""Dropout and weight decay, each alone and together."""
+"""Dropout and weight decay, alone and together."""
 
 from collections.abc import Iterator
 
 from training import plots
 from training.studies.claims import Claim, claim, markdown
 from training.studies.intervals import Estimate, estimate
-from training.studies.lab import Measurement, losses
+from training.studies.measurements import Measurement, losses
 from training.studies.stack import Stack, Variant
 from training.studies.study import Check, Findings, Results, Study, Task
 
@@ -22,9 +22,9 @@ _METRICS = {
 
 def _run(task: Task) -> Iterator[Measurement]:
     stack = Stack(task.variants, task.recipe, seed=task.seed)
-    for epoch in stack.epochs(task.lab.train, task.recipe.epochs):
+    for epoch in stack.epochs(task.data.train, task.recipe.epochs):
         if epoch == task.recipe.epochs:
-            found = {(m.configuration, m.metric): m.value for m in losses(stack, task.lab, 0)}
+            found = {(m.configuration, m.metric): m.value for m in losses(stack, task.data, 0)}
             for (name, metric), value in found.items():
                 yield Measurement(name, metric, 0, value)
                 if metric == "test accuracy":
@@ -36,14 +36,14 @@ def _run(task: Task) -> Iterator[Measurement]:
                 yield Measurement(variant.name, "norm", 0, norm)
 
 
-def _adding_up(what: str, interaction: Estimate) -> Claim:
+def _interaction_claim(what: str, interaction: Estimate) -> Claim:
     if interaction.is_open:
         return Claim(f"whether the effects on {what} add up (interaction {interaction})", is_open=True)
     side = "above" if interaction.mean > 0 else "below"
     return Claim(f"The effects on {what} don't add up: that of both is {side} their sum (interaction {interaction}).")
 
 
-def _find(results: Results) -> Findings:
+def _interpret(results: Results) -> Findings:
     interactions = {
         metric: estimate(
             results.values(_BOTH, metric)
@@ -72,7 +72,7 @@ def _find(results: Results) -> Findings:
                 )
                 for name, title in _TITLES.items()
             ),
-            *(_adding_up(title, interactions[metric]) for title, metric in _METRICS.items()),
+            *(_interaction_claim(title, interactions[metric]) for title, metric in _METRICS.items()),
         ],
         tables=[
             results.table({**_METRICS, "norm of the weights": "norm"}),
@@ -96,7 +96,7 @@ STUDY = Study(
     question="Dropout, weight decay, both, or neither: do their effects add up?",
     design=f"Two by two: dropout 0.2/0.5 or none, weight decay {_STRENGTH:g} or none (of weights, not biases, in the "
     f"gradient of SGD). {{epochs}} epochs with a learning rate that falls to 0. Gaps are between 10,000 "
-    "training images (or all, if fewer) and the test images. Interaction is the effect of both less the two "
+    "training images (or all, if fewer) and the test images. Interaction is the effect of both minus the two "
     "effects alone: 0 if they add up.",
     limits="One strength of each; another may add up differently. That the interaction is open doesn't say that "
     "there is none, only how large it can be.",
@@ -109,5 +109,5 @@ STUDY = Study(
     epochs=(20, 24),
     schedule="linear",
     run=_run,
-    find=_find,
+    interpret=_interpret,
 )

@@ -4,7 +4,7 @@ import re
 import pytest
 from rich.console import Console
 
-from training.sheets import Sheet, outside, predictions, promises, shifted
+from training.tables import FigureTable, calibration_tables, detection_tables, prediction_tables, shift_tables
 
 FIGURES = {
     "eval": {"accuracy": 0.90123, "nll": 0.28123, "brier": 0.13123, "ece": 0.01123, "entropy": 0.23123},
@@ -21,19 +21,21 @@ FIGURES = {
 }  # fmt: skip
 
 
-def printed(sheet: Sheet) -> str:
+def printed(table: FigureTable) -> str:
     console = Console(width=120, file=io.StringIO(), markup=False)
-    console.print(sheet.for_terminal())
+    console.print(table.as_rich())
     return console.file.getvalue()
 
 
-def cells(sheet: Sheet) -> dict[str, list[str]]:
-    return {row[0]: [cell for cell in row[1:] if cell] for row in sheet.rows}
+def cells(table: FigureTable) -> dict[str, list[str]]:
+    return {row[0]: [cell for cell in row[1:] if cell] for row in table.rows}
 
 
-def test_a_sheet_is_the_same_in_a_terminal_and_on_a_page():
-    sheet = Sheet("Now & then", ["<what>", "how many"], [["a", "0.1"], ["[bold]", "12.5"]], "note < this", names=1)
-    text, page = printed(sheet), sheet.as_html()
+def test_terminal_and_html_show_the_same_table():
+    table = FigureTable(
+        "Now & then", ["<what>", "how many"], [["a", "0.1"], ["[bold]", "12.5"]], "note < this", text_columns=1
+    )
+    text, page = printed(table), table.as_html()
     name = ' class="name"'
     assert "<h2>Now &amp; then</h2>" in page
     assert re.findall(r"<(t[hd])( class=\"name\")?>(.*?)</\1>", page) == [
@@ -46,7 +48,7 @@ def test_a_sheet_is_the_same_in_a_terminal_and_on_a_page():
 
 
 def test_every_way_of_predicting_has_its_row():
-    quality, doubts = predictions(FIGURES, "9 test images")
+    quality, doubts = prediction_tables(FIGURES, "9 test images")
     assert quality.title == "9 test images"
     assert "37 masks, seed 21" in quality.note
     assert cells(quality) == {
@@ -60,7 +62,7 @@ def test_every_way_of_predicting_has_its_row():
 
 def test_numbers_of_masks_and_other_models_have_theirs():
     few, other = FIGURES["eval"] | {"nll": 1.0}, FIGURES["eval"] | {"nll": 2.0}
-    quality, _ = predictions(FIGURES | {"masks": {"2": few}, "beside": {"other": {"eval": other}}}, "")
+    quality, _ = prediction_tables(FIGURES | {"masks": {"2": few}, "beside": {"other": {"eval": other}}}, "")
     assert [row[:3] for row in quality.rows] == [
         ["eval", "0.9012", "0.2812"], ["2 masks", "0.9012", "1.0000"], ["moments", "0.9234", "0.2635"],
         ["other: eval", "0.9012", "2.0000"],
@@ -68,17 +70,17 @@ def test_numbers_of_masks_and_other_models_have_theirs():
 
 
 def test_promises_are_those_that_were_made():
-    sets, answers = promises(FIGURES)
+    sets, answers = calibration_tables(FIGURES)
     assert sets.rows == [["mc", "LAC", "0.9", "0.8900", "1.2500"]]
     assert answers.rows == [["mc", "0.05", "0.0425", "0.8750"]]
-    assert promises(FIGURES | {"mc": FIGURES["eval"]}) == []
+    assert calibration_tables(FIGURES | {"mc": FIGURES["eval"]}) == []
 
 
-def test_what_was_not_decided_has_no_table():
+def test_missing_decisions_have_no_table():
     strange = {"ood": {"noise": {"novelty": {"auroc": 1.0, "aupr": 0.5, "fpr95": 0.25}}}}
-    (apart,) = outside(strange)
+    (apart,) = detection_tables(strange)
     assert apart.rows == [["noise", "novelty", "1.0000", "0.5000", "0.2500"]]
-    _, decided = outside(strange | {"decisions": {"noise": {"novel": 1.0, "answered": 0.0}}})
+    _, decided = detection_tables(strange | {"decisions": {"noise": {"novel": 1.0, "answered": 0.0}}})
     assert decided.rows == [["noise", "1.0000", "0.0000", ""]]
 
 
@@ -88,7 +90,8 @@ def test_shifts_have_a_table_for_each_figure(decided):
     if decided:
         row |= {"decision": {"novel": 0.75, "answered": 0.0}}
     found = {
-        sheet.title: sheet.rows for sheet in shifted({"rotation": {"15": row}, "corruptions": {"blur": {"1": row}}})
+        table.title: table.rows
+        for table in shift_tables({"rotation": {"15": row}, "corruptions": {"blur": {"1": row}}})
     }
     assert found["Rotation"][0][:4] == ["15", "0.5000", "0.2500", "0.1250"]
     assert found["Corruption: mutual information, mc"] == [["blur", "0.5000"]]

@@ -1,4 +1,4 @@
-"""The service without metrics, drift and feedback: what they cost is the difference."""
+"""The service without metrics, drift and feedback, to measure their cost."""
 
 from typing import Any
 
