@@ -1,7 +1,7 @@
 """The requests that cost most within the default limits: `python -m benchmarks.worst` writes docs/performance/worst.md.
 
 One worker. Each is the worst known of its kind: as large as its limit allows, and small to send where that is possible.
-`tests/test_worst.py` asks the same of a server.
+`tests/e2e/test_worst.py` asks the same of a server.
 """
 
 import gzip

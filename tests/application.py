@@ -1,14 +1,16 @@
-"""The real application in this process, with chosen settings, called without a socket."""
+"""The real application in this process, with chosen settings, called with or without a socket."""
 
 import functools
 import gc
 import logging
+import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from unittest import mock
 
 import httpx
-import uvicorn.config
+import uvicorn
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from starlette.types import ASGIApp
 
@@ -55,6 +57,20 @@ def client_of(**variables: str) -> Iterator[httpx.Client]:
         httpx.Client(transport=_InProcess(app, portal), base_url=BASE_URL) as opened,
     ):
         yield opened
+
+
+@contextmanager
+def url_of(**variables: str) -> Iterator[str]:
+    """Let uvicorn serve an application with such settings in a thread, on a socket of its own."""
+    with application(**variables) as app, socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()
 
 
 class _InProcess(httpx.BaseTransport):
