@@ -76,7 +76,7 @@ test-all: $(INSTALLED)
 
 # Five thousand requests and more made from the service's own description, ten minutes.
 fuzz: $(INSTALLED)
-	MCD_FUZZ_EXAMPLES=1000 MCD_FUZZ_LEAST=5000 $(BIN)/python -m pytest tests/integration/test_edge.py -k description
+	MCD_FUZZ_EXAMPLES=1000 MCD_FUZZ_LEAST=5000 $(BIN)/python -m pytest tests/integration/test_openapi_requests.py
 
 # A real Prometheus over three minutes of mixed traffic.
 observe: $(INSTALLED)

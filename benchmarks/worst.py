@@ -1,7 +1,7 @@
 """The requests that cost most within the default limits: `python -m benchmarks.worst` writes docs/performance/worst.md.
 
 One worker. Each is the worst known request of its kind: as large as its limit allows, and small to send where possible.
-`tests/integration/test_worst.py` sends them too.
+`tests/e2e/test_worst.py` sends them too.
 """
 
 import gzip

@@ -1,4 +1,4 @@
-"""What deploys the service says of it what is true. No cluster and no Docker runs here."""
+"""The manifests and compose.yaml fit the service. No cluster and no Docker runs here."""
 
 import itertools
 import json
@@ -45,7 +45,7 @@ def seconds(args: list[str], option: str) -> int:
     return int(args[args.index(option) + 1])
 
 
-def test_kustomizations_list_what_is_there():
+def test_kustomizations_list_all_manifests():
     for path in KUSTOMIZATIONS:
         kustomization = read(path)
         listed = kustomization.get("resources", []) + [patch["path"] for patch in kustomization.get("patches", [])]
@@ -122,7 +122,7 @@ def test_ports_and_labels_agree():
     assert f'job="{service["metadata"]["name"]}"' in (ROOT / "deploy" / "prometheus" / "alerts.yml").read_text()
 
 
-def test_the_autoscaler_asks_for_what_the_adapter_makes_of_what_there_is(client):
+def test_the_autoscaler_uses_metrics_that_the_adapter_provides(client):
     rules = read("monitoring/adapter-values.yaml")["rules"]["custom"]
     asked = [metric["pods"]["metric"]["name"] for metric in read("horizontalpodautoscaler.yaml")["spec"]["metrics"]
              if metric["type"] == "Pods"]  # fmt: skip
@@ -136,7 +136,7 @@ def test_the_autoscaler_asks_for_what_the_adapter_makes_of_what_there_is(client)
         assert set(rule["resources"]["overrides"]) == set(re.findall(r'(\w+)!=""', labels))
 
 
-def test_pods_have_time_to_end():
+def test_pods_have_time_to_shut_down():
     pod, args = pod_of("deployment.yaml"), container()["args"]
     assert args[0] == "serve"
     pause = container()["lifecycle"]["preStop"]["sleep"]["seconds"]
@@ -149,7 +149,7 @@ def test_pods_have_time_to_end():
     assert "No such option" not in completed.stderr
 
 
-def test_pods_may_do_little_and_write_where_they_must():
+def test_pods_have_few_permissions_and_the_folders_they_write():
     pod, only = pod_of("deployment.yaml"), container()
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"]
@@ -179,7 +179,7 @@ def test_kserve_runs_the_same_container(client):
     assert client.get(f"/v2/models/{model['modelFormat']['name']}/ready").status_code == 200
 
 
-def test_the_ray_job_asks_for_what_there_is():
+def test_the_ray_job_names_an_existing_version_and_command():
     """There is no schema of RayJob here; of its pods there is."""
     spec = read("kuberay/rayjob.yaml")["spec"]
     cluster = spec["rayClusterSpec"]
@@ -200,7 +200,7 @@ def test_compose_follows_the_specification():
         PyCompose.from_yaml(text.replace("cap_drop", "cap_dropped"))
 
 
-def test_compose_mounts_what_is_there_and_shows_itself_to_this_machine_alone():
+def test_compose_mounts_existing_files_and_listens_on_localhost_only():
     compose = yaml.safe_load(COMPOSE.read_text())
     services = compose["services"]
     for name, service in services.items():

@@ -1,4 +1,4 @@
-"""Prometheus' rules, their unit tests, the dashboard and the runbook: whether they fit the service and one another."""
+"""Prometheus' rules, their unit tests, the dashboard and the runbook fit the service and one another."""
 
 import itertools
 import json
@@ -66,7 +66,7 @@ def test_the_unit_tests_of_the_rules_pass(path):
     promtool("test", "rules", path)
 
 
-def test_every_alert_has_a_test_that_fires_and_one_that_does_not():
+def test_every_alert_is_tested_firing_and_silent():
     tests = [test for path in UNIT_TESTS for test in yaml.safe_load(path.read_text())["tests"]]
     expected = [one for test in tests for one in test.get("alert_rule_test", [])]
     for fires in (True, False):
@@ -74,7 +74,7 @@ def test_every_alert_has_a_test_that_fires_and_one_that_does_not():
 
 
 @pytest.mark.parametrize("name", ALERTS)
-def test_every_alert_leads_to_a_paragraph(name):
+def test_every_alert_has_a_runbook_paragraph(name):
     rule = ALERTS[name]
     assert rule["labels"]["severity"] in {"critical", "warning"}
     assert {"summary", "description"} <= rule["annotations"].keys()
@@ -84,7 +84,7 @@ def test_every_alert_leads_to_a_paragraph(name):
     assert len(paragraph[1]) > 100
 
 
-def test_the_table_of_metrics_is_what_is_exposed(families):
+def test_the_table_of_metrics_lists_all_that_are_exposed(families):
     rows = re.findall(r"^\| `(mcd_\w+)` \| (\w+) \|", RUNBOOK, re.MULTILINE)
     assert dict(rows) == families
     assert len(rows) == len(families)
@@ -100,7 +100,7 @@ def test_labels_in_the_table_are_those_of_the_series(client):
     assert {name: {label.strip() for label in labels.split(",")} - {""} for name, labels in rows} == found
 
 
-def test_rules_and_dashboard_ask_for_what_there_is(families):
+def test_rules_and_dashboard_use_existing_metrics(families):
     expressions = [rule["expr"] for rule in (*ALERTS.values(), *RECORDED.values())] + EXPRESSIONS
     suffixed = {name + suffix for name, kind in families.items() if kind == "histogram"
                 for suffix in ("_bucket", "_count", "_sum")}  # fmt: skip
@@ -117,7 +117,7 @@ def test_the_dashboards_expressions_are_promql(tmp_path):
     promtool("check", "rules", tmp_path / "rules.yml")
 
 
-def test_every_panel_is_described_and_has_a_unit_and_a_place_of_its_own():
+def test_every_panel_has_description_unit_and_place():
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(set(ids)) == len(ids)
     for panel in PANELS:

@@ -1,4 +1,4 @@
-"""The worst known request of each kind: it keeps nobody waiting, and costs no more than the documented bounds."""
+"""The most expensive known request of each kind: it does not block others, and stays within the documented bounds."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ def single(tmp_path_factory) -> Iterator[tuple[int, psutil.Process]]:
 
 
 @pytest.mark.parametrize("worst", REQUESTS, ids=lambda worst: worst.name)
-def test_the_worst_request_of_a_kind_keeps_nobody_waiting(single: tuple[int, psutil.Process], worst: WorstCase) -> None:
+def test_the_most_expensive_request_does_not_block_others(single: tuple[int, psutil.Process], worst: WorstCase) -> None:
     port, worker = single
     request = worst.make()
     for _ in range(TRIES):

@@ -1,6 +1,5 @@
-"""The Open Inference Protocol: reading and writing by themselves, and Triton's own clients at a real server."""
+"""The Open Inference Protocol: requests that are read or refused, and answers."""
 
-import asyncio
 import json
 import struct
 import sys
@@ -10,8 +9,6 @@ from zipfile import ZipFile
 import jsonschema_rs
 import numpy as np
 import pytest
-import tritonclient.http as triton
-import tritonclient.http.aio as triton_aio
 from conftest import missing
 from files import png
 from hypothesis import given, settings
@@ -51,7 +48,7 @@ def refused(body: bytes, header: str | None = None) -> Problem:
 
 @pytest.mark.parametrize("shape", [(5, 28, 28), (5, 1, 28, 28), (5, 784)])
 @pytest.mark.parametrize("is_flat", [True, False])
-def test_numbers_are_images_in_every_shape(pixels_BHW, shape, is_flat):
+def test_numeric_tensors_are_images_in_every_shape(pixels_BHW, shape, is_flat):
     for values, datatype in ((pixels_BHW, "UINT8"), (pixels_BHW / 255, "FP32"), (pixels_BHW / 255, "FP64")):
         tensor = tensor_of(values.reshape(shape), datatype)
         if is_flat:
@@ -63,13 +60,13 @@ def test_numbers_are_images_in_every_shape(pixels_BHW, shape, is_flat):
         assert np.array_equal(read_inference(head + raw, str(len(head)), LIMITS).images, pixels_BHW)
 
 
-def test_one_image_needs_no_axis_for_others(pixels_BHW):
+def test_a_single_image_needs_no_batch_axis(pixels_BHW):
     for shape in ((28, 28), (784,)):
         tensor = tensor_of(pixels_BHW[0].reshape(shape), "UINT8")
         assert np.array_equal(read_inference(request_of(tensor), None, LIMITS).images, pixels_BHW[:1])
 
 
-def test_bytes_are_files():
+def test_elements_of_bytes_are_image_files():
     raw = struct.pack("<I", 3) + b"abc" + struct.pack("<I", 0)
     head = request_of({"shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}})
     assert read_inference(head + raw, str(len(head)), LIMITS).images == [b"abc", b""]
@@ -99,7 +96,7 @@ GOOD = tensor_of(ZEROS, "UINT8")
         {"shape": [1], "datatype": "BYTES", "data": ["?"]},
     ],
 )  # fmt: skip
-def test_tensors_that_are_not_what_they_say_are_refused(change):
+def test_inconsistent_tensors_are_refused(change):
     refused(request_of(GOOD | change))
 
 
@@ -116,24 +113,24 @@ def test_tensors_that_are_not_what_they_say_are_refused(change):
         {"parameters": {"coverage": 10**400}},
     ],
 )  # fmt: skip
-def test_requests_that_ask_for_what_there_is_not_are_refused(more):
+def test_unknown_outputs_and_parameters_are_refused(more):
     refused(request_of(GOOD, **more))
 
 
 @pytest.mark.parametrize("header", ["-1", "x", "1e3", "999999", "9" * 30, "", "5"])
-def test_a_length_of_the_json_that_is_none_is_refused(header):
+def test_an_invalid_header_length_is_refused(header):
     refused(request_of(GOOD), header)
 
 
 @pytest.mark.parametrize("raw", [b"abc", b"\x05\0\0\0abc", struct.pack("<I", 2**32 - 1), b"\x01\0\0\0ab"])
-def test_elements_that_do_not_fit_are_refused(raw):
+def test_elements_of_a_wrong_length_are_refused(raw):
     head = request_of({"shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}})
     refused(head + raw, str(len(head)))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 3000), st.binary(max_size=6), st.one_of(st.none(), st.integers(-1, 4000).map(str)))
-def test_whatever_comes_is_read_or_a_clients_mistake(cut, insertion, header):
+def test_changed_requests_are_read_or_refused(cut, insertion, header):
     body = request_of(GOOD, parameters={"samples": 10}, outputs=[{"name": "variance"}])
     status = 200
     try:
@@ -143,92 +140,7 @@ def test_whatever_comes_is_read_or_a_clients_mistake(cut, insertion, header):
     assert status in {200, 400, 422}
 
 
-def predicted(client, pixels: np.ndarray, **params: object) -> dict:
-    return client.post("/predict", content=png(pixels), params=params).json()
-
-
-def input_of(values: np.ndarray, datatype: str, *, is_binary: bool) -> triton.InferInput:
-    tensor = triton.InferInput("image", list(values.shape), datatype)
-    tensor.set_data_from_numpy(values, binary_data=is_binary)
-    return tensor
-
-
-def check(result, client, pixels_BHW, **params: object) -> None:
-    """The numbers are those of /predict."""
-    for b, pixels in enumerate(pixels_BHW):
-        expected = predicted(client, pixels, **params)
-        assert result.as_numpy("probabilities")[b].tolist() == expected["probabilities"]
-        assert result.as_numpy("class_index")[b] == expected["class_index"]
-        assert result.as_numpy("abstain")[b] == expected["abstain"]
-        assert result.as_numpy("novelty")[b] == expected["novelty"]["score"]
-        assert result.as_numpy("label")[b] in {expected["label"], expected["label"].encode()}
-        if params.get("samples"):
-            for name in ("variance", "standard_error", "mutual_information", "predictive_entropy", "expected_entropy"):
-                assert result.as_numpy(name)[b].tolist() == expected["uncertainty"][name], name
-        else:
-            assert result.as_numpy("variance") is None
-
-
-@pytest.mark.parametrize("is_binary", [True, False])
-@pytest.mark.parametrize("params", [{}, {"samples": 30, "seed": 7, "coverage": 0.99}])
-def test_tritons_client_gets_the_numbers_of_predict(server, client, pixels_BHW, is_binary, params):
-    with triton.InferenceServerClient(server.url.removeprefix("http://")) as official:
-        assert official.is_server_live()
-        assert official.is_server_ready()
-        assert official.is_model_ready("mcd")
-        assert official.is_model_ready("mcd", "1")
-        assert not official.is_model_ready("other")
-        assert official.get_server_metadata()["extensions"] == ["binary_tensor_data", "classification"]
-        names = {tensor["name"] for tensor in official.get_model_metadata("mcd")["outputs"]}
-        assert {"probabilities", "mutual_information", "sample_probabilities"} <= names
-        assert official.get_model_config("mcd")["max_batch_size"] == 1000
-        result = official.infer(
-            "mcd", [input_of(pixels_BHW, "UINT8", is_binary=is_binary)], request_id="a-1", parameters=params or None
-        )
-        assert result.get_response()["id"] == "a-1"
-        check(result, client, pixels_BHW, **params)
-        files = np.array([png(pixels) for pixels in pixels_BHW], dtype=object)
-        check(official.infer("mcd", [input_of(files, "BYTES", is_binary=True)], parameters=params or None), client,
-              pixels_BHW, **params)  # fmt: skip
-
-
-def test_tritons_client_asks_for_outputs_by_name(server, client, pixels_BHW):
-    with triton.InferenceServerClient(server.url.removeprefix("http://")) as official:
-        outputs = [
-            triton.InferRequestedOutput("probabilities", class_count=3),
-            triton.InferRequestedOutput("sample_probabilities", binary_data=True),
-            triton.InferRequestedOutput("mutual_information", binary_data=False),
-        ]
-        inputs = [input_of((pixels_BHW / 255).astype(np.float32), "FP32", is_binary=True)]
-        asked = {"samples": 20}
-        compressed = {"request_compression_algorithm": "gzip"}
-        result = official.infer("mcd", inputs, outputs=outputs, parameters=asked, **compressed)
-        assert {tensor["name"] for tensor in result.get_response()["outputs"]} == {one.name() for one in outputs}
-        assert result.as_numpy("sample_probabilities").shape == (20, 5, 10)
-        for b, pixels in enumerate(pixels_BHW):
-            expected = predicted(client, pixels, samples=20, return_samples=True)
-            assert result.as_numpy("sample_probabilities")[:, b].tolist() == expected["sample_probabilities"]
-            top = np.argsort(expected["probabilities"])[::-1][:3]
-            labels = [text.decode() for text in result.as_numpy("probabilities")[b]]
-            assert [int(text.split(":")[1]) for text in labels] == top.tolist()
-            assert labels[0].endswith(expected["label"])
-        with pytest.raises(triton.InferenceServerException, match="mutual_information is not there without masks"):
-            official.infer("mcd", inputs, outputs=outputs[2:])
-        with pytest.raises(triton.InferenceServerException, match=r"samples must be 0, 2\.\.1000 or auto, got 1"):
-            official.infer("mcd", inputs, parameters={"samples": 1})
-
-
-def test_tritons_asynchronous_client_gets_the_same(server, client, pixels_BHW):
-    async def infer():
-        async with triton_aio.InferenceServerClient(server.url.removeprefix("http://")) as official:
-            assert await official.is_model_ready("mcd")
-            inputs = [input_of(pixels_BHW, "UINT8", is_binary=True)]
-            return await official.infer("mcd", inputs, parameters={"samples": 30, "seed": 7})
-
-    check(asyncio.run(infer()), client, pixels_BHW, samples=30, seed=7)
-
-
-def test_a_bad_image_is_named_and_errors_are_told_in_both_ways(client, pixels_BHW):
+def test_errors_name_the_image_and_follow_both_formats(client, pixels_BHW):
     good = [png(pixels_BHW[0]), b"GIF89a"]
     raw = b"".join(struct.pack("<I", len(one)) + one for one in good)
     head = request_of({"shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}})
@@ -244,7 +156,7 @@ def test_a_bad_image_is_named_and_errors_are_told_in_both_ways(client, pixels_BH
     assert client.get("/v2/").json() == client.get("/v2").json()
 
 
-def test_answers_are_as_the_protocol_describes_them(client, pixels_BHW):
+def test_answers_have_the_fields_of_the_protocol(client, pixels_BHW):
     body = request_of(tensor_of(pixels_BHW, "UINT8"), id="x", parameters={"samples": 20})
     answer = client.post(INFER, content=body).json()
     assert InferenceResponse.model_validate(answer, strict=True).id == "x"
@@ -275,7 +187,7 @@ def conforms(described: dict, name: str, document: object) -> bool:
 
 
 @pytest.mark.parametrize("params", [{}, {"samples": 20}, {"method": "moments"}])
-def test_answers_are_as_the_protocols_own_description_says(client, pixels_BHW, described, params):
+def test_answers_conform_to_the_protocols_own_schemas(client, pixels_BHW, described, params):
     body = request_of(tensor_of(pixels_BHW, "UINT8"), id="x", parameters=params)
     assert conforms(described, "InferenceRequest", json.loads(body))
     answer = client.post(INFER, content=body).json()
@@ -291,7 +203,7 @@ def test_answers_are_as_the_protocols_own_description_says(client, pixels_BHW, d
     assert not conforms(described, "InferenceResponse", answer | {"outputs": [{"name": "label", "data": [1]}]})
 
 
-def test_limits_hold_here_too(client):
+def test_limits_of_work_and_time_hold(client):
     many = np.zeros((101, 28, 28), np.uint8)
     head = request_of(
         {"shape": many.shape, "datatype": "UINT8", "parameters": {"binary_data_size": many.size}},
@@ -307,7 +219,7 @@ def test_limits_hold_here_too(client):
 
 
 @pytest.mark.parametrize(("whole", "one", "is_raw"), [(True, False, False), (False, True, True), (True, None, True)])
-def test_an_output_says_for_itself_whether_it_is_binary(client, whole, one, is_raw):
+def test_each_output_can_be_binary_or_json(client, whole, one, is_raw):
     asked = {
         "inputs": [{"name": "image", "shape": [1, 28, 28], "datatype": "UINT8", "data": [0] * 784}],
         "parameters": {"binary_data_output": whole},
@@ -317,7 +229,7 @@ def test_an_output_says_for_itself_whether_it_is_binary(client, whole, one, is_r
     assert ("inference-header-content-length" in response.headers) == is_raw
 
 
-def test_what_serializers_and_codecs_add_is_passed_over(client):
+def test_additions_of_serializers_and_codecs_are_ignored(client):
     tensor = {"name": "image", "shape": [1, 28, 28], "datatype": "UINT8", "data": [0] * 784}
     expected = client.post("/v2/models/mcd/infer", json={"inputs": [tensor]}).json()
     codec = {"content_type": "np"}

@@ -1,8 +1,8 @@
-"""Pages of other origins ask only where a setting names them."""
+"""Pages of other origins: only those that a setting names may read answers."""
 
-import httpx
 import pytest
-from server import ROOT, serve
+from application import client_of
+from server import ROOT
 
 from service.settings import read_origins
 
@@ -11,19 +11,18 @@ PAGE, OTHER = "https://page.example", "https://other.example"
 PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "x-api-key,content-type"}
 
 
-def test_no_other_origin_may_ask_unless_it_is_named(client):
+def test_by_default_no_other_origin_is_allowed(client):
     response = client.post("/predict", content=BOOT, headers={"Origin": PAGE})
     assert response.status_code == 200
     assert not any(name.startswith("access-control") for name in response.headers)
 
 
-def test_a_named_origin_may_ask_and_is_told_before_it_shows_its_key(tmp_path):
-    settings = {"MCD_CORS_ORIGINS": f"{PAGE}, http://localhost:8080", "MCD_API_KEYS": "key"}
-    with serve(tmp_path / "home", **settings) as running, httpx.Client(base_url=running.url, timeout=30) as client:
+def test_a_named_origin_is_allowed_and_needs_no_key_for_preflight():
+    with client_of(MCD_CORS_ORIGINS=f"{PAGE}, http://localhost:8080", MCD_API_KEYS="key") as client:
         for path in ("/predict", "/rank", "/v2/models/mcd/infer", "/livez"):
-            asked = client.options(path, headers={"Origin": PAGE} | PREFLIGHT)
-            assert asked.status_code == 200
-            assert asked.headers["access-control-allow-origin"] == PAGE
+            preflight = client.options(path, headers={"Origin": PAGE} | PREFLIGHT)
+            assert preflight.status_code == 200
+            assert preflight.headers["access-control-allow-origin"] == PAGE
             assert client.options(path, headers={"Origin": OTHER} | PREFLIGHT).status_code == 400
         for headers, status in (({"X-API-Key": "key"}, 200), ({}, 401)):
             response = client.post("/predict", content=BOOT, headers={"Origin": PAGE} | headers)
@@ -36,7 +35,7 @@ def test_a_named_origin_may_ask_and_is_told_before_it_shows_its_key(tmp_path):
 
 
 @pytest.mark.parametrize("listed", ["page.example", "https://page.example/", "https://a.example/b", "https://", "a, *"])
-def test_what_is_no_origin_is_refused(listed):
+def test_an_invalid_origin_is_refused(listed):
     with pytest.raises(ValueError, match="an origin is like"):
         read_origins(listed)
 

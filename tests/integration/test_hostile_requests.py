@@ -1,26 +1,22 @@
-"""Requests that no honest client sends: each is a client's mistake, soon answered, and nothing is left behind."""
+"""Requests that no honest client sends: each is a client error, and leaves nothing behind."""
 
 import base64
 import gzip
 import itertools
 import json
-import socket
 import struct
-import time
 import zlib
 from collections.abc import Iterator
 
 import httpx
 import numpy as np
 import psutil
-import pytest
 from files import encoded
 from PIL import Image
-from server import ROOT, Server, serve
+from server import ROOT, Server
 
 BOOT = (ROOT / "docs" / "images" / "fashion-mnist-ankle-boot.png").read_bytes()
-SECONDS = 2
-_UPLOAD_SECONDS = 1
+LEAST = 280
 
 # Content type, body, query, further headers.
 Request = tuple[str, bytes, dict[str, str], dict[str, str]]
@@ -183,46 +179,6 @@ def requests() -> Iterator[Request]:
 
 CORPUS = list(requests())
 
-HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\n"
-SMUGGLED = {
-    "two lengths": HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
-    "length and chunks": HEAD
-    + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /livez HTTP/1.1\r\n\r\n",
-    "negative length": HEAD + b"Content-Length: -5\r\n\r\nhello",
-    "length of words": HEAD + b"Content-Length: five\r\n\r\nhello",
-    "length with a sign": HEAD + b"Content-Length: +5\r\n\r\nhello",
-    "huge length": HEAD + b"Content-Length: 99999999999999999999999\r\n\r\nhello",
-    "large length": HEAD + b"Content-Length: 9999999999\r\n\r\nhello",
-    "broken chunk": HEAD + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\nhello\r\n0\r\n\r\n",
-    "negative chunk": HEAD + b"Transfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n",
-    "unknown coding": HEAD + b"Transfer-Encoding: gzip, chunked, x\r\n\r\nhello",
-    "space before the colon": HEAD + b"Content-Length : 5\r\n\r\nhello",
-    "folded header": HEAD + b"X: a\r\n b\r\nContent-Length: 0\r\n\r\n",
-    "NUL in a header": HEAD + b"X: a\0b\r\nContent-Length: 0\r\n\r\n",
-    "no protocol": b"POST /predict\r\n\r\n",
-    "another protocol": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200),
-    "HTTP/3.0": b"POST /predict HTTP/3.0\r\nHost: a\r\n\r\n",
-    "no method": b" /predict HTTP/1.1\r\nHost: a\r\n\r\n",
-    "NUL in the path": b"GET /pre\0dict HTTP/1.1\r\nHost: a\r\n\r\n",
-    "traversal": b"GET /static_content/../../../../etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n",
-    "encoded traversal": b"GET /static_content/%2e%2e/%2e%2e/%2e%2e/etc/passwd HTTP/1.1\r\nHost: a\r\n\r\n",
-    "slow body": HEAD + b"Content-Length: 1000\r\n\r\nhello",
-    "slow chunks": HEAD + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
-}
-
-
-@pytest.fixture(scope="module")
-def guarded(tmp_path_factory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("guarded")
-    with serve(folder / "home", MCD_MAX_UPLOAD_SECONDS=str(_UPLOAD_SECONDS)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def guarded_client(guarded: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=guarded.url, timeout=30) as opened:
-        yield opened
-
 
 def send(client: httpx.Client, request: Request) -> httpx.Response:
     kind, body, params, headers = request
@@ -233,110 +189,19 @@ def memory(server: Server) -> int:
     return sum(psutil.Process(pid).memory_info().rss for pid in server.worker_pids)
 
 
-def test_each_is_a_clients_mistake_and_nothing_is_left_behind(guarded: Server, guarded_client: httpx.Client) -> None:
-    assert len(CORPUS) + len(SMUGGLED) >= 300
-    before = guarded_client.post("/predict", content=BOOT, params={"samples": 30}).content
-    grown = []
+def test_each_is_a_client_error_and_memory_stays(server: Server, client: httpx.Client) -> None:
+    assert len(CORPUS) >= LEAST
+    before = client.post("/predict", content=BOOT, params={"samples": 30}).content
+    used = []
     for _ in range(3):
         for number, request in enumerate(CORPUS):
-            start = time.monotonic()
-            response = send(guarded_client, request)
-            took = time.monotonic() - start
-            told = (
-                number,
-                request[0][:80],
-                request[1][:80],
-                request[2],
-                response.status_code,
-                response.text[:200],
-                took,
-            )
-            assert 400 <= response.status_code < 500, told
-            assert took < SECONDS, (took, told)
+            response = send(client, request)  # within the client's time limit
+            case = (number, request[0][:80], request[1][:80], request[2], response.status_code, response.text[:200])
+            assert 400 <= response.status_code < 500, case
             if response.headers["content-type"] == "application/problem+json":
-                assert response.json()["status"] == response.status_code, told
-                assert len(response.content) < 2000, told
-        grown.append(memory(guarded))
-    assert grown[2] < 1.05 * grown[0]
-    assert guarded_client.post("/predict", content=BOOT, params={"samples": 30}).content == before
-
-
-@pytest.mark.parametrize("name", SMUGGLED)
-def test_what_is_no_request_is_refused_soon(guarded: Server, guarded_client: httpx.Client, name: str) -> None:
-    host, _, port = guarded.url.removeprefix("http://").partition(":")
-    start = time.monotonic()
-    with socket.create_connection((host, int(port)), timeout=_UPLOAD_SECONDS + SECONDS) as connection:
-        connection.sendall(SMUGGLED[name])
-        answer = connection.recv(65536)
-    assert answer.startswith(b"HTTP/1.1 4"), answer
-    assert answer.count(b"HTTP/1.1 ") == 1, answer
-    assert time.monotonic() - start < _UPLOAD_SECONDS + SECONDS
-    assert guarded_client.get("/livez").status_code == 200
-
-
-def said_to(server: Server, *parts: bytes, pause: float = 0.0) -> bytes:
-    """All that comes back until the connection ends, by either side."""
-    host, _, port = server.url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=_UPLOAD_SECONDS + SECONDS) as connection:
-        try:
-            for part in parts:
-                connection.sendall(part)
-                time.sleep(pause)
-        except (BrokenPipeError, ConnectionResetError):
-            pass  # it has said what there is to say
-        answer = b""
-        while True:
-            try:
-                received = connection.recv(65536)
-            except ConnectionResetError:
-                return answer
-            if not received:
-                return answer
-            answer += received
-
-
-GET = b"GET /livez HTTP/1.1\r\nHost: a\r\n"
-
-
-@pytest.mark.parametrize("one", [b"x" * 2**16, b"X: " + b"x" * 2**12 + b"\r\n"])
-def test_a_head_without_end_takes_no_memory(guarded: Server, one: bytes) -> None:
-    before = memory(guarded)
-    for start in (GET, GET + b"X-endless: ", b"GET /"):
-        for _ in range(3):
-            answer = said_to(guarded, start, *[one * (2**20 // len(one))] * 30)
-            assert answer == b"" or answer.startswith(b"HTTP/1.1 4"), answer
-    assert memory(guarded) < before + 2**24
-
-
-def test_a_head_that_is_too_long_is_told_so(guarded: Server) -> None:
-    assert said_to(guarded, GET + b"X: " + b"x" * 2**16).startswith(b"HTTP/1.1 431")
-
-
-@pytest.mark.parametrize(
-    "parts", [[], [GET], [b"\r\n"] * 30, [GET + b"\r\n", *[b"\r\n"] * 30], [bytes([c]) for c in GET]]
-)
-def test_a_connection_that_asks_nothing_is_ended(guarded: Server, parts: list[bytes]) -> None:
-    start = time.monotonic()
-    answer = said_to(guarded, *parts, pause=0.1)
-    assert time.monotonic() - start < _UPLOAD_SECONDS + SECONDS
-    if parts:
-        assert b"HTTP/1.1 408" in answer
-
-
-def test_a_long_body_is_no_long_head(guarded: Server, guarded_client: httpx.Client) -> None:
-    """Many requests on one connection, each of which comes with its body at once."""
-    for _ in range(5):
-        assert guarded_client.post("/predict", content=BOOT + bytes(2**17)).status_code in {200, 422}
-        time.sleep(0.5 * _UPLOAD_SECONDS)
-    assert guarded_client.get("/livez").status_code == 200
-
-
-def test_a_body_that_is_refused_early_may_be_sent_to_its_end_but_not_for_ever(guarded: Server) -> None:
-    size = 2 * 10**7
-    head = HEAD + f"Content-Length: {size}\r\n\r\n".encode()
-    last = b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
-    answer = said_to(guarded, head, *[bytes(size // 20)] * 20, last, pause=0.01)
-    assert [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]] == [b"413", b"200"]
-    start = time.monotonic()
-    assert said_to(guarded, head, *[b"x"] * 30, pause=0.1).startswith(b"HTTP/1.1 413")
-    assert time.monotonic() - start < _UPLOAD_SECONDS + SECONDS
+                assert response.json()["status"] == response.status_code, case
+                assert len(response.content) < 2000, case
+        used.append(memory(server))
+    assert used[2] < 1.05 * used[0]
+    assert client.post("/predict", content=BOOT, params={"samples": 30}).content == before
+    assert "Traceback" not in server.log.read_text()

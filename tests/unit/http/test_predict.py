@@ -1,26 +1,17 @@
-"""The real server: `bentoml serve` with two workers, real test images."""
+"""Answers of /predict against the library, for real images."""
 
-import asyncio
 import base64
-import json
-import random
 import re
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 
-import bentoml
 import httpx
 import numpy as np
 import pytest
 from files import encoded, png
 from PIL import Image
-from server import ROOT, bentoml_command, environment, refused_start, serve
+from server import ROOT
 from sklearn.datasets import load_sample_images
 
 from model import MomentPropagation, MonteCarloDropout, load_artifact, summarize
-from model.artifact import CARD, PRETRAINED, WEIGHTS
 from model.calibration import COVERAGES, RISKS, find_calibration
 from model.chain import Chain
 
@@ -83,7 +74,7 @@ def test_an_answer_is_what_the_library_computes(client, fashion):
         assert answer["label"] == artifact.classes[answer["class_index"]]
 
 
-def test_probabilities_sets_and_abstention_are_as_calibrated(client, fashion):
+def test_probabilities_sets_and_abstention_follow_the_calibration(client, fashion):
     artifact = load_artifact()
     inputs = fashion.test[np.arange(0, 200, 5)].inputs_B
     expected_BC = summarize(MonteCarloDropout(artifact.network).sample(inputs, samples=100)).mean.numpy()
@@ -112,7 +103,7 @@ def test_probabilities_sets_and_abstention_are_as_calibrated(client, fashion):
     assert {"risk", None} <= set(reasons)
 
 
-def test_more_coverage_and_less_risk_make_larger_sets_and_fewer_answers(client, fashion):
+def test_coverage_enlarges_sets_and_risk_allows_more_answers(client, fashion):
     images = fashion.test.images_B[:60].numpy()
     for method in ("lac", "aps"):
         sizes = [
@@ -152,7 +143,7 @@ def strange_images() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("params", [{}, {"samples": 100}, {"method": "moments"}])
 @pytest.mark.parametrize("name", strange_images())
-def test_what_is_no_clothing_is_not_answered(client, name, params):
+def test_out_of_distribution_images_are_not_answered(client, name, params):
     answer = post(client, strange_images()[name], **params)
     assert answer["abstain"], answer
 
@@ -163,14 +154,14 @@ def test_most_digits_are_not_answered(client, mnist):
     assert np.mean(abstained) >= 0.75
 
 
-def test_few_masks_say_that_they_are_not_calibrated(client, boot):
+def test_few_masks_are_answered_as_not_calibrated(client, boot):
     answer = post(client, boot, samples=5)
     assert answer["warnings"] == ["5 masks are not calibrated, 10 and more are: probabilities are raw, without a set"]
     assert (answer["calibrated"], answer["calibration"], answer["prediction_set"]) == (False, None, None)
     assert answer["abstain_threshold"] is None
 
 
-def test_mode_samples_and_seed_are_told(client, boot):
+def test_answers_contain_mode_samples_and_seed(client, boot):
     assert {name: post(client, boot)[name] for name in ("mode", "samples", "seed")} == {
         "mode": "eval", "samples": 0, "seed": 0,
     }  # fmt: skip
@@ -178,7 +169,7 @@ def test_mode_samples_and_seed_are_told(client, boot):
     assert (answer["mode"], answer["samples"], answer["seed"]) == ("mc", 20, 9)
 
 
-def test_moments_are_what_the_library_computes_and_near_to_many_masks(client, fashion):
+def test_moments_match_the_library_and_many_masks(client, fashion):
     images = fashion.test.images_B[:10]
     expected = MomentPropagation(load_artifact().network).predict(fashion.test[np.arange(10)].inputs_B)
     for b, pixels in enumerate(images.numpy()):
@@ -196,7 +187,7 @@ def test_moments_are_what_the_library_computes_and_near_to_many_masks(client, fa
         )
 
 
-def test_as_many_samples_as_it_takes_give_the_answer_of_that_number(client, fashion):
+def test_automatic_samples_answer_as_that_number_does(client, fashion):
     used = set()
     for pixels in fashion.test.images_B[:30].numpy():
         answer = post(client, pixels, samples="auto", tolerance=0.01, max_samples=200)
@@ -211,7 +202,7 @@ def test_as_many_samples_as_it_takes_give_the_answer_of_that_number(client, fash
     assert len(used) > 1
 
 
-def test_another_seed_gives_another_answer_and_more_samples_a_smaller_error(client, shirt):
+def test_seeds_change_answers_and_more_samples_reduce_the_error(client, shirt):
     assert post(client, shirt, samples=50, seed=1)["probabilities"] != post(client, shirt, samples=50)["probabilities"]
     few, many = (max(post(client, shirt, samples=n)["uncertainty"]["standard_error"]) for n in (10, 1000))
     assert many < few / 3
@@ -245,7 +236,7 @@ def ways_to_send(boot: np.ndarray) -> dict[str, dict]:
     }
 
 
-def test_every_way_to_send_an_image_gives_the_same_numbers(client, boot):
+def test_every_format_of_a_request_gives_the_same_numbers(client, boot):
     answers = {}
     for way, request in ways_to_send(boot).items():
         response = client.post("/predict", **request)
@@ -255,7 +246,7 @@ def test_every_way_to_send_an_image_gives_the_same_numbers(client, boot):
     assert all(answer == answers["form"] for answer in answers.values())
 
 
-def test_a_dark_on_light_photograph_gets_the_same_label(client, boot):
+def test_a_dark_on_light_photograph_gets_the_right_label(client, boot):
     paper = Image.new("RGB", (300, 400), "white")
     paper.paste(Image.fromarray(255 - boot).resize((300, 300), Image.Resampling.BICUBIC), (0, 50))
     photograph = {"image": encoded(paper, "JPEG")}
@@ -272,210 +263,3 @@ def test_a_dark_on_light_photograph_gets_the_same_label(client, boot):
     }
     refused = client.post("/predict", files=photograph, params={"invert": "no"}).json()
     assert not refused["preprocessing"]["inverted"]
-
-
-def test_a_thousand_mixed_requests_at_once_are_each_answered_as_if_alone(server, client, fashion):
-    rng = random.Random(11)
-    requests = []
-    for index in range(1000):
-        pixels = fashion.test.images_B[rng.randrange(10_000)].numpy()
-        if index % 10 == 0:  # some are decoded aside, in a thread
-            pixels = np.kron(pixels, np.ones((32, 32), np.uint8))
-        kinds = [{"samples": n} for n in (0, 2, 10, 100, 300, 1000, "auto")] + [{"method": "moments"}]
-        requests.append((png(pixels), rng.choice(kinds) | {"seed": rng.randrange(3)}))
-
-    async def send_all() -> list[bytes]:
-        limits = httpx.Limits(max_connections=100)
-        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as many:
-
-            async def send(image: bytes, params: dict) -> bytes:
-                while True:
-                    response = await many.post("/predict", content=image, params=params)
-                    if response.status_code == 200:
-                        return response.content
-                    assert (response.status_code, response.headers["retry-after"]) == (503, "1"), response.text
-                    await asyncio.sleep(random.random())
-
-            return await asyncio.gather(*(send(image, params) for image, params in requests))
-
-    together = asyncio.run(send_all())
-    for (image, params), answer in zip(requests, together, strict=True):
-        assert client.post("/predict", content=image, params=params).content == answer
-    assert len(server.worker_pids) == 2
-    counted = {path.stem.rpartition("_")[2] for path in server.home.glob("prometheus_multiproc_dir/histogram_*.db")}
-    assert {str(pid) for pid in server.worker_pids} <= counted
-
-
-REFUSALS = {
-    "no image": ({"data": {"samples": "3"}, "files": {"picture": b"x"}}, 422, "invalid-parameter"),
-    "empty body": ({"content": b""}, 422, "invalid-parameter"),
-    "text file": ({"content": b"hello", "headers": {"Content-Type": "image/png"}}, 415, "unsupported-image-format"),
-    "gif": ({"files": {"image": b"GIF89a" + bytes(50)}}, 415, "unsupported-image-format"),
-    "plain text": ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, 415, "unsupported-media-type"),
-    "broken json": ({"content": b"{", "headers": {"Content-Type": "application/json"}}, 400, "malformed-body"),
-    "wrong shape": ({"json": {"image": [[0] * 28] * 27}}, 422, "invalid-image"),
-    "no boundary": (
-        {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}},
-        400,
-        "malformed-body",
-    ),
-    "broken form": (
-        {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}},
-        400,
-        "malformed-body",
-    ),
-    "two images": ({"files": [("image", b"a"), ("image", b"b")]}, 422, "invalid-parameter"),
-    "image as text": ({"data": {"image": "abc"}, "files": {"x": b""}}, 422, "invalid-parameter"),
-    "many fields": ({"files": [(f"f{i}", b"a") for i in range(50)]}, 400, "malformed-body"),
-    "one sample": ({"content": b"x", "params": {"samples": 1}}, 422, "invalid-parameter"),
-    "typo": ({"content": b"x", "params": {"sampels": 10}}, 422, "invalid-parameter"),
-    "contradiction": (
-        {"files": {"image": b"x"}, "data": {"seed": "1"}, "params": {"seed": 2}},
-        422,
-        "invalid-parameter",
-    ),
-    "large body": ({"content": bytes(11 * 2**20)}, 413, "body-too-large"),
-    "large body in chunks": ({"content": (bytes(2**20) for _ in range(11))}, 413, "body-too-large"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSALS)
-def test_wrong_input_is_a_client_error_with_its_reason(client, case):
-    request, status, kind = REFUSALS[case]
-    response = client.post("/predict", **request)
-    problem = response.json()
-    assert (response.status_code, problem["type"]) == (status, f"urn:mcd:problem:{kind}")
-    assert response.headers["content-type"] == "application/problem+json"
-    assert problem["detail"]
-
-
-def test_truncated_images_are_refused(client, boot):
-    for end in (20, 60, -60):
-        assert client.post("/predict", content=png(boot)[:end]).status_code in {415, 422}
-
-
-def test_a_huge_picture_is_refused_by_its_header(client):
-    response = client.post("/predict", content=encoded(Image.new("1", (6000, 5000))))
-    assert (response.status_code, response.json()["type"]) == (413, "urn:mcd:problem:image-too-large")
-
-
-def test_unknown_paths_and_methods_are_told_apart(client):
-    assert client.get("/nothing").status_code == 404
-    response = client.get("/predict")
-    assert (response.status_code, response.headers["allow"]) == (405, "POST")
-    assert client.post("/metrics").status_code == 405
-
-
-@pytest.mark.parametrize(
-    "path", ["/livez", "/readyz", "/healthz", "/", "/docs.json", "/schema.json", "/metrics", "/card.json", "/ui"]
-)
-def test_health_and_descriptions_answer(client, path):
-    assert client.get(path).status_code == 200
-
-
-def test_bentomls_client_gets_the_same_answer(server, client, boot):
-    with bentoml.SyncHTTPClient(server.url) as official:
-        answer = official.predict(image=base64.b64encode(png(boot)).decode(), samples=40, seed=2)
-        assert answer == post(client, boot, samples=40, seed=2)
-        with pytest.raises(bentoml.exceptions.BentoMLException, match=r"samples must be 0, 2\.\.1000 or auto, got 1"):
-            official.predict(image=boot.tolist(), samples=1)
-
-
-def test_the_server_logs_no_stack_trace_for_a_clients_mistake(server, client):
-    client.post("/predict", content=b"no image")
-    client.post("/predict", content=b"{", headers={"Content-Type": "application/json"})
-    assert "Traceback" not in server.log.read_text()
-
-
-def damaged(folder: Path, damage) -> Path:
-    shutil.copytree(PRETRAINED, folder)
-    damage(folder)
-    return folder
-
-
-def flip_a_byte(folder: Path) -> None:
-    data = bytearray((folder / WEIGHTS).read_bytes())
-    data[-100] ^= 1
-    (folder / WEIGHTS).write_bytes(data)
-
-
-def rewrite_card(folder: Path, change) -> None:
-    card = json.loads((folder / CARD).read_text())
-    change(card)
-    (folder / CARD).write_text(json.dumps(card))
-
-
-DAMAGES = {
-    "flipped byte": (flip_a_byte, r"weights\.safetensors: expected sha256 \w{64}, got \w{64}"),
-    "missing key": (
-        lambda folder: rewrite_card(folder, lambda card: card["weights"].pop("sha256")),
-        r"card\.json: expected an entry weights\.sha256, got none",
-    ),
-    "wrong shape": (
-        lambda folder: rewrite_card(folder, lambda card: card["architecture"].update(hidden=[256, 128])),
-        r"weights\.safetensors: tensor hidden2\.bias: expected float32\[128\], got float32\[256\]",
-    ),
-    "no dropout": (
-        lambda folder: rewrite_card(folder, lambda card: card["architecture"].update(dropout=[0, 0])),
-        r"the network has no active dropout",
-    ),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_bad_artifact_is_refused_at_the_start_in_one_line(tmp_path, damage):
-    change, reason = DAMAGES[damage]
-    folder = damaged(tmp_path / "artifact", change)
-    code, printed = refused_start(tmp_path / "home", MCD_MODEL=str(folder))
-    assert code != 0
-    (line,) = printed.strip().splitlines()
-    assert line.startswith("mcd: the model can't be served: ")
-    assert re.search(reason, line)
-
-
-def test_a_bad_setting_and_a_missing_tag_are_refused_in_one_line(tmp_path):
-    for variables, reason in (
-        ({"MCD_WORKERS": "two"}, "mcd: MCD_WORKERS: "),
-        ({"MCD_MODEL": "bentoml:nothing"}, "mcd: the model can't be served: "),
-        ({"MCD_MODEL": str(tmp_path / "nothing")}, "mcd: the model can't be served: "),
-    ):
-        code, printed = refused_start(tmp_path / "home", **variables)
-        assert code != 0
-        assert printed.startswith(reason)
-        assert len(printed.strip().splitlines()) == 1
-
-
-def test_the_built_bento_serves_the_same_bytes_without_training_code(tmp_path, client, boot):
-    home = tmp_path / "home"
-    home.mkdir()
-    built = subprocess.run(
-        bentoml_command("build", "--output", "tag", "."),
-        cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert built.returncode == 0, built.stderr
-    tag = built.stdout.strip().removeprefix("__tag__:")
-    (source,) = (home / "bentos").glob("*/*/src")
-    assert {path.name for path in source.iterdir() if path.is_dir()} == {"model", "service"}
-    requirements = (source.parent / "env" / "python" / "requirements.txt").read_text()
-    assert "torch==" in requirements
-    assert "torchvision" not in requirements
-    with serve(home, tag) as bento:
-        for params in ({}, {"samples": 100, "seed": 4}):
-            there = httpx.post(f"{bento.url}/predict", files={"image": png(boot)}, params=params)
-            here = client.post("/predict", files={"image": png(boot)}, params=params)
-            assert (there.status_code, there.content) == (200, here.content)
-        for path in ("/ui", "/ui/main.js", "/ui/images/ankle-boot.png"):
-            assert httpx.get(bento.url + path).content == client.get(path).content != b""
-
-
-def test_a_model_of_the_bentoml_store_is_served(tmp_path, boot):
-    home = tmp_path / "home"
-    store = (
-        "import bentoml, shutil, sys\n"
-        "with bentoml.models.create('other') as stored:\n"
-        "    shutil.copytree(sys.argv[1], stored.path, dirs_exist_ok=True)"
-    )
-    subprocess.run([sys.executable, "-c", store, str(PRETRAINED)], check=True, env=environment(home))
-    with serve(home, MCD_MODEL="bentoml:other:latest") as running:
-        response = httpx.post(f"{running.url}/predict", content=png(boot))
-        assert response.json()["label"] == "ankle boot"

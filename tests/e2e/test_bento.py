@@ -1,0 +1,47 @@
+"""A built Bento, and a model of BentoML's store."""
+
+import subprocess
+import sys
+
+import httpx
+from server import ROOT, bentoml_command, environment, serve
+
+from model.artifact import PRETRAINED
+
+BOOT = (ROOT / "docs" / "images" / "fashion-mnist-ankle-boot.png").read_bytes()
+
+
+def test_a_built_bento_serves_the_same_bytes_without_training_code(tmp_path, client):
+    home = tmp_path / "home"
+    home.mkdir()
+    built = subprocess.run(
+        bentoml_command("build", "--output", "tag", "."),
+        cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    tag = built.stdout.strip().removeprefix("__tag__:")
+    (source,) = (home / "bentos").glob("*/*/src")
+    assert {path.name for path in source.iterdir() if path.is_dir()} == {"model", "service"}
+    requirements = (source.parent / "env" / "python" / "requirements.txt").read_text()
+    assert "torch==" in requirements
+    assert "torchvision" not in requirements
+    with serve(home, tag) as bento:
+        for params in ({}, {"samples": 100, "seed": 4}):
+            there = httpx.post(f"{bento.url}/predict", files={"image": BOOT}, params=params)
+            here = client.post("/predict", files={"image": BOOT}, params=params)
+            assert (there.status_code, there.content) == (200, here.content)
+        for path in ("/ui", "/ui/main.js", "/ui/images/ankle-boot.png"):
+            assert httpx.get(bento.url + path).content == client.get(path).content != b""
+
+
+def test_a_model_of_the_bentoml_store_is_served(tmp_path):
+    home = tmp_path / "home"
+    store = (
+        "import bentoml, shutil, sys\n"
+        "with bentoml.models.create('other') as stored:\n"
+        "    shutil.copytree(sys.argv[1], stored.path, dirs_exist_ok=True)"
+    )
+    subprocess.run([sys.executable, "-c", store, str(PRETRAINED)], check=True, env=environment(home))
+    with serve(home, MCD_MODEL="bentoml:other:latest") as running:
+        response = httpx.post(f"{running.url}/predict", content=BOOT)
+        assert response.json()["label"] == "ankle boot"

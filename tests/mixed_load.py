@@ -1,0 +1,50 @@
+"""Many different requests at once, each of which must be answered as if it were alone."""
+
+import asyncio
+import random
+
+import httpx
+import numpy as np
+from files import png
+from server import Server
+
+from training.data import FashionMNIST
+
+_KINDS = [{"samples": n} for n in (0, 2, 10, 100, 300, 1000, "auto")] + [{"method": "moments"}]
+_CONNECTIONS = 100
+Request = tuple[bytes, dict]
+
+
+def check_mixed_requests(server: Server, fashion: FashionMNIST, count: int) -> None:
+    requests = _requests(fashion, count)
+    together = asyncio.run(_send_all(server.url, requests))
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        for (image, params), answer in zip(requests, together, strict=True):
+            assert client.post("/predict", content=image, params=params).content == answer
+
+
+def _requests(fashion: FashionMNIST, count: int) -> list[Request]:
+    rng = random.Random(11)
+    requests = []
+    for index in range(count):
+        pixels = fashion.test.images_B[rng.randrange(10_000)].numpy()
+        if index % 10 == 0:  # large enough to be decoded in a thread
+            pixels = np.kron(pixels, np.ones((32, 32), np.uint8))
+        requests.append((png(pixels), rng.choice(_KINDS) | {"seed": rng.randrange(3)}))
+    return requests
+
+
+async def _send_all(url: str, requests: list[Request]) -> list[bytes]:
+    limits = httpx.Limits(max_connections=_CONNECTIONS)
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+        return await asyncio.gather(*(_send(client, image, params) for image, params in requests))
+
+
+async def _send(client: httpx.AsyncClient, image: bytes, params: dict) -> bytes:
+    """Send it again as long as the service refuses it for now, as a client should."""
+    while True:
+        response = await client.post("/predict", content=image, params=params)
+        if response.status_code == 200:
+            return response.content
+        assert (response.status_code, response.headers["retry-after"]) == (503, "1"), response.text
+        await asyncio.sleep(random.random())

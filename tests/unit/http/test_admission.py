@@ -1,0 +1,96 @@
+"""How many requests are accepted at once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import TypeVar
+
+import httpx
+import numpy as np
+from application import BASE_URL, application
+from files import npy_request
+from server import ROOT
+
+BOOT = (ROOT / "docs" / "images" / "fashion-mnist-ankle-boot.png").read_bytes()
+SETTINGS = {"MCD_MAX_IN_FLIGHT": "4", "MCD_MAX_BATCHES_IN_FLIGHT": "1", "MCD_MAX_BUFFERED_BYTES": "3000000"}
+Result = TypeVar("Result")
+
+
+def run(scenario: Callable[[httpx.AsyncClient], Coroutine[None, None, Result]]) -> Result:
+    """Run requests against an application with these settings, in one event loop."""
+
+    async def connected() -> Result:
+        with application(**SETTINGS) as app:
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=BASE_URL) as client:
+                return await scenario(client)
+
+    return asyncio.run(connected())
+
+
+def test_excess_requests_are_refused_and_accepted_ones_answered():
+    sent = {"content": BOOT, "params": {"samples": 1000}}
+
+    async def scenario(client: httpx.AsyncClient) -> tuple[bytes, list[httpx.Response], bytes]:
+        alone = (await client.post("/predict", **sent)).content
+        together = await asyncio.gather(*(client.post("/predict", **sent) for _ in range(200)))
+        return alone, together, (await client.post("/predict", **sent)).content
+
+    alone, together, afterwards = run(scenario)
+    answered = [response for response in together if response.status_code == 200]
+    refused = [response for response in together if response.status_code == 503]
+    assert len(answered) + len(refused) == 200
+    assert len(answered) >= 4
+    assert len(refused) >= 20
+    assert all(response.content == alone for response in answered)
+    assert {response.headers["retry-after"] for response in refused} == {"1"}
+    assert {response.json()["type"] for response in refused} == {"urn:mcd:problem:overloaded"}
+    assert afterwards == alone
+
+
+def test_batches_have_a_limit_of_their_own():
+    """While one is computed the next is refused, and single images are answered."""
+    batch = npy_request(np.zeros((250, 28, 28), np.uint8)) | {"params": {"samples": 100}}
+
+    async def scenario(client: httpx.AsyncClient) -> tuple[list[int], int]:
+        batches = [asyncio.create_task(client.post("/predict_batch", **batch)) for _ in range(3)]
+        await asyncio.wait(batches, return_when=asyncio.FIRST_COMPLETED)  # a refusal: one is in work
+        single = await client.post("/predict", content=BOOT)
+        assert not all(one.done() for one in batches)
+        return sorted(one.status_code for one in await asyncio.gather(*batches)), single.status_code
+
+    assert run(scenario) == ([200, 503, 503], 200)
+
+
+def test_bytes_of_simultaneous_uploads_are_limited():
+    async def scenario(client: httpx.AsyncClient) -> tuple[list[int], int]:
+        finish = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield bytes(2_000_000)
+            await finish.wait()
+            yield b"x"
+
+        uploads = [asyncio.create_task(client.post("/predict", content=body())) for _ in range(3)]
+        while sum(one.done() for one in uploads) < 2:
+            await asyncio.wait([one for one in uploads if not one.done()], return_when=asyncio.FIRST_COMPLETED)
+        finish.set()
+        statuses = sorted(one.status_code for one in await asyncio.gather(*uploads))
+        return statuses, (await client.post("/predict", content=BOOT)).status_code
+
+    assert run(scenario) == ([415, 503, 503], 200)
+
+
+def test_metrics_are_served_during_overload():
+    batch = npy_request(np.zeros((250, 28, 28), np.uint8)) | {"params": {"samples": 100}}
+
+    async def scenario(client: httpx.AsyncClient) -> tuple[list[str], list[int], str]:
+        batches = [asyncio.create_task(client.post("/predict_batch", **batch)) for _ in range(24)]
+        await asyncio.wait(batches, return_when=asyncio.FIRST_COMPLETED)
+        scrapes = [(await client.get("/metrics")).text for _ in range(3)]
+        assert not all(one.done() for one in batches)
+        codes = [one.status_code for one in await asyncio.gather(*batches)]
+        return scrapes, codes, (await client.get("/metrics")).text
+
+    scrapes, codes, last = run(scenario)
+    assert set(codes) == {200, 503}
+    assert f'mcd_requests_rejected_total{{reason="overloaded"}} {codes.count(503)}.0\n' in last
+    assert all("\nmcd_workers 1.0\n" in scrape for scrape in scrapes)
