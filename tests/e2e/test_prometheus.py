@@ -51,12 +51,15 @@ class Prometheus:
         return [(one["metric"], float(one["value"][1])) for one in self.ask("query", query=expression)["result"]]
 
     def value(self, expression: str) -> float:
-        ((_, value),) = self.query(expression)
+        """Of the only series. It is waited for, as on a loaded machine a scrape may fail, and then there is none."""
+        found: list[tuple[dict[str, str], float]] = []
+        assert waits_for(lambda: bool(found.extend(self.query(expression)) or found)), expression
+        ((_, value),) = found
         return value
 
     def count(self, expression: str) -> float:
         """A sum of counters, which is none before the first of them is there."""
-        return sum(value for _, value in self.query(f"sum({expression})"))
+        return sum(value for _, value in self.query(f"sum(last_over_time({expression}[1h]))"))
 
     def alerts(self) -> set[tuple[str, str]]:
         return {(one["labels"]["alertname"], one["state"]) for one in self.ask("alerts")["alerts"]}
@@ -215,7 +218,7 @@ def test_counts_are_those_of_the_load(observed: Observed, fashion):
     assert running.value("mcd:http_request_errors:ratio_rate5m") == 0
     assert waits_for(lambda: running.pending_or_firing() - alerts <= {"McdWorkerMissing"})  # one evaluation later
     for expression in dashboard_expressions(job="mcd", instance=".+", rate_interval="5m"):
-        assert running.query(expression), expression
+        assert waits_for(lambda expression=expression: running.query(expression) != []), expression
 
 
 def test_drift_raises_an_alert_and_ordinary_traffic_none(observed: Observed, fashion, mnist):
