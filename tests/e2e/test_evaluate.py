@@ -40,7 +40,7 @@ def cli(*arguments: object, **environ: str) -> subprocess.CompletedProcess[str]:
         env={name: value for name, value in os.environ.items() if name not in terminal} | environ,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
 
@@ -222,9 +222,9 @@ def test_a_missing_artifact_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
 
 
 def test_missing_data_is_one_line_and_exit_code_1(artifact: Path, tmp_path: Path) -> None:
-    done = cli(artifact, "--data", tmp_path)
-    assert done.returncode == 1
-    [line] = (done.stdout + done.stderr).splitlines()
+    done = CliRunner().invoke(app, [str(artifact), "--data", str(tmp_path)])
+    assert done.exit_code == 1
+    [line] = done.output.splitlines()
     assert line.startswith(f"error: Fashion-MNIST was not found in {tmp_path} ")
     assert "dataset-fashion-mnist" in line
 

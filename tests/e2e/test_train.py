@@ -25,7 +25,7 @@ from training.fit import Fit
 from training.recipes import RECIPES, Recipe
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 120  # until a program that hangs is a failure
+SECONDS = 600  # until a program that hangs is a failure
 
 
 @dataclass(frozen=True)

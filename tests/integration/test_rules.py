@@ -1,7 +1,6 @@
 """Prometheus' rules, their unit tests, the dashboard and the runbook fit the service and one another."""
 
 import itertools
-import json
 import re
 import shutil
 import subprocess
@@ -10,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import missing
+from dashboard import DASHBOARD, EXPRESSIONS, PANELS, dashboard_expressions
 from prometheus_client.parser import text_string_to_metric_families
 from server import ROOT
 
 DEPLOYED = ROOT / "deploy" / "prometheus"
 UNIT_TESTS = sorted((DEPLOYED / "tests").glob("*.yml"))
-DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "mcd.json").read_text())
 RUNBOOK = (ROOT / "docs" / "operations.md").read_text()
 
 
@@ -26,20 +25,6 @@ def rules(name: str) -> list[dict]:
 
 ALERTS = {rule["alert"]: rule for rule in rules("alerts.yml")}
 RECORDED = {rule["record"]: rule for rule in rules("recording.yml")}
-PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
-EXPRESSIONS = [target["expr"] for panel in PANELS for target in panel["targets"]]
-
-
-def dashboard_expressions(*, job: str, instance: str, rate_interval: str) -> list[str]:
-    """Those of all panels, as Grafana would ask them."""
-    values = {"$job": job, "$instance": instance, "$__rate_interval": rate_interval}
-    asked = []
-    for expression in EXPRESSIONS:
-        for variable, value in values.items():
-            expression = expression.replace(variable, value)  # noqa: PLW2901
-        assert "$" not in expression
-        asked.append(expression)
-    return asked
 
 
 def promtool(*words: str | Path) -> None:

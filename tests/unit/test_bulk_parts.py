@@ -13,8 +13,10 @@ import pytest
 from files import encoded, npy, png
 from PIL import Image
 from pyarrow import fs
+from typer.testing import CliRunner
 
 from model import load_artifact
+from service.bulk.__main__ import app
 from service.bulk.inputs import array_files, image_files, parquet, source
 from service.bulk.inputs.discovery import open_source
 from service.bulk.inputs.image_files import FileShard
@@ -23,7 +25,7 @@ from service.bulk.inputs.source import IMAGES, InputError, Source
 from service.bulk.output import CHECKPOINT, PARTS, Output, OutputError
 from service.bulk.reading import _ahead
 from service.bulk.report import page
-from service.bulk.scoring import ROWS, Scorer
+from service.bulk.scoring import Scorer
 from service.bulk.summary import MEASURES, QUANTILES, summarize_output
 from service.inference.decoding import decode_all
 from service.inference.limits import ImageLimits
@@ -268,38 +270,6 @@ def images(*rows: tuple[bytes | None, str | None]) -> pa.Table:
     return pa.table([ids, *map(list, zip(*rows, strict=True))], schema=IMAGES)
 
 
-FIELDS = ("label", "class_index", "confidence", "probabilities", "predictive_entropy", "prediction_set", "abstain",
-          "abstain_reason", "warnings", "samples", "seed")  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "asked",
-    [
-        {},
-        {"samples": 100, "seed": 3},
-        {"method": "moments"},
-        {"samples": "auto", "max_samples": 300, "coverage": 0.99, "max_risk": 0.01},
-    ],
-)
-def test_rows_are_the_answers_of_the_service(client, fashion, asked):
-    pictures = [png(pixels) for pixels in fashion.test.images_B[:200].numpy()]
-    pictures += [encoded(Image.fromarray(PIXELS_BHW[0]).resize((90, 60)), kind) for kind in ("JPEG", "WEBP", "PNG")]
-    found = scorer(**asked)(images(*((picture, None) for picture in pictures)))
-    assert found.schema == ROWS
-    files = [("images", picture) for picture in pictures]
-    answers = client.post("/predict_batch", files=files, params=asked).json()["results"]
-    for row, answer in zip(found.to_pylist(), answers, strict=True):
-        predictive_entropy = (answer["uncertainty"] or row)["predictive_entropy"]
-        expected = answer | {"predictive_entropy": predictive_entropy}
-        assert {name: row[name] for name in FIELDS} == {name: expected[name] for name in FIELDS}
-        for name in ("variance", "standard_error", "expected_entropy", "mutual_information"):
-            assert row[name] == (answer["uncertainty"] or {}).get(name)
-        assert row["image_hash"] == answer["preprocessing"]["image_hash"]
-        assert row["novelty"] == pytest.approx(answer["novelty"]["score"], abs=1e-4)
-        assert (row["model"], row["error"]) == (ARTIFACT.sha256, None)
-        assert row["method"] == asked.get("method", "masks")
-
-
 def test_bad_images_are_rows_with_their_errors_in_their_places():
     good = png(PIXELS_BHW[0])
     rows = scorer(samples=10)(
@@ -462,6 +432,27 @@ def test_the_report_names_an_image_that_has_gone_since(output, tmp_path, fashion
     html = page(source, score, output, found).decode()
     assert html.count("data:image/png;base64,") == 1 + 1
     assert "<li>a.png<br>" in html
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("samples", "1", "samples must be 0, 2..1000 or auto"),
+        ("coverage", "2", "coverage must be one of"),
+        ("method", "magic", "method input should be 'masks' or 'moments', got magic"),
+        ("model", "/nowhere", "/nowhere/card.json: expected a readable file"),
+        ("address", "127.0.0.1:1", "Ray can't be reached at 127.0.0.1:1"),
+    ],
+)
+def test_a_wrong_option_is_refused_in_one_line(tmp_path, monkeypatch, option, value, said):
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_BACKEND_LOG_LEVEL"):
+        monkeypatch.setenv(name, "")  # what the program sets ends with the test
+    np.save(tmp_path / "images.npy", PIXELS_BHW[:2])
+    done = CliRunner().invoke(app, [str(tmp_path / "images.npy"), str(tmp_path / "out"), f"--{option}", value])
+    assert done.exit_code == 1
+    (line,) = done.output.splitlines()
+    assert said in line
+    assert (tmp_path / "out").exists() == (option == "address")  # the cluster is reached last
 
 
 def test_an_image_that_the_decoder_fails_on_is_a_row_with_its_error(monkeypatch):

@@ -1,40 +1,33 @@
-"""The studies: their arithmetic against second implementations, and a quick run of all that is killed and goes on."""
+"""The studies: their arithmetic against second implementations, their document, and the options that are refused."""
 
-import csv
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
-from conftest import missing
 from server import ROOT
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from typer.testing import CliRunner
 
 from model import MLPConfig, MonteCarloDropout, entropy
-from training.data import DataError, Images
+from training.data import Images
 from training.recipes import RECIPES
 from training.studies import document
+from training.studies.__main__ import app
 from training.studies.catalogue import STUDIES
 from training.studies.chapter import Concise, Scratch, demonstrate
 from training.studies.claims import claim
 from training.studies.dropconnect import build
 from training.studies.intervals import Estimate, estimate, holm, paired_p
-from training.studies.measurements import FULL, QUICK, StudyData, load_study_data
+from training.studies.measurements import FULL, QUICK
 from training.studies.perturbations import Draws, Streams, mask_weights, perturb, relative_variance
 from training.studies.stack import DivergenceError, Stack, Variant
-from training.studies.study import TIMINGS, Plan, Results
+from training.studies.study import Findings, Plan, Results
 from training.studies.table import ResultsTable, ResultsTableError, Row
-from training.studies.workers import WorkUnit, missing_units, run_unit
+from training.studies.workers import missing_units
 
 KINDS = ("dropout", "balanced", "gaussian", "uniform", "additive")
 SMALL = replace(RECIPES["chapter"], architecture=MLPConfig(hidden=(24, 16)), batch_size=20, initial_std=None, epochs=2)
@@ -337,9 +330,13 @@ def full() -> ResultsTable:
     return ResultsTable(DOCS / document.FOLDER / document.RESULTS)
 
 
-def test_document_matches_the_results_table(full):
+@pytest.fixture(scope="module")
+def findings(full) -> dict[str, Findings]:
+    return document.interpret_all(list(STUDIES.values()), FULL_PLAN, full)
+
+
+def test_the_document_is_what_the_table_says(full, findings):
     studies = list(STUDIES.values())
-    findings = document.interpret_all(studies, FULL_PLAN, full)
     assert list(findings) == list(STUDIES)
     assert (DOCS / document.PAGE).read_text() == document.as_page(studies, findings, FULL_PLAN, full)
     for found in findings.values():
@@ -350,8 +347,8 @@ def test_document_matches_the_results_table(full):
             assert picture.stat().st_size < 150_000
 
 
-def test_each_claim_of_the_document_has_its_interval(full):
-    for name, found in document.interpret_all(list(STUDIES.values()), FULL_PLAN, full).items():
+def test_each_claim_of_the_document_has_its_interval(findings):
+    for name, found in findings.items():
         for one in found.claims:
             exempt = name == "chapter" or one.text.startswith("Nothing is shown")
             assert exempt or re.search(r"\d ± \d", one.text), one.text
@@ -370,125 +367,18 @@ def test_networks_that_several_studies_train_are_the_same(full):
     assert np.array_equal(found["rates"], found["noise"])
 
 
-# A quick run.
+# Options.
 
 
-@pytest.fixture(scope="module")
-def mnist_file(mnist, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("mnist") / "digits.npy"
-    np.save(path, mnist)
-    return path
+def test_missing_digits_are_refused(fashion, tmp_path):
+    out = tmp_path / "out"
+    done = CliRunner().invoke(app, ["epochs", "--quick", "--out", str(out), "--mnist", str(tmp_path / "nothing.gz")])
+    assert "nothing.gz: can't be read as images" in done.output
+    assert done.exit_code == 1
+    assert not out.exists()
 
 
-@pytest.fixture(scope="module")
-def data(fashion, mnist_file) -> StudyData:
-    try:
-        return load_study_data(QUICK, data=None, mnist=mnist_file)
-    except DataError as error:
-        missing(str(error))
-
-
-def start(name: str, out: Path, mnist_file: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "training.studies", name, "--quick", "--out", out, "--mnist", mnist_file, *options]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def finish(process: subprocess.Popen[str], timeout: float = 300) -> str:
-    try:
-        said, _ = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    return said
-
-
-def results_of(out: Path) -> dict[tuple[str, ...], str]:
-    with (out / document.FOLDER / document.RESULTS).open(newline="") as file:
-        return {tuple(row[:-1]): row[-1] for row in csv.reader(file) if row[4] not in TIMINGS}
-
-
-@pytest.fixture(scope="module")
-def quick_run(fashion, mnist_file, tmp_path_factory) -> tuple[Path, str, int, float]:
-    """A run of all that was killed after its first results, and what came of it: folder, words, status, seconds."""
-    out, begun = tmp_path_factory.mktemp("studies"), time.monotonic()
-    table = out / document.FOLDER / document.RESULTS
-    first = start("all", out, mnist_file)
-    try:
-        while not table.exists():
-            assert first.poll() is None, first.communicate()[0]
-            assert time.monotonic() - begun < 200
-            time.sleep(0.1)
-        workers = psutil.Process(first.pid).children(recursive=True)
-        os.kill(first.pid, signal.SIGKILL)
-    finally:
-        finish(first)
-    assert workers
-    _, alive = psutil.wait_procs(workers, timeout=20)
-    assert not alive
-    kept = results_of(out)
-    second = start("all", out, mnist_file)
-    said = finish(second)
-    assert kept.items() < results_of(out).items()
-    return out, said, second.returncode, time.monotonic() - begun
-
-
-def test_quick_run_confirms_all_directions_within_five_minutes(quick_run):
-    out, said, status, seconds = quick_run
-    assert status == 0, said
-    assert "FAILS" not in said
-    assert seconds < 300
-    page = (out / document.PAGE).read_text()
-    assert re.findall("^## (.*)$", page, re.MULTILINE) == list(STUDIES)
-    for picture in re.findall(r"\((studies/[\w-]+\.png)\)", page):
-        assert (out / picture).read_bytes().startswith(b"\x89PNG")
-
-
-def test_uninterrupted_run_gives_the_same_numbers(quick_run, data):
-    found = results_of(quick_run[0])
-    for name, seed in (("weight-decay", 1), ("noise", 0), ("activations", 1)):
-        rows = run_unit(WorkUnit(name, STUDIES[name].variants, seed, QUICK_PLAN), data)
-        for row in rows:
-            place = tuple(str(part) for part in (row.study, row.configuration, row.seed, row.key, row.metric, row.at))
-            if row.metric not in TIMINGS:
-                assert found[place] == f"{row.value:.8g}", place
-
-
-def test_a_direction_that_fails_ends_with_status_1(fashion, mnist_file, tmp_path):
-    process = start("epochs", tmp_path, mnist_file, "--epochs", "1")
-    said = finish(process)
-    assert process.returncode == 1
-    assert re.search(r"without dropout, test loss has risen.*0\.0000.*FAILS", said)
-
-
-def test_interrupted_run_explains_resuming_and_leaves_no_files(fashion, mnist_file, tmp_path):
-    process = start("epochs", tmp_path, mnist_file, "--epochs", "400")
-    try:
-        until = time.monotonic() + 60
-        # Two workers and multiprocessing's tracker, at work.
-        while not (workers := psutil.Process(process.pid).children()) or sum(map(_seconds, workers)) < 10:
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-    finally:
-        said = finish(process, timeout=20)
-    assert process.returncode == 130
-    assert "nothing was finished; run the same command to continue" in said
-    assert not psutil.wait_procs(workers, timeout=10)[1]
-    assert not list(tmp_path.iterdir())
-
-
-def _seconds(process: psutil.Process) -> float:
-    return process.cpu_times().user
-
-
-def test_missing_mnist_file_is_reported(fashion, tmp_path):
-    process = start("epochs", tmp_path, tmp_path / "nothing.gz")
-    assert "nothing.gz: can't be read as images" in finish(process)
-    assert process.returncode == 1
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_unknown_study_is_refused_with_their_names(tmp_path):
-    process = start("dropuot", tmp_path, tmp_path)
-    said = finish(process)
-    assert process.returncode == 2
-    assert all(name in said for name in (*STUDIES, "all"))
+def test_an_unknown_study_is_refused_with_all_names():
+    done = CliRunner().invoke(app, ["dropuot"])
+    assert done.exit_code == 2
+    assert all(name in done.output for name in (*STUDIES, "all"))
