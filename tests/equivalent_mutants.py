@@ -32,5 +32,7 @@ class Equivalent(NamedTuple):
 _CACHE = "size of a cache: it changes the time only"
 
 EQUIVALENT = (
-    Equivalent("model/chain.py", "_CACHED_CHUNKS = 64  # of masks, for each dropout layer and chunk of samples", None, _CACHE),
+    Equivalent(
+        "model/chain.py", "_CACHED_CHUNKS = 64  # of masks, for each dropout layer and chunk of samples", None, _CACHE
+    ),
 )

@@ -46,7 +46,16 @@ TARGETS = (
 TESTS = "tests/unit/test_*.py"
 # Files that execute little of the targets, or only what others execute too, and take long.
 LEFT_OUT = ("test_bulk_parts", "test_compare", "test_connections", "test_data", "test_fit", "test_ood", "test_vision")
-PRELOADED = ("bentoml", "httpx", "hypothesis.extra.numpy", "numpy", "PIL.Image", "scipy.stats", "sklearn.metrics", "torch")
+PRELOADED = (
+    "bentoml",
+    "httpx",
+    "hypothesis.extra.numpy",
+    "numpy",
+    "PIL.Image",
+    "scipy.stats",
+    "sklearn.metrics",
+    "torch",
+)
 
 # Replacements that can differ in behaviour without an error of type: sums and products by each other, bits by bits.
 _ARITHMETIC = ("Add", "Sub", "Mul", "Div", "FloorDiv", "Mod", "Pow")
@@ -238,7 +247,9 @@ def _baseline(context: Any, copies: Sequence[Path]) -> Coverage:
     names = [path.relative_to(ROOT).as_posix() for path in files]
     shares = [names[number :: len(copies)] for number in range(len(copies))]
     with ThreadPoolExecutor(len(copies)) as pool:
-        results = list(pool.map(lambda share: _run(context, *share, 600.0, trace=True), zip(copies, shares, strict=True)))
+        results = list(
+            pool.map(lambda share: _run(context, *share, 600.0, trace=True), zip(copies, shares, strict=True))
+        )
     seconds: dict[str, float] = {}
     lines: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
     files_: dict[str, set[str]] = defaultdict(set)
