@@ -29,7 +29,7 @@ def bordered(total: int) -> Grey:
     level = round(total / 112)
     pixels[[0, -1]] = pixels[:, [0, -1]] = level
     for place in SIDES[: abs(total - 112 * level)]:
-        pixels[place] += 1 if total > 112 * level else -1
+        pixels[place] = level + (1 if total > 112 * level else -1)
     sides = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
     assert sum(int(side.sum()) for side in sides) == total
     return Grey(pixels, "array")
