@@ -210,16 +210,29 @@ def _operators() -> Iterator[tuple[str, Any]]:
 
 
 def _unexecuted(tree: ast.AST) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Where annotations, and arguments of `dataclass`, stand: type checkers hold those."""
+    """Where nothing stands that a test could or should notice.
+
+    Annotations, arguments of `dataclass`, and the star before keyword-only parameters are held by type checkers;
+    `strict=True` guards columns that are of the same length by construction.
+    """
     nodes: list[ast.expr | None] = []
+    stars: list[tuple[tuple[int, int], tuple[int, int]]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.arg | ast.AnnAssign):
             nodes.append(node.annotation)
         elif isinstance(node, ast.FunctionDef):
             nodes.append(node.returns)
+            if node.args.kwonlyargs:
+                before = [*node.args.args, *node.args.defaults]
+                start = max(
+                    ((one.end_lineno or 0, one.end_col_offset or 0) for one in before), default=(node.lineno, 0)
+                )
+                stars.append((start, (node.args.kwonlyargs[0].lineno, node.args.kwonlyargs[0].col_offset)))
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dataclass":
             nodes.extend(keyword.value for keyword in node.keywords)
-    return [
+        elif isinstance(node, ast.keyword) and node.arg == "strict":
+            nodes.append(node.value)
+    return stars + [
         ((node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0)) for node in nodes if node
     ]
 
