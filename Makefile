@@ -7,6 +7,8 @@ OOD ?= MNIST KMNIST
 IN ?= docs/images/fashion-*.png
 OUT ?= runs/bulk
 STUDIES ?= runs/studies
+MUTANTS ?= 200
+MUTANT_SEED ?= 0
 MNIST ?=
 
 VENV := .venv
@@ -22,7 +24,7 @@ MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 # BentoML reports usage unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: install serve test fuzz observe soak check format train ensemble bulk evaluate studies bench pictures bento \
+.PHONY: install serve test fuzz observe soak mutants check format train ensemble bulk evaluate studies bench pictures bento \
 	bento-check lock clean
 
 install: $(INSTALLED)
@@ -53,6 +55,11 @@ observe: $(INSTALLED)
 # Memory under half an hour of mixed load.
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest tests/e2e/test_soak.py -m soak
+
+# Changes the core in MUTANTS places, ten minutes of two cores: nine of ten must fail a unit test.
+mutants: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[mutants]'
+	$(BIN)/python tests/mutants.py --sample $(MUTANTS) --seed $(MUTANT_SEED)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,8 +1,8 @@
 """Mutation testing: changes the code in one place at a time and counts the changes that the unit tests notice.
 
-cosmic-ray (https://github.com/sixty-north/cosmic-ray) makes the mutants. This program draws a sample of them and runs the
-unit tests on each, in copies of the project, never in the project itself. Each mutant is tried by the tests that execute
-its line, the fastest first, up to the first failure.
+cosmic-ray (https://github.com/sixty-north/cosmic-ray) makes the mutants. This program draws a sample of them and runs
+the unit tests on each, in copies of the project, never in the project itself. Each mutant is tried by the tests that
+execute its line, the fastest first, up to the first failure.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import shutil
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -397,7 +396,7 @@ class _Watch:
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.seconds[report.nodeid] += report.duration
 
-    def trace(self, frame: FrameType, event: str, _: object) -> Any:
+    def trace(self, frame: FrameType, _event: str, _: object) -> Any:
         """Trace lines of the targets' functions only."""
         name = self._names.get(frame.f_code.co_filename)
         if name is None:
