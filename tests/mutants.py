@@ -290,7 +290,9 @@ def _try_all(
         copy = free.get()
         try:
             tests = coverage.tests(mutant, _statement(mutant.path, mutant.line))
-            return mutant, _try(context, copy, mutant, tests, coverage.seconds), tests
+            outcome = _try(context, copy, mutant, tests, coverage.seconds)
+            print(f"{outcome:9}{mutant.path}:{mutant.line}", file=sys.stderr, flush=True)
+            return mutant, outcome, tests
         finally:
             free.put(copy)
 
