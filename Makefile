@@ -7,6 +7,8 @@ OOD ?= MNIST KMNIST
 IN ?= docs/images/fashion-*.png
 OUT ?= runs/bulk
 STUDIES ?= runs/studies
+MUTANTS ?= 200
+MUTANT_SEED ?= 0
 MNIST ?=
 # Files or folders instead of those that the target runs, and more options of pytest.
 TESTS ?=
@@ -21,6 +23,7 @@ FOR_BULK := $(VENV)/installed-bulk
 INSTALLED := $(VENV)/installed
 PIP_INSTALL := -m pip install --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+TWO_PROCESSES := -n 2 --dist loadfile
 BENCH := .venv-bench
 CHAPTER := runs/chapter/artifact
 SEEDS := 1 2 3 4
@@ -31,7 +34,7 @@ MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 # BentoML reports usage unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: install serve unit test test-all fuzz observe soak check format train ensemble bulk evaluate studies bench \
+.PHONY: install serve unit test test-all fuzz observe soak mutants check format train ensemble bulk evaluate studies bench \
 	pictures bento bento-check lock clean
 
 # Everything that development needs.
@@ -64,15 +67,16 @@ serve: $(FOR_SERVING)
 
 # Functions, and HTTP in process: within a minute.
 unit: $(INSTALLED)
-	$(PYTEST) $(or $(TESTS),tests/unit)
+	$(PYTEST) $(TWO_PROCESSES) $(or $(TESTS),tests/unit)
 
 # Also one real server, a browser, and the rules of Prometheus.
 test: $(INSTALLED)
-	$(PYTEST) $(or $(TESTS),tests/unit tests/integration)
+	$(PYTEST) $(TWO_PROCESSES) $(or $(TESTS),tests/unit tests/integration)
 
 # Also killed processes, overload, Ray, a Bento and long training runs.
 test-all: $(INSTALLED)
-	$(PYTEST) $(or $(TESTS),tests)
+	MCD_FUZZ_EXAMPLES=40 MCD_FUZZ_LEAST=500 $(PYTEST) $(TWO_PROCESSES) tests/unit tests/integration
+	$(PYTEST) tests/e2e
 
 # Five thousand requests and more made from the service's own description, ten minutes.
 fuzz: $(INSTALLED)
@@ -85,6 +89,11 @@ observe: $(INSTALLED)
 # Memory under half an hour of mixed load.
 soak: $(INSTALLED)
 	$(BIN)/python -m pytest tests/e2e/test_soak.py -m soak
+
+# Changes the core in MUTANTS places, ten minutes of two cores: nine of ten must fail a unit test.
+mutants: $(INSTALLED)
+	$(BIN)/python $(PIP_INSTALL) --quiet --editable '.[mutants]'
+	$(BIN)/python tests/mutants.py --sample $(MUTANTS) --seed $(MUTANT_SEED)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
