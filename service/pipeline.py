@@ -298,7 +298,7 @@ def _allowed(uploads: Iterable[Upload | Problem], pixels: int) -> Iterator[Uploa
 
 def _groups(uploads: Iterable[Upload | Problem], sampling: Sampling) -> Iterator[list[Upload | Problem]]:
     """Collect images that are evaluated in one step: one where that is samples=auto, which stops for each by itself."""
-    most = min(_IMAGES_AT_ONCE, max(_MASKS_AT_ONCE // max(sampling.most_samples, 1), 1))
+    most = min(_IMAGES_AT_ONCE, max(_MASKS_AT_ONCE // max(sampling.max_masks, 1), 1))
     most = 1 if sampling.samples == "auto" else most
     group: list[Upload | Problem] = []
     cost = 0

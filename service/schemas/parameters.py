@@ -125,16 +125,16 @@ class Sampling(BaseModel):
     ] = "uint8"
 
     @property
-    def most_samples(self) -> int:
+    def max_masks(self) -> int:
         """How many masks may be drawn for each image."""
         if self.method == "moments":
             return 0
         return self.max_samples if self.samples == "auto" else self.samples
 
     @property
-    def most_work(self) -> int:
+    def max_work(self) -> int:
         """The same, in masks that cost as much: samples=auto takes several rounds, however few masks they have."""
-        return max(self.most_samples, _LEAST_WORK_OF_AUTO) if self.samples == "auto" else self.most_samples
+        return max(self.max_masks, _LEAST_WORK_OF_AUTO) if self.samples == "auto" else self.max_masks
 
     @property
     def has_spread(self) -> bool:
@@ -200,9 +200,9 @@ class Parameters(Sampling):
     return_pixels: Annotated[bool, Field(description="also the image as the network saw it"), _IS_BOOLEAN] = False
 
     @property
-    def most_work(self) -> int:
+    def max_work(self) -> int:
         """As for all sampling; probabilities of each mask cost as much again to write."""
-        return super().most_work + (self.most_samples if self.return_samples else 0)
+        return super().max_work + (self.max_masks if self.return_samples else 0)
 
     @property
     def decision_options(self) -> DecisionOptions:

@@ -138,9 +138,9 @@ def test_samples_are_returned_where_there_are_some():
 
 
 def test_a_pool_is_ranked_by_masks_unless_told_otherwise():
-    assert RankParameters.gather([]).most_samples == 100
-    assert RankParameters.gather([("method", "moments")]).most_samples == 0
-    assert RankParameters.gather([("samples", "auto"), ("max_samples", "50")]).most_samples == 50
+    assert RankParameters.gather([]).max_masks == 100
+    assert RankParameters.gather([("method", "moments")]).max_masks == 0
+    assert RankParameters.gather([("samples", "auto"), ("max_samples", "50")]).max_masks == 50
     assert RankParameters.gather([("samples", "0"), ("by", "margin"), ("limit", "3")]).limit == 3
 
 
