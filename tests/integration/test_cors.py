@@ -37,7 +37,7 @@ def test_a_named_origin_may_ask_and_is_told_before_it_shows_its_key(tmp_path):
 
 @pytest.mark.parametrize("listed", ["page.example", "https://page.example/", "https://a.example/b", "https://", "a, *"])
 def test_what_is_no_origin_is_refused(listed):
-    with pytest.raises(ValueError, match="an origin is like"):
+    with pytest.raises(ValueError, match="an origin must be like"):
         read_origins(listed)
 
 

@@ -314,5 +314,5 @@ def test_too_little_memory_is_told_as_too_many_pixels(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(TooManyPixelsError, match="more memory than there is"):
+    with pytest.raises(TooManyPixelsError, match="more memory than is available"):
         decoded(encoded(GREY.convert("RGB")))
