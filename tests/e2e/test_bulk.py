@@ -150,7 +150,7 @@ def test_a_full_disk_is_told_of_and_nothing_is_lost(source, whole, tmp_path):
         missing("a small disk: only root may mount one")
     try:
         told = bulk(source, disk / "out", status=1)
-        assert "No space left on device; --resume goes on" in " ".join(told.splitlines()[-1:])
+        assert "No space left on device; --resume continues" in " ".join(told.splitlines()[-1:])
         assert not (disk / "out" / "_SUCCESS").exists()
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
         bulk(source, disk / "out", "--resume")
@@ -189,7 +189,7 @@ def test_an_interrupted_run_says_how_to_go_on(source, tmp_path):
         assert all("ReadImages->MapBatches(Scorer)" in " ".join(worker.cmdline()) for worker in found)
         process.terminate()
         assert process.wait(60) == 130
-    assert "--resume goes on" in out.with_suffix(".log").read_text()
+    assert "--resume continues" in out.with_suffix(".log").read_text()
 
 
 @pytest.mark.parametrize(
