@@ -1,3 +1,3 @@
-"""The edge: bytes in, JSON out."""
+"""The HTTP service: images in, predictions with their uncertainty out."""
 
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
-"""What we use of BentoML and of its supervisor, circus, that is not public: all of it stands here.
+"""All private parts of BentoML and of its supervisor, circus, that we use.
 
-pyproject.toml bounds their versions; tests/unit/test_internals.py fails when one of these changes.
+pyproject.toml bounds their versions; tests/unit/test_internals.py fails if one of these parts changes.
 """
 
 import signal
@@ -8,16 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 import bentoml
-from bentoml._internal.container import BentoMLContainer  # type: ignore[attr-defined] # what its configuration says
+from bentoml._internal.container import BentoMLContainer  # type: ignore[attr-defined] # BentoML's configuration
 from circus.sighandler import SysHandler
 from starlette.types import ASGIApp
 
 
 def service_behind(make_application: Callable[[ASGIApp], ASGIApp]) -> type[bentoml.Service[Any]]:
-    """Make a class of BentoML services whose application stands behind another one.
+    """Make a class of BentoML services whose application is wrapped by ours.
 
     Args:
-        make_application: makes the outer application of a worker from BentoML's.
+        make_application: makes a worker's outer application from BentoML's.
     """
 
     class ServiceBehind(bentoml.Service[Any]):  # type: ignore[misc] # BentoML exports it untyped
@@ -28,13 +28,16 @@ def service_behind(make_application: Callable[[ASGIApp], ASGIApp]) -> type[bento
 
 
 def bentoml_cors_options() -> dict[str, Any]:
-    """Options of BentoML's own CORS setting, which has no effect on routes before its application."""
+    """CORS options from BentoML's own configuration, which BentoML applies to its own routes only."""
     is_enabled = BentoMLContainer.http.cors.enabled.get()
     return dict(BentoMLContainer.access_control_options.get()) if is_enabled else {}
 
 
 def pass_hangup_to_workers() -> None:
-    """Let the supervisor's SIGHUP reach the workers: its own answer, to restart them, would need a good model."""
+    """Make the supervisor pass SIGHUP on to the workers, which reload the model.
+
+    By default it would restart them, which fails if the new model can't be served.
+    """
     SysHandler.handle_hup = _pass_hangup
 
 

@@ -1,4 +1,4 @@
-"""The stages between images and answers, joined: accept, decode, prepare, predict, decide. No HTTP but its problems."""
+"""The stages from images to answers: accept, decode, prepare, predict, decide. No HTTP except its problems."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,17 +23,17 @@ from service.schemas.answers import Answer, RankAnswer, Unranked
 from service.schemas.parameters import Parameters, RankBy, RankParameters, Sampling
 from service.schemas.problems import Problem, image_problem, internal_error
 
-# What one step of a long request may cost, so that others need not wait for it: images, masks, pixels.
+# Limits on one step of a long request, so that other requests need not wait long: images, masks, pixels.
 _IMAGES_AT_ONCE = 64
 _MASKS_AT_ONCE = 6400
 _PIXELS_AT_ONCE = 2**20
 
-# Called between the steps of a long request: raises what ends the work, if anything does.
+# Called between the steps of a long request; raises an exception to stop the work.
 Checkpoint = Callable[[], None]
 
 
-def _go_on() -> None:
-    """Never end the work."""
+def _never_stop() -> None:
+    """Let the work continue."""
 
 
 @dataclass(frozen=True)
@@ -41,27 +41,27 @@ class Run:
     """One run of the pipeline.
 
     Attributes:
-        request_id: of the request that it answers.
-        timings: what its stages take.
-        checkpoint: ends the run, if anything does.
+        request_id: id of the request.
+        timings: durations of the stages.
+        checkpoint: called between steps; raises an exception to stop the run.
     """
 
     request_id: str = ""
     timings: Timings = field(default_factory=Timings)
-    checkpoint: Checkpoint = _go_on
+    checkpoint: Checkpoint = _never_stop
 
 
 class Observer(Protocol):
-    """Is told of each prediction."""
+    """A callback that receives each prediction."""
 
     def __call__(
         self, model: str, request_id: str, image: Input, prediction: Prediction, decision: Decision | None
     ) -> None:
-        """Note a prediction; the decision is None where none was asked for."""
+        """Receive a prediction; the decision is None if none was requested."""
 
 
 class Outcome(NamedTuple):
-    """What was found about one image; the decision is None where none was asked for."""
+    """The result for one image; the decision is None if none was requested."""
 
     image: Input
     prediction: Prediction
@@ -69,12 +69,12 @@ class Outcome(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What was found about several images.
+    """The results for several images.
 
     Attributes:
-        images: inputs, or the problem with an image, in the order of the images.
-        predictions: of the inputs; None if there is no input.
-        decisions: on these; None where none were asked for.
+        images: for each image the network's input, or the problem with the image.
+        predictions: predictions for the inputs; None without inputs.
+        decisions: decisions on the predictions; None if none were requested.
     """
 
     images: list[Input | Problem]
@@ -82,7 +82,7 @@ class Batch(NamedTuple):
     decisions: Decisions | None = None
 
     def each(self) -> Iterator[Outcome | Problem]:
-        """Yield what was found about each image, in their order."""
+        """Yield the result for each image, in order."""
         predictions = iter(() if self.predictions is None else self.predictions.each())
         decisions = iter(() if self.decisions is None else self.decisions.each())
         for image in self.images:
@@ -90,19 +90,19 @@ class Batch(NamedTuple):
 
 
 class Pipeline:
-    """Images -> answers. The same image and parameters give the same answer, whatever comes with the image.
+    """Turns images into answers. An answer depends on image and parameters only, not on other images of the batch.
 
     Args:
         artifact: the model.
-        limits: of image files; the files of one request together have the same number of pixels.
-        observer: is told of each prediction that is answered.
-        novelty_together: whether to score the novelty of several images at once, in a tenth of the time; scores then
-            differ from those of each image alone by rounding.
+        limits: limits on image files; the pixel limit also applies to all files of a request together.
+        observer: receives each answered prediction.
+        novelty_together: whether to score the novelty of several images at once, in a tenth of the time; the scores
+            then differ by rounding from those of each image alone.
 
     Raises:
         TypeError: the model is not a chain of linear layers, ReLU and dropout.
-        ValueError: the model takes other images, has no dropout to sample, has too many classes, or does not give the
-            known image what its layers say.
+        ValueError: the model takes other images, has no dropout to sample, has too many classes, or fails the check
+            against PyTorch on an example image.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Pipeline:
         novelty_together: bool = False,
     ) -> None:
         self.model, self.classes = artifact.sha256, artifact.classes
-        self.card = {name: value for name, value in artifact.card.items() if name != "calibrations"}  # which are tables
+        self.card = {name: value for name, value in artifact.card.items() if name != "calibrations"}  # large tables
         self.recipe = str(artifact.card.get("recipe", {}).get("name", ""))
         self.reference = Reference(artifact)
         self.limits = limits
@@ -125,11 +125,11 @@ class Pipeline:
         self._check(artifact)
 
     def accept(self, image: RawImage) -> Upload:
-        """Refuse an image at once if it need not be decoded to be refused.
+        """Check an image without decoding it.
 
         Raises:
-            Problem: 413 for too many pixels, 415 for an unknown format, 422 for a broken structure or a side that is
-                too long.
+            Problem: 413 for too many pixels, 415 for an unknown format, 422 for a broken structure or an extreme aspect
+                ratio.
         """
         try:
             return Upload.of(image, self.limits)
@@ -137,16 +137,16 @@ class Pipeline:
             raise image_problem(error) from error
 
     def try_accept(self, image: RawImage | Problem, run: Run) -> Upload | Problem:
-        """Return the problem with an image instead of raising it; an unexpected error is logged."""
+        """Check an image without decoding it; return problems instead of raising them, and log unexpected errors."""
         try:
             return image if isinstance(image, Problem) else self.accept(image)
         except Problem as problem:
             return problem
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one image spoils no other
+        except Exception as error:  # noqa: BLE001 - an error with one image must not affect the others
             return _internal_error(error, run)
 
     def answer(self, upload: Upload, parameters: Parameters, run: Run) -> Answer:
-        """Decode, predict and decide.
+        """Answer an image: decode, prepare, predict and decide.
 
         Raises:
             Problem: 422 for broken image data, or an array of another shape or range.
@@ -159,12 +159,12 @@ class Pipeline:
     def answers(
         self, images: Iterable[RawImage | Problem], parameters: Parameters, run: Run
     ) -> Iterator[Answer | Problem]:
-        """Yield for each image what `answer` gives, or the problem with it: each as if it were alone."""
+        """Yield for each image its answer, as by `answer`, or the problem with it."""
         for outcome in self._outcomes(images, parameters, parameters.decision_options, run):
             yield outcome if isinstance(outcome, Problem) else self._answer(outcome, parameters, run)
 
     def rank(self, images: Iterable[RawImage | Problem], parameters: RankParameters, run: Run) -> RankAnswer:
-        """Order images by the value of their labels for training; of equal ones the first comes first."""
+        """Rank images by how informative their labels would be for training; equal scores keep the images' order."""
         scores, errors = {}, []
         for index, outcome in enumerate(self._outcomes(images, parameters, None, run)):
             if isinstance(outcome, Problem):
@@ -186,21 +186,21 @@ class Pipeline:
     def evaluate(
         self, group: Sequence[Upload | Problem], sampling: Sampling, options: DecisionOptions | None, run: Run
     ) -> Iterator[Batch]:
-        """Predict and decide images together, each as if it were alone.
+        """Predict and decide images together, with the same results as for each image alone.
 
         Args:
-            group: the images; one only with samples=auto, which stops for each image by itself.
-            sampling: how to read and predict them.
-            options: of the decisions; None for none.
-            run: that this is a part of.
+            group: the images; only one with samples=auto, where the number of masks depends on the image.
+            sampling: how to read and predict the images.
+            options: options of the decisions; None for no decisions.
+            run: the run that these images belong to.
 
         Yields:
-            All images together. Where that fails, each image alone: the one that brings about the unexpected error as
-            the problem "internal-error".
+            One batch with all images. After an unexpected error, one batch for each image instead; the image that
+            causes the error gets the problem "internal-error".
         """
         try:
             batch = self._evaluate(group, sampling, options, run)
-        except Exception as error:  # noqa: BLE001 - whatever is wrong with one image spoils no other
+        except Exception as error:  # noqa: BLE001 - an error with one image must not affect the others
             if len(group) == 1:
                 yield Batch([_internal_error(error, run)])
             else:
@@ -210,27 +210,27 @@ class Pipeline:
             yield batch
 
     def example(self) -> tuple[list[list[int]], Answer]:
-        """Predict a drawing, (28, 28), without counting it."""
+        """Predict a drawing, (28, 28), for documentation; the observer does not receive it."""
         drawing, parameters = _trousers(), Parameters(samples=100)
         batch = self._evaluate([Upload(drawing)], parameters, parameters.decision_options, Run())
         (outcome,) = (one for one in batch.each() if isinstance(one, Outcome))
         return drawing.tolist(), _answer(outcome, parameters)
 
     def _check(self, artifact: Artifact) -> None:
-        """Compare the answers to a known image with what PyTorch computes by the layers."""
+        """Compare the prediction for a drawing with the output of the network's layers in PyTorch."""
         drawing = _trousers()
         with torch.inference_mode():
             inputs_B = torch.from_numpy(drawing[None, None] / np.float32(255))
             (expected,) = artifact.network(inputs_B).double().softmax(dim=1).tolist()
-        (found,) = self._predictor.predict(drawing[None]).probs_BC.tolist()
+        (probabilities,) = self._predictor.predict(drawing[None]).probs_BC.tolist()
         (sampled,) = self._predictor.sample(drawing[None], samples=100, seed=0).probs_BC.tolist()
-        if not (np.allclose(found, expected, atol=1e-5) and np.isclose(sum(sampled), 1)):
-            raise ValueError(f"a known image must get the probabilities {expected}, got {found}")
+        if not (np.allclose(probabilities, expected, atol=1e-5) and np.isclose(sum(sampled), 1)):
+            raise ValueError(f"the example image must get the probabilities {expected}, got {probabilities}")
 
     def _outcomes(
         self, images: Iterable[RawImage | Problem], sampling: Sampling, options: DecisionOptions | None, run: Run
     ) -> Iterator[Outcome | Problem]:
-        """Yield what was found about each image of a request."""
+        """Yield the result for each image of a request."""
         uploads = (self.try_accept(image, run) for image in images)
         for group in _groups(_allowed(uploads, self.limits.max_pixels), sampling):
             run.checkpoint()
@@ -284,42 +284,43 @@ _SCORES: dict[RankBy, Callable[[np.ndarray], float]] = {
 
 
 def _allowed(uploads: Iterable[Upload | Problem], pixels: int) -> Iterator[Upload | Problem]:
-    """Refuse each image of a request that, together with those before it, would cost more pixels than are allowed."""
-    left = pixels
+    """Replace each image that would exceed the pixel limit of a request by a problem."""
+    remaining = pixels
     for upload in uploads:
         cost = 0 if isinstance(upload, Problem) else upload.cost
-        if cost > left:
-            why = f"the images of a request may have {pixels} pixels together, and those before it have {pixels - left}"
-            yield Problem("image-too-large", f"{why}: send it in another request")
+        if cost > remaining:
+            rule = f"the images of a request may have {pixels} pixels together"
+            detail = f"{rule}, and the images before this one have {pixels - remaining}: send it in another request"
+            yield Problem("image-too-large", detail)
         else:
-            left -= cost
+            remaining -= cost
             yield upload
 
 
 def _groups(uploads: Iterable[Upload | Problem], sampling: Sampling) -> Iterator[list[Upload | Problem]]:
-    """Collect images that are evaluated in one step: one where that is samples=auto, which stops for each by itself."""
-    most = min(_IMAGES_AT_ONCE, max(_MASKS_AT_ONCE // max(sampling.most_samples, 1), 1))
-    most = 1 if sampling.samples == "auto" else most
+    """Group images that are evaluated in one step; with samples=auto, every image is evaluated alone."""
+    limit = min(_IMAGES_AT_ONCE, max(_MASKS_AT_ONCE // max(sampling.max_masks, 1), 1))
+    limit = 1 if sampling.samples == "auto" else limit
     group: list[Upload | Problem] = []
     cost = 0
     for upload in uploads:
         group.append(upload)
         cost += 0 if isinstance(upload, Problem) else upload.cost
-        if len(group) == most or cost > _PIXELS_AT_ONCE:
+        if len(group) == limit or cost > _PIXELS_AT_ONCE:
             yield group
             group, cost = [], 0
     if group:
         yield group
 
 
-def _input(found: Input | ImageError, run: Run) -> Input | Problem:
-    if isinstance(found, DecoderError):
-        _log("decoder failed", found, run)
-    return image_problem(found) if isinstance(found, ImageError) else found
+def _input(prepared: Input | ImageError, run: Run) -> Input | Problem:
+    if isinstance(prepared, DecoderError):
+        _log("decoder failed", prepared, run)
+    return image_problem(prepared) if isinstance(prepared, ImageError) else prepared
 
 
 def _internal_error(error: Exception, run: Run) -> Problem:
-    """Log an unexpected error, and make the problem that the client gets."""
+    """Log an unexpected error, and make its problem for the client."""
     _log("failure", error, run)
     problem = internal_error(run.request_id)
     problem.__cause__ = error
@@ -331,7 +332,7 @@ def _log(event: str, error: Exception, run: Run) -> None:
 
 
 def _predict(predictor: Predictor, pixels_BHW: Pixels, sampling: Sampling) -> Predictions:
-    """Predict prepared images (B, 28, 28) as the parameters say; one image only where they say samples=auto."""
+    """Predict prepared images (B, 28, 28); only one image with samples=auto."""
     if sampling.method == "moments":
         return predictor.propagate(pixels_BHW)
     if sampling.samples == "auto":
@@ -351,7 +352,7 @@ def _answer(outcome: Outcome, parameters: Parameters) -> Answer:
 
 
 def _trousers() -> Pixels:
-    """Draw two legs below a waistband."""
+    """Draw trousers: two legs below a waistband."""
     drawing = np.zeros((SIDE, SIDE), np.uint8)
     drawing[1:27, 8:13] = drawing[1:27, 15:20] = drawing[1:6, 8:20] = 200
     return drawing

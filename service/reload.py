@@ -1,4 +1,4 @@
-"""The model that answers, and how another takes its place while requests go on."""
+"""The model that answers requests, and its replacement while requests are in progress."""
 
 import asyncio
 import signal
@@ -10,82 +10,86 @@ from service.monitoring.logs import LOGGER
 from service.monitoring.metrics import Metrics
 from service.pipeline import Pipeline
 
-_SECONDS = 0.5  # until all workers have noticed
+_POLL_SECONDS = 0.5  # interval at which a worker looks for another worker's reload
 
 
 class ModelError(ValueError):
-    """A model that can't be served; one line says why."""
+    """A model that can't be served; the message has the reason in one line."""
 
 
 class ReloadableModel:
-    """Holds the pipeline that answers. A request takes it once, so that it never sees two.
+    """Holds the current pipeline. A request reads it once, so that one model answers all of the request.
 
     Args:
-        load: makes a pipeline of the model as it is on disk now; raises `ModelError`.
-        folder: that all workers of the server share; in it one tells the others of a new model.
-        metrics: that name the model.
+        load: makes a pipeline from the model that is now on disk; raises `ModelError`.
+        folder: folder shared by all workers of the server, used to notify them of a reload; None for one worker.
+        metrics: metrics that name the model.
+
+    Attributes:
+        pipeline: the current pipeline.
     """
 
     def __init__(self, load: Callable[[], Pipeline], folder: Path | None, metrics: Metrics) -> None:
         self._load, self._metrics = load, metrics
-        self._token = None if folder is None else folder / "mcd-reload"
-        self._seen = self._stamp()
-        self._loading = threading.Lock()
-        self._take(load())
+        self._reload_file = None if folder is None else folder / "mcd-reload"
+        self._last_seen = self._last_reload()
+        self._lock = threading.Lock()
+        self._use(load())
 
-    def reload(self, *, tell: bool) -> str:
-        """Take the model that is on disk now, or keep the old one if it can't be served.
+    def reload(self, *, notify: bool) -> str:
+        """Switch to the model that is now on disk, or keep the current one if it can't be served.
 
         Args:
-            tell: the other workers too.
+            notify: whether to make the other workers reload, too.
 
         Returns:
-            The identity of the model that answers from now on.
+            The identity of the model that is now in use.
 
         Raises:
-            ModelError: the old one goes on answering.
+            ModelError: the new model can't be served; the previous one stays in use.
         """
-        with self._loading:
+        with self._lock:
             try:
-                self._take(self._load())
+                self._use(self._load())
             except ModelError as error:
                 LOGGER.error("model refused", extra={"fields": {"reason": str(error)}})
                 raise
             LOGGER.warning("model loaded", extra={"fields": {"model": self.pipeline.model}})
-            if tell and self._token is not None:
-                self._token.write_text(self.pipeline.model)
-                self._seen = self._stamp()
+            if notify and self._reload_file is not None:
+                self._reload_file.write_text(self.pipeline.model)
+                self._last_seen = self._last_reload()
             return self.pipeline.model
 
-    def _take(self, pipeline: Pipeline) -> None:
+    def _use(self, pipeline: Pipeline) -> None:
         self._metrics.model(pipeline.model, pipeline.recipe, pipeline.classes)
         self.pipeline = pipeline
 
     async def follow(self) -> None:
-        """Reload whenever another worker did, or at SIGHUP, until it is cancelled."""
-        loop, hung_up = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_signal_handler(signal.SIGHUP, hung_up.set)
+        """Reload after another worker's reload and at SIGHUP, until it is cancelled."""
+        loop, hangup = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_signal_handler(signal.SIGHUP, hangup.set)
         while True:
             try:
-                await asyncio.wait_for(hung_up.wait(), _SECONDS)
+                await asyncio.wait_for(hangup.wait(), _POLL_SECONDS)
             except TimeoutError:
-                stamp = self._stamp()
-                if stamp == self._seen:
+                last_reload = self._last_reload()
+                if last_reload == self._last_seen:
                     continue
-                self._seen = stamp
-            hung_up.clear()
-            await asyncio.to_thread(self._try)
+                self._last_seen = last_reload
+            hangup.clear()
+            await asyncio.to_thread(self._try_reload)
 
-    def _try(self) -> None:
+    def _try_reload(self) -> None:
         try:
-            self.reload(tell=False)
+            self.reload(notify=False)
         except ModelError:
-            return  # told, and the old one answers
-        except Exception:  # noqa: BLE001 - whatever it is, the next reload must find somebody who follows
+            return  # logged by `reload`; the previous model stays in use
+        except Exception:  # noqa: BLE001 - `follow` must survive any error, for the next reload
             LOGGER.exception("reload failed")
 
-    def _stamp(self) -> int:
+    def _last_reload(self) -> int:
+        """Time of the last reload of any worker, in nanoseconds; 0 if there was none."""
         try:
-            return 0 if self._token is None else self._token.stat().st_mtime_ns
+            return 0 if self._reload_file is None else self._reload_file.stat().st_mtime_ns
         except FileNotFoundError:
             return 0

@@ -1,4 +1,4 @@
-"""The BentoML service: wiring only. `bentoml serve` in the project's root finds it through bentofile.yaml."""
+"""The BentoML service: it only connects the parts. `bentoml serve` in the project's root finds it by bentofile.yaml."""
 
 import functools
 import gc
@@ -43,11 +43,11 @@ def _read_settings() -> Settings:
         raise SystemExit(f"mcd: {error}") from error
 
 
-SETTINGS = _read_settings()  # BentoML wants the number of workers when the service is declared
+SETTINGS = _read_settings()  # BentoML needs the number of workers when the service is declared
 
 
 def _make_application(bentoml_app: ASGIApp) -> ASGIApp:
-    """Build a worker's application, the model loaded and warm."""
+    """Build a worker's application, with the model loaded and warmed up."""
     write_log(SETTINGS.log_level)
     guard_connections(SETTINGS, _metrics())
     app = Application(
@@ -59,15 +59,15 @@ def _make_application(bentoml_app: ASGIApp) -> ASGIApp:
         cors=_cors_options(),
         tracing=_tracing(),
     )
-    # What start-up left behind lives as long as the worker: keep it out of the collector's full passes, which
-    # stop all requests for a tenth of a second and more.
+    # Objects created at start-up live as long as the worker. Exclude them from full garbage collections, which would
+    # stop all requests for a tenth of a second or more.
     gc.collect()
     gc.freeze()
     return app
 
 
 def _cors_options() -> dict[str, Any]:
-    """Ours; without any, those of BentoML's own setting, which has no effect on routes before its application."""
+    """Our CORS options; without allowed origins in our settings, those of BentoML's configuration."""
     if SETTINGS.origins:
         return cors_options({"allow_origins": SETTINGS.origins})
     return cors_options(bentoml_cors_options())
@@ -77,19 +77,19 @@ _IMAGE = "PNG, JPEG or WebP file in base64, or a 28 x 28 array"
 
 
 class OneImage(Parameters, bentoml.IODescriptor):  # type: ignore[misc]
-    """What BentoML's clients send to /predict."""
+    """Input of /predict for BentoML's clients."""
 
     image: Annotated[str | list[Any], Field(description=_IMAGE)]
 
 
 class ManyImages(Parameters, bentoml.IODescriptor):  # type: ignore[misc]
-    """What BentoML's clients send to /predict_batch."""
+    """Input of /predict_batch for BentoML's clients."""
 
     images: Annotated[list[str | list[Any]], Field(description=_IMAGE, min_length=1)]
 
 
 class Pool(RankParameters, bentoml.IODescriptor):  # type: ignore[misc]
-    """What BentoML's clients send to /rank."""
+    """Input of /rank for BentoML's clients."""
 
     images: Annotated[list[str | list[Any]], Field(description=_IMAGE, min_length=1)]
 
@@ -98,15 +98,15 @@ class Pool(RankParameters, bentoml.IODescriptor):  # type: ignore[misc]
     name="mcd",
     service_class=service_behind(_make_application),
     workers=SETTINGS.workers,
-    logging={"access": {"enabled": False}},  # the edge writes a line for each request
-    metrics={"enabled": False},  # and counts it; BentoML has a series for each path that anybody asks for
+    logging={"access": {"enabled": False}},  # our middleware logs each request
+    metrics={"enabled": False},  # our middleware counts requests; BentoML would make a time series of every path
 )
 class UncertaintyService:
-    """Classify clothing, and say how sure the network is."""
+    """Classify images of clothing, and report the network's uncertainty."""
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     def check_model() -> None:
-        """Refuse to start with a model that is not whole, before any worker is started; here the supervisor runs."""
+        """Refuse to start with a model that can't be served, before any worker starts; runs in the supervisor."""
         try:
             _load()
             _tracing()
@@ -114,24 +114,25 @@ class UncertaintyService:
             raise SystemExit(f"mcd: {error}") from error
         pass_hangup_to_workers()
 
-    # Requests are answered before they reach BentoML, which reads here what its clients may send. Its client can't read
-    # answers in which a list may be null, so that it is told of JSON objects only; /docs.json tells more.
+    # Our application answers these requests before they reach BentoML. BentoML derives its clients' schema from these
+    # methods. Its client can't read answers in which a list may be null, so they return plain JSON objects here;
+    # /docs.json has the full schema.
 
     @bentoml.api(input_spec=OneImage)  # type: ignore[untyped-decorator]
     def predict(self, image: str | list[Any], **parameters: Any) -> dict[str, Any]:
-        """Predict the class of one image; /predict also takes forms, image bodies and .npy."""
-        pipeline, asked = _model().pipeline, Parameters.gather(parameters.items())
-        return pipeline.answer(pipeline.accept(image_of(image)), asked, Run()).model_dump()
+        """Predict the class of one image; /predict also accepts forms, image files and .npy."""
+        pipeline, checked = _model().pipeline, Parameters.gather(parameters.items())
+        return pipeline.answer(pipeline.accept(image_of(image)), checked, Run()).model_dump()
 
     @bentoml.api(input_spec=ManyImages)  # type: ignore[untyped-decorator]
     def predict_batch(self, images: list[Any], **parameters: Any) -> dict[str, Any]:
-        """Predict the classes of many images, each as if it were alone."""
+        """Predict the classes of several images, each independently of the others."""
         answers = _model().pipeline.answers(images_of(images), Parameters.gather(parameters.items()), Run())
         return BatchAnswer.of(answers).model_dump()
 
     @bentoml.api(input_spec=Pool)  # type: ignore[untyped-decorator]
     def rank(self, images: list[Any], **parameters: Any) -> dict[str, Any]:
-        """Order images by how much their labels would tell."""
+        """Rank images by how informative their labels would be for training."""
         return _model().pipeline.rank(images_of(images), RankParameters.gather(parameters.items()), Run()).model_dump()
 
 
@@ -144,14 +145,14 @@ def _metrics() -> Metrics:
 def _prediction_log() -> PredictionLog:
     try:
         return PredictionLog(
-            Path(SETTINGS.recent_folder) if SETTINGS.recent_folder else _shared(), SETTINGS.recent_predictions
+            Path(SETTINGS.recent_folder) if SETTINGS.recent_folder else _shared_folder(), SETTINGS.recent_predictions
         )
     except OSError as error:
         raise SystemExit(f"mcd: MCD_RECENT_FOLDER: can't be written ({error})") from error
 
 
-def _shared() -> Path | None:
-    """The folder that all workers of this server share, under BentoML."""
+def _shared_folder() -> Path | None:
+    """The folder that BentoML creates for all workers of this server; None without BentoML."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     return Path(folder) if folder else None
 
@@ -161,19 +162,19 @@ def _tracing() -> "Tracing | None":
     if not SETTINGS.otlp_endpoint:
         return None
     try:
-        from service.http.tracing import Tracing  # noqa: PLC0415 - an extra
+        from service.http.tracing import Tracing  # noqa: PLC0415 - an optional dependency
     except ImportError as error:
-        raise SystemExit(f"mcd: MCD_OTLP_ENDPOINT: pip install 'mcd[tracing]' is needed ({error})") from error
+        raise SystemExit(f"mcd: MCD_OTLP_ENDPOINT: install the extra: pip install 'mcd[tracing]' ({error})") from error
     return Tracing(SETTINGS.otlp_endpoint, ratio=SETTINGS.traced_ratio)
 
 
 @functools.cache
 def _model() -> ReloadableModel:
-    # One core a worker: more workers are the way to more cores. Bits depend on the number of threads, too.
+    # One thread per worker: add workers to use more cores. The number of threads also changes the bits of results.
     torch.set_num_threads(1)
     threadpool_limits(1, user_api="blas")
     try:
-        model = ReloadableModel(_load, _shared(), _metrics())
+        model = ReloadableModel(_load, _shared_folder(), _metrics())
     except ModelError as error:
         raise SystemExit(f"mcd: {error}") from error
     _metrics().derive(

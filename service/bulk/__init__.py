@@ -1,1 +1,1 @@
-"""Scores whole data sets on Ray Data: `python -m service.bulk IN OUT`."""
+"""Bulk scoring of whole data sets on Ray Data: `python -m service.bulk IN OUT`."""

@@ -14,9 +14,9 @@ from model.artifact import write_atomically
 from service import __version__
 from service.bulk.inputs.discovery import open_source
 from service.bulk.inputs.source import InputError, Source
-from service.bulk.job import JobError, score, started
+from service.bulk.job import JobError, ray_session, score
 from service.bulk.output import Output, OutputError
-from service.bulk.progress import shown
+from service.bulk.progress import show_progress
 from service.bulk.report import page
 from service.bulk.scoring import Scorer
 from service.bulk.summary import sections, summarize_output
@@ -26,7 +26,7 @@ from service.schemas.problems import Problem
 from service.settings import Settings, SettingsError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
-_ROWS = 20
+_MAX_ROWS = 20  # of a printed table
 
 
 @app.command()
@@ -70,15 +70,15 @@ def main(  # noqa: PLR0913 - one argument an option
     OUT is complete when it contains the file _SUCCESS. An image that can't be read gets a row that says what is wrong
     with it. After Ctrl-C, a crash or a full disk, the same command with --resume continues.
     """
-    asked = {"method": method, "seed": seed, "coverage": coverage, "max_risk": max_risk, "invert": invert}
+    options = {"method": method, "seed": seed, "coverage": coverage, "max_risk": max_risk, "invert": invert}
     if samples is not None or method == "masks":
-        asked["samples"] = samples or "100"
+        options["samples"] = samples or "100"
     try:
-        parameters = Parameters.gather(asked.items())
+        parameters = Parameters.gather(options.items())
         settings = Settings.from_mapping(os.environ)
         artifact = load_artifact(model or None)
         images = open_source(source, image=image_column, identifier=id_column, max_bytes=settings.max_body_bytes)
-        how: dict[str, Any] = {
+        scorer_options: dict[str, Any] = {
             "artifact": artifact,
             "parameters": parameters,
             "encoded": images.encoded,
@@ -88,19 +88,19 @@ def main(  # noqa: PLR0913 - one argument an option
         output.begin(_job(artifact, parameters, source, images), resume=resume)
         if not output.is_finished:
             with output.locked():
-                _run(images, output, workers, address, how)
-        found = summarize_output(output)
-        _tell(output, images, found)
+                _run(images, output, workers, address, scorer_options)
+        summary = summarize_output(output)
+        _print_summary(output, images, summary)
         if report is not None:
-            write_atomically(report, page(images, Scorer(**how), output, found))
+            write_atomically(report, page(images, Scorer(**scorer_options), output, summary))
     except (Problem, SettingsError, ArtifactError, InputError, OutputError, JobError, OSError) as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:
-        _fail("interrupted: --resume goes on from what is written", 130)
+        _fail("interrupted: --resume continues from the rows that are written", 130)
 
 
 def _job(artifact: Artifact, parameters: Parameters, source: str, images: Source) -> dict[str, Any]:
-    """What decides the rows: all the same again, or a run can't be resumed."""
+    """Everything that determines the rows; a run can be resumed only if all of it is unchanged."""
     return {
         "version": __version__,
         "model": artifact.sha256,
@@ -111,24 +111,24 @@ def _job(artifact: Artifact, parameters: Parameters, source: str, images: Source
     }
 
 
-def _run(images: Source, output: Output, workers: int | None, address: str | None, how: dict[str, Any]) -> None:
+def _run(images: Source, output: Output, workers: int | None, address: str | None, scorer: dict[str, Any]) -> None:
     output.discard_broken()
     done = output.done()
     if len(done) < images.count:
-        with started(address, workers) as count, shown(output, images.count):
-            score(images, output, done, workers=count, **how)
+        with ray_session(address, workers) as count, show_progress(output, images.count):
+            score(images, output, done, workers=count, **scorer)
     output.discard_broken()
     output.check(images.count)
     output.finish(summarize_output(output))
 
 
-def _tell(output: Output, images: Source, found: dict[str, Any]) -> None:
+def _print_summary(output: Output, images: Source, summary: dict[str, Any]) -> None:
     console = Console(highlight=False)
-    console.print(f"{found['rows']:,} rows in {output.where}", soft_wrap=True)
-    if images.left_out:
-        console.print(f"{images.left_out:,} files of another kind were left out")
-    for heads, rows in sections(found):
-        console.print(_table(heads, rows[:_ROWS]))
+    console.print(f"{summary['rows']:,} rows in {output.where}", soft_wrap=True)
+    if images.skipped:
+        console.print(f"{images.skipped:,} other files were skipped")
+    for heads, rows in sections(summary):
+        console.print(_table(heads, rows[:_MAX_ROWS]))
 
 
 def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> Table:

@@ -1,11 +1,11 @@
-"""Where rows go: a folder that is whole, with a marker that says so, or holds nothing that a reader takes for it.
+"""The output folder: either complete, with the marker _SUCCESS, or without any files that readers use.
 
-    _job.json                 what makes these rows: model, parameters, input
-    _unfinished/parts         Parquet files, written by many at once
-    _unfinished/checkpoint    for each of them that is whole its ids; Ray Data writes both
-    *.parquet, _SUCCESS       in the end
+    _job.json                 what determines the rows: model, parameters, input
+    _unfinished/parts         Parquet files, written in parallel by Ray Data
+    _unfinished/checkpoint    ids of each complete part, also written by Ray Data
+    *.parquet, _SUCCESS       after the end of the run
 
-Names that start with _ are left out by whatever reads Parquet data sets.
+Readers of Parquet data sets ignore names that start with _.
 """
 
 import fcntl
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from model.artifact import write_atomically
-from service.bulk.inputs.parquet import find_twice
+from service.bulk.inputs.parquet import find_duplicate
 from service.bulk.inputs.source import locate, one_line
 from service.bulk.ray_internals import checkpoint_file, committed_part, is_pending
 
@@ -31,11 +31,11 @@ _LOCK = "_unfinished/lock"
 
 
 class OutputError(ValueError):
-    """An output that can't be written to, or must not; one line says why."""
+    """An output folder that can't or must not be written to; the message has the reason in one line."""
 
 
 class Output:
-    """The folder, on any filesystem.
+    """The output folder, on any filesystem.
 
     Args:
         where: path or URL.
@@ -49,19 +49,23 @@ class Output:
         self.filesystem, self.path = locate(where)
 
     def at(self, name: str) -> str:
-        """Path of what has a name in it."""
+        """Path of a name in the folder."""
         return posixpath.join(self.path, name)
 
     @property
     def is_finished(self) -> bool:
-        """Whether all rows are there."""
+        """Whether the folder is complete."""
         return self._is_file(SUCCESS)
 
     def begin(self, job: Mapping[str, Any], *, resume: bool) -> None:
-        """Take possession of an empty folder, or of one in which the same job was begun; leave a finished one as it is.
+        """Prepare an empty folder, or continue one with the same job; a finished folder stays unchanged.
+
+        Args:
+            job: everything that determines the rows.
+            resume: whether the folder may already have this job.
 
         Raises:
-            OutputError: something else is there, or it can't be written to.
+            OutputError: the folder has other contents, or it can't be written to.
         """
         try:
             if self._is_file(JOB):
@@ -78,7 +82,7 @@ class Output:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs away from a local folder until the end, however this one ends.
+        """Lock a local folder against other runs; the lock also ends with the process.
 
         Raises:
             OutputError: another run is writing to it.
@@ -98,28 +102,28 @@ class Output:
             state = "a finished run" if self.is_finished else "an unfinished run, which --resume continues"
             raise OutputError(f"{self.where}: has {state}: choose another folder")
         with self.filesystem.open_input_stream(self.at(JOB)) as stream:
-            before = json.loads(stream.read())
-        changed = [name for name in sorted({*job, *before}) if job.get(name) != before.get(name)]
+            previous = json.loads(stream.read())
+        changed = [name for name in sorted({*job, *previous}) if job.get(name) != previous.get(name)]
         if changed:
-            differences = "; ".join(f"{name} was {before.get(name)}, is {job.get(name)}" for name in changed)
-            raise OutputError(f"{self.where}: was begun by another job ({differences}): choose another folder")
+            differences = "; ".join(f"{name} was {previous.get(name)}, is {job.get(name)}" for name in changed)
+            raise OutputError(f"{self.where}: has another job ({differences}): choose another folder")
 
     def committed(self) -> list[str]:
-        """Stems of the parts that are whole."""
+        """Stems of the names of complete parts."""
         return [part for name in self._names(CHECKPOINT) if (part := committed_part(name)) is not None]
 
     def part(self, stem: str) -> str:
-        """Path of a part that is whole, while the job runs."""
+        """Path of a complete part, while the job runs."""
         return self.at(f"{PARTS}/{next(name for name in self._names(PARTS) if name.startswith(stem))}")
 
     def done(self) -> pa.Array:
-        """Ids of all rows in parts that are whole."""
+        """Ids of all rows in complete parts."""
         paths = [self.at(f"{CHECKPOINT}/{checkpoint_file(stem)}") for stem in self.committed()]
         columns = [pq.read_table(path, columns=["id"], filesystem=self.filesystem).column("id") for path in paths]
         return pa.chunked_array(columns, pa.string()).combine_chunks()
 
     def discard_broken(self) -> None:
-        """Remove what a killed run left of parts that are not whole."""
+        """Remove incomplete parts of a killed run."""
         stems = tuple(self.committed())
         broken = [f"{PARTS}/{name}" for name in self._names(PARTS) if not name.startswith(stems)]
         broken += [f"{CHECKPOINT}/{name}" for name in self._names(CHECKPOINT) if is_pending(name)]
@@ -127,20 +131,20 @@ class Output:
             self.filesystem.delete_file(self.at(name))
 
     def check(self, count: int) -> None:
-        """See that every image has its row, once.
+        """Check that every image has exactly one row.
 
         Raises:
-            OutputError: it hasn't.
+            OutputError: rows are missing or repeated.
         """
         paths = self.parts()
         rows = sum(pq.read_metadata(path, filesystem=self.filesystem).num_rows for path in paths)
-        twice = find_twice(self.filesystem, paths, "id") if paths else None
-        if rows != count or twice is not None:
-            what = f"{rows} rows for {count} images" if twice is None else f"two rows for {twice}"
-            raise OutputError(f"{self.where}: has {what}; it stays unfinished")
+        duplicate = find_duplicate(self.filesystem, paths, "id") if paths else None
+        if rows != count or duplicate is not None:
+            fault = f"{rows} rows for {count} images" if duplicate is None else f"two rows for {duplicate}"
+            raise OutputError(f"{self.where}: has {fault}; it stays unfinished")
 
     def parts(self) -> list[str]:
-        """Paths of all Parquet files, wherever they are by now."""
+        """Paths of all Parquet files, finished or not."""
         return [
             self.at(f"{folder}{name}")
             for folder in (f"{PARTS}/", "")
@@ -149,7 +153,7 @@ class Output:
         ]
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Bring the parts to where they are read, and say that all are there."""
+        """Move the parts to their final place, and write summary and marker."""
         for name in self._names(PARTS):
             self.filesystem.move(self.at(f"{PARTS}/{name}"), self.at(name))
         self.put(SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
@@ -157,13 +161,13 @@ class Output:
         self.filesystem.delete_dir(self.at(PARTS.partition("/")[0]))
 
     def batches(self, columns: Iterable[str]) -> Iterator[pa.RecordBatch]:
-        """Read columns of all rows, a few at a time."""
+        """Read columns of all rows, in batches."""
         for path in self.parts():
             with self.filesystem.open_input_file(path) as file:
                 yield from pq.ParquetFile(file).iter_batches(columns=list(columns))
 
     def put(self, name: str, data: bytes) -> None:
-        """Write a small file, whole or not at all."""
+        """Write a small file; on a local filesystem, atomically."""
         if isinstance(self.filesystem, fs.LocalFileSystem):
             write_atomically(Path(self.at(name)), data)
             return

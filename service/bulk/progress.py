@@ -1,4 +1,4 @@
-"""How far a run is: told from what is written, so that no crash can make it a lie."""
+"""The progress of a run, computed from the written parts, so that it is also correct after a crash."""
 
 import threading
 import time
@@ -12,24 +12,24 @@ from rich.progress import BarColumn, Progress, TextColumn
 
 from service.bulk.output import Output
 
-_SECONDS = 1.0
-_SECONDS_PLAIN = 10.0  # between the lines where no bar can be drawn
+_SECONDS = 1.0  # between updates of the progress bar
+_SECONDS_PLAIN = 10.0  # between lines if standard error is not a terminal
 
 
 @contextmanager
-def shown(output: Output, count: int) -> Iterator[None]:
-    """Show rows, rate, remaining time, errors and abstentions on standard error for as long as it is open."""
+def show_progress(output: Output, count: int) -> Iterator[None]:
+    """Show rows, rate, remaining time, errors and abstentions on standard error until the block ends."""
     console = Console(stderr=True, highlight=False)
     counter = _Counter(output, count)
     counter.count()
     bar = Progress(BarColumn(20), TextColumn("{task.description}"), console=console, disable=not console.is_terminal)
-    task = bar.add_task(counter.told(), total=count, completed=counter.rows)
+    task = bar.add_task(counter.describe(), total=count, completed=counter.rows)
 
     def show() -> None:
         counter.count()
-        bar.update(task, completed=counter.rows, description=counter.told())
+        bar.update(task, completed=counter.rows, description=counter.describe())
         if not console.is_terminal:
-            console.print(counter.told(), soft_wrap=True)
+            console.print(counter.describe(), soft_wrap=True)
 
     ended = threading.Event()
 
@@ -37,25 +37,25 @@ def shown(output: Output, count: int) -> Iterator[None]:
         while not ended.wait(_SECONDS if console.is_terminal else _SECONDS_PLAIN):
             show()
 
-    watching = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch)
     with bar:
-        watching.start()
+        watcher.start()
         try:
             yield
         finally:
             ended.set()
-            watching.join()
+            watcher.join()
             show()
 
 
 class _Counter:
-    """Counts rows, errors and abstentions in the parts that are whole; each part once."""
+    """Counts rows, errors and abstentions of the complete parts; reads each part once."""
 
     def __init__(self, output: Output, total: int) -> None:
         self._output, self._total = output, total
         self._seen: set[str] = set()
         self.rows = self._errors = self._abstained = 0
-        self._start: tuple[float, int] | None = None  # of the rate: time and rows when the first part was there
+        self._start: tuple[float, int] | None = None  # time and rows at the first complete part, to compute the rate
 
     def count(self) -> None:
         before = self.rows
@@ -63,14 +63,14 @@ class _Counter:
             if stem not in self._seen:
                 self._seen.add(stem)
                 columns = ["error", "abstain"]
-                found = pq.read_table(self._output.part(stem), columns=columns, filesystem=self._output.filesystem)
-                self.rows += len(found)
-                self._errors += len(found) - found.column("error").null_count
-                self._abstained += found.column("abstain").to_pylist().count(True)
+                table = pq.read_table(self._output.part(stem), columns=columns, filesystem=self._output.filesystem)
+                self.rows += len(table)
+                self._errors += len(table) - table.column("error").null_count
+                self._abstained += table.column("abstain").to_pylist().count(True)
         if self.rows > before and self._start is None:
             self._start = time.monotonic(), self.rows
 
-    def told(self) -> str:
+    def describe(self) -> str:
         parts = [f"{self.rows:,} of {self._total:,}", *self._pace()]
         return ", ".join([*parts, f"{self._errors:,} errors", f"{self._abstained:,} abstained"])
 

@@ -1,6 +1,6 @@
-"""What we use of Ray Data's checkpoints that is not documented: all of it stands here.
+"""All undocumented parts of Ray Data's checkpoints that we use.
 
-pyproject.toml bounds Ray's version; tests/unit/test_internals.py fails when one of these changes.
+pyproject.toml bounds Ray's version; tests/unit/test_internals.py fails if one of these parts changes.
 """
 
 from typing import Any
@@ -8,27 +8,27 @@ from typing import Any
 from pyarrow import fs
 from ray.data.checkpoint import CheckpointConfig, CheckpointManager
 
-# Ray Data writes a file of ids for each part that is whole, with the part's name; before that it has this ending.
+# For each part, Ray Data writes a file of ids named like the part; it has the second ending until the part is complete.
 _DONE, _PENDING = ".parquet", ".pending.parquet"
 
 
 def committed_part(name: str) -> str | None:
-    """How the name of the part begins that a checkpoint file says is whole; None for another file."""
+    """Stem of the complete part that a checkpoint file belongs to; None for any other file."""
     return name.removesuffix(_DONE) if name.endswith(_DONE) and not is_pending(name) else None
 
 
 def is_pending(name: str) -> bool:
-    """Whether a checkpoint file is of a part that was not finished."""
+    """Whether a checkpoint file belongs to an incomplete part."""
     return name.endswith(_PENDING)
 
 
 def checkpoint_file(part: str) -> str:
-    """Name of the file with the ids of a part."""
+    """Name of the checkpoint file of a part."""
     return f"{part}{_DONE}"
 
 
 def checkpoint_config(path: str, filesystem: fs.FileSystem) -> CheckpointConfig:
-    """Let Ray Data write checkpoints, by the column "id", and read none: what is done is left out at the source."""
+    """Make Ray Data write checkpoints by the column "id", but not read them: our source skips images that are done."""
     return CheckpointConfig(
         "id",
         path,
@@ -39,7 +39,7 @@ def checkpoint_config(path: str, filesystem: fs.FileSystem) -> CheckpointConfig:
 
 
 class _FilteredAtTheSource(CheckpointManager):
-    """Tells Ray Data that nothing is done, so that it doesn't read everything again in order to drop it."""
+    """Reports to Ray Data that nothing is done; otherwise it would read all images again to filter them."""
 
     def load_checkpoint(self, *_: Any, **__: Any) -> tuple[None, int]:
         return None, 0

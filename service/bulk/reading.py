@@ -1,4 +1,4 @@
-"""Inputs as Ray Data reads them."""
+"""The data source for Ray Data."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,11 +15,11 @@ from service.bulk.inputs.source import Shard
 
 
 class Images(Datasource):
-    """A source's shards, without the images that are done: these are not even read.
+    """Reads shards, and skips images that are done.
 
     Args:
-        shards: a task each.
-        done: ids.
+        shards: the shards; each becomes a read task.
+        done: ids of the images that are done.
     """
 
     def __init__(self, shards: Sequence[Shard], done: "ray.ObjectRef[pa.Array]") -> None:
@@ -27,7 +27,7 @@ class Images(Datasource):
         self._shards, self._done = shards, done
 
     def estimate_inmemory_data_size(self) -> int | None:
-        """Say nothing: it isn't known."""
+        """Return None: the size is unknown."""
         return None
 
     def get_read_tasks(
@@ -36,7 +36,7 @@ class Images(Datasource):
         per_task_row_limit: int | None = None,
         data_context: DataContext | None = None,  # noqa: ARG002 - as Ray Data calls it
     ) -> list[ReadTask]:
-        """Make the tasks."""
+        """Make one read task for each shard."""
         unknown = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
         return [
             ReadTask(partial(_read, shard, self._done), unknown, per_task_row_limit=per_task_row_limit)
@@ -45,12 +45,12 @@ class Images(Datasource):
 
 
 def _read(shard: Shard, done: "ray.ObjectRef[pa.Array]") -> Iterator[pa.Table]:
-    tables = shard.read(ray.get(done), wanted=False)
-    return tables if isinstance(shard.filesystem, fs.LocalFileSystem) else _ahead(tables)
+    tables = shard.read(ray.get(done), include=False)
+    return tables if isinstance(shard.filesystem, fs.LocalFileSystem) else _read_ahead(tables)
 
 
-def _ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Read the next table in a thread while one is scored."""
+def _read_ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Read the next table in a thread while the current one is scored."""
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(next, tables, None)
         while (table := following.result()) is not None:

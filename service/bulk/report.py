@@ -1,4 +1,4 @@
-"""What a run found, drawn on a page that needs nothing beside it."""
+"""The HTML report of a run, as one self-contained page."""
 
 import base64
 import html
@@ -37,26 +37,26 @@ _STYLE = (
 mpl.use("Agg")
 
 
-def page(source: Source, scorer: Scorer, output: Output, found: Mapping[str, Any]) -> bytes:
-    """Write the page: counts, distributions, quantiles and the least sure images, as HTML.
+def page(source: Source, scorer: Scorer, output: Output, summary: Mapping[str, Any]) -> bytes:
+    """Make the page, in HTML: counts, distributions, quantiles and the most uncertain images.
 
     Args:
-        source: that was scored.
-        scorer: that did, or one like it.
-        output: finished.
-        found: its summary.
+        source: the scored images.
+        scorer: a scorer with the parameters of the run.
+        output: the finished output.
+        summary: summary of the output.
     """
-    counts, quantiles, _ = sections(found)
+    counts, quantiles, _ = sections(summary)
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><title>Bulk scoring</title>",
-        f"<style>{_STYLE}</style><h1>{found['rows']:,} images</h1>",
+        f"<style>{_STYLE}</style><h1>{summary['rows']:,} images</h1>",
         f"<p>In {html.escape(output.where)}, by the model {html.escape(scorer.model)}.",
         _table(*counts),
-        "<h2>How sure</h2>",
+        "<h2>Uncertainty</h2>",
         _img(_histograms(output), "Histograms of confidence, predictive entropy, mutual information and novelty"),
         _table(*quantiles),
-        "<h2>Least sure</h2><p>As the network sees them; predictive entropy in nats.",
-        _gallery(source, scorer, found["least_sure"]),
+        "<h2>Most uncertain images</h2><p>The network's inputs, with their predictive entropy in nats.",
+        _gallery(source, scorer, summary["least_sure"]),
         "</html>",
     ]
     return "\n".join(parts).encode()
@@ -93,10 +93,10 @@ def _gallery(source: Source, scorer: Scorer, least_sure: Sequence[Mapping[str, A
     ids = pa.array([one["id"] for one in least_sure], pa.string())
     pictures: dict[str, str] = {}
     for shard in source.shards:
-        for read in shard.read(ids, wanted=True):
-            table = read.filter(pc.is_valid(read.column("image")))  # without files that have gone since
-            names, found = table.column("id").to_pylist(), scorer.read(table.column("image").to_pylist())
-            for name, prepared in zip(names, found, strict=True):
+        for rows in shard.read(ids, include=True):
+            table = rows.filter(pc.is_valid(rows.column("image")))  # files may have been removed since the run
+            names, inputs = table.column("id").to_pylist(), scorer.prepare(table.column("image").to_pylist())
+            for name, prepared in zip(names, inputs, strict=True):
                 if isinstance(prepared, Input):
                     pictures[name] = _img(_png(prepared.pixels), name)
     items = [

@@ -1,4 +1,4 @@
-"""Images -> rows: what the service would answer, many at once."""
+"""Scores images in large batches; the rows have the values that the service would answer."""
 
 import gc
 import itertools
@@ -23,7 +23,8 @@ from service.schemas.problems import Problem
 AT_ONCE = 256
 
 _CLASSES = pa.list_(pa.float64())
-# As the service's answers name them; where there is an error, null but id, error and what all rows share.
+# Columns are named like the fields of the service's answers. In rows with an error, only id, error, model, method,
+# samples (if fixed) and seed are set.
 ROWS = pa.schema(
     [
         ("id", pa.string()),
@@ -53,13 +54,13 @@ REPEATED = ["label", "abstain_reason", "model", "method"]
 
 
 class Scorer:
-    """Scores tables of images, on one thread, in a process that does nothing else.
+    """Scores tables of images on one thread, in a process of its own.
 
     Args:
         artifact: the model.
         parameters: how to predict and decide.
-        encoded: whether the images are files, or arrays of 784 bytes.
-        limits: of image files.
+        encoded: whether the images are image files instead of arrays of 784 bytes.
+        limits: limits on image files.
     """
 
     def __init__(self, artifact: Artifact, parameters: Parameters, *, encoded: bool, limits: ImageLimits) -> None:
@@ -69,35 +70,36 @@ class Scorer:
         self._pipeline = Pipeline(artifact, limits, novelty_together=self._at_once > 1)
         self._parameters, self._encoded = parameters, encoded
         self.model = artifact.sha256
-        self._same = {"model": self.model, "method": parameters.method, "seed": parameters.seed}
+        self._constants = {"model": self.model, "method": parameters.method, "seed": parameters.seed}
         if parameters.samples != "auto":
-            self._same["samples"] = parameters.samples
+            self._constants["samples"] = parameters.samples
         gc.collect()
-        gc.freeze()  # what lives as long as the process is of no use to the collector, which takes a fifth of its time
+        gc.freeze()  # exclude permanent objects from garbage collection, which would take a fifth of the time
 
     def __call__(self, images: pa.Table) -> pa.Table:
-        """Turn a table of `inputs.source.IMAGES` into one of `ROWS`, in the same order."""
-        batches = list(self._evaluated(images.column("image").drop_null().to_pylist()))
-        found = iter(image for batch in batches for image in batch.images)
-        outcomes = [error or next(found) for error in images.column("error").to_pylist()]
+        """Score a table with schema `inputs.source.IMAGES`; return a table with schema `ROWS` in the same order."""
+        batches = list(self._evaluate(images.column("image").drop_null().to_pylist()))
+        evaluated = iter(image for batch in batches for image in batch.images)
+        outcomes = [error or next(evaluated) for error in images.column("error").to_pylist()]
         errors = [None if isinstance(one, Input) else _text(one) for one in outcomes]
         columns = self._columns(batches)
         if any(errors):
-            places = itertools.count()
-            rows = pa.array([next(places) if error is None else None for error in errors], pa.int64())
+            indices = itertools.count()
+            rows = pa.array([next(indices) if error is None else None for error in errors], pa.int64())
             columns = {name: column.take(rows) for name, column in columns.items()}
         columns |= {"id": images.column("id"), "error": pa.array(errors, pa.string())}
         columns |= {
-            name: pa.repeat(pa.scalar(value, ROWS.field(name).type), len(errors)) for name, value in self._same.items()
+            name: pa.repeat(pa.scalar(value, ROWS.field(name).type), len(errors))
+            for name, value in self._constants.items()
         }
         return pa.table([columns.get(field.name, pa.nulls(len(errors), field.type)) for field in ROWS], schema=ROWS)
 
-    def read(self, images: Sequence[bytes]) -> list[Input | str]:
-        """Bring images to what the network takes, or tell what is wrong with them."""
-        found = [image for batch in self._evaluated(images) for image in batch.images]
-        return [_text(image) if isinstance(image, Problem) else image for image in found]
+    def prepare(self, images: Sequence[bytes]) -> list[Input | str]:
+        """Prepare images for the network; an error message takes the place of an invalid image."""
+        prepared = [image for batch in self._evaluate(images) for image in batch.images]
+        return [_text(image) if isinstance(image, Problem) else image for image in prepared]
 
-    def _evaluated(self, images: Sequence[bytes]) -> Iterator[Batch]:
+    def _evaluate(self, images: Sequence[bytes]) -> Iterator[Batch]:
         sources = images if self._encoded else [np.frombuffer(one, np.uint8).reshape(SIDE, SIDE) for one in images]
         run = Run()
         for first in range(0, len(sources), self._at_once):
@@ -115,24 +117,24 @@ class Scorer:
     def _values(
         self, images: Sequence[Input | Problem], predictions: Predictions, decisions: Decisions
     ) -> dict[str, Any]:
-        """What the service would answer to the inputs among the images, by columns."""
+        """Columns with the service's answers to all valid images."""
         inputs = [image for image in images if isinstance(image, Input)]
         index_B = predictions.probs_BC.argmax(axis=1)
         calibrated_BC = decisions.probs_BC if self._parameters.calibrated else None
         probs_BC = predictions.probs_BC if calibrated_BC is None else calibrated_BC
         common = [*predictions.warnings, *decisions.warnings]
-        found = predictions.uncertainty
+        uncertainty = predictions.uncertainty
         sets: Sequence[list[str] | None] = decisions.sets or [None] * len(inputs)
         columns = {
             "label": [predictions.classes[index] for index in index_B],
             "class_index": index_B,
             "confidence": np.take_along_axis(probs_BC, index_B[:, None], axis=1)[:, 0],
             "probabilities": probs_BC,
-            "variance": None if found is None else found.variance.numpy(),
-            "standard_error": found.standard_error.numpy() if isinstance(found, Uncertainty) else None,
+            "variance": None if uncertainty is None else uncertainty.variance.numpy(),
+            "standard_error": uncertainty.standard_error.numpy() if isinstance(uncertainty, Uncertainty) else None,
             "predictive_entropy": predictions.entropy_B,
-            "expected_entropy": None if found is None else found.expected_entropy.numpy(),
-            "mutual_information": None if found is None else found.mutual_information.numpy(),
+            "expected_entropy": None if uncertainty is None else uncertainty.expected_entropy.numpy(),
+            "mutual_information": None if uncertainty is None else uncertainty.mutual_information.numpy(),
             "prediction_set": list(sets),
             "abstain": [reason is not None for reason in decisions.reasons],
             "abstain_reason": decisions.reasons,
@@ -145,16 +147,16 @@ class Scorer:
 
 
 def _text(error: str | Problem) -> str:
-    """One line about an image that can't be scored."""
+    """The error of an image in one line, for its row."""
     if isinstance(error, str):
         return error
     cause = error.__cause__
-    is_ours = error.kind == "internal-error" and cause is not None
-    return f"{error.kind}: {type(cause).__name__}: {cause}" if is_ours else f"{error.kind}: {error.detail}"
+    is_unexpected = error.kind == "internal-error" and cause is not None
+    return f"{error.kind}: {type(cause).__name__}: {cause}" if is_unexpected else f"{error.kind}: {error.detail}"
 
 
 def _column(name: str, parts: Sequence[Any]) -> pa.Array:
-    """Join lists or arrays, (B,) or (B, C)."""
+    """Concatenate lists or arrays, (B,) or (B, C), into a column."""
     if isinstance(parts[0], list):
         return pa.array(list(itertools.chain.from_iterable(parts)), ROWS.field(name).type)
     values = np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""What a run found, in short."""
+"""The summary of a run."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,13 +12,14 @@ from service.bulk.output import Output
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MEASURES = ("confidence", "predictive_entropy", "mutual_information", "novelty")
-_LEAST_SURE = 24
+_LEAST_SURE = 24  # number of listed images
 
 
 def summarize_output(output: Output) -> dict[str, Any]:
-    """Count, and find quantiles and the least sure images, in memory that doesn't grow with the rows.
+    """Summarize all rows: counts, quantiles, and the images with the highest predictive entropy.
 
-    Quantiles are approximate (t-digest, Dunning & Ertl 2019, arXiv:1902.04023).
+    The memory does not grow with the number of rows. Quantiles are approximate (t-digest, Dunning & Ertl 2019,
+    arXiv:1902.04023).
     """
     classes: Counter[str] = Counter()
     errors: Counter[str] = Counter()
@@ -32,8 +33,8 @@ def summarize_output(output: Output) -> dict[str, Any]:
         errors.update(_counts(pc.list_element(pc.split_pattern(batch.column("error"), ":"), 0)))
         entropies = batch.column("predictive_entropy").to_numpy(zero_copy_only=False)
         top = np.argsort(-np.nan_to_num(entropies, nan=-1), kind="stable")[:_LEAST_SURE].tolist()
-        found = [(float(entropies[row]), batch.column("id")[row].as_py()) for row in top if entropies[row] >= 0]
-        least = sorted([*least, *found], key=lambda one: (-one[0], one[1]))[:_LEAST_SURE]
+        candidates = [(float(entropies[row]), batch.column("id")[row].as_py()) for row in top if entropies[row] >= 0]
+        least = sorted([*least, *candidates], key=lambda one: (-one[0], one[1]))[:_LEAST_SURE]
     return {
         "rows": rows,
         "errors": dict(errors.most_common()),
@@ -51,29 +52,29 @@ def _counts(column: Any) -> dict[str, int]:
 
 def _quantiles(output: Output) -> dict[str, dict[str, float | None]]:
     rows = dataset.dataset(output.parts(), filesystem=output.filesystem, format="parquet")
-    wanted = [(name, level) for name in MEASURES for level in QUANTILES]
-    digests = [(name, "tdigest", pc.TDigestOptions(q=level, delta=500), f"{name} {level}") for name, level in wanted]
+    columns = [(name, level) for name in MEASURES for level in QUANTILES]
+    digests = [(name, "tdigest", pc.TDigestOptions(q=level, delta=500), f"{name} {level}") for name, level in columns]
     plan = acero.Declaration.from_sequence(
         [
             acero.Declaration("scan", acero.ScanNodeOptions(rows, columns=list(MEASURES))),
             acero.Declaration("aggregate", acero.AggregateNodeOptions(digests)),
         ]
     )
-    (found,) = plan.to_table().to_pylist()
-    return {name: {str(level): found[f"{name} {level}"] for level in QUANTILES} for name in MEASURES}
+    (row,) = plan.to_table().to_pylist()
+    return {name: {str(level): row[f"{name} {level}"] for level in QUANTILES} for name in MEASURES}
 
 
-def sections(found: Mapping[str, Any]) -> list[tuple[Sequence[str], list[list[str]]]]:
-    """The summary as tables, of heads and rows: counts, quantiles, least sure images."""
-    counts = {f"error: {name}": count for name, count in found["errors"].items()}
-    counts |= {f"abstained: {name}": count for name, count in found["abstained"].items()} | found["classes"]
+def sections(summary: Mapping[str, Any]) -> list[tuple[Sequence[str], list[list[str]]]]:
+    """The summary as tables, each with column heads and rows: counts, quantiles, most uncertain images."""
+    counts = {f"error: {name}": count for name, count in summary["errors"].items()}
+    counts |= {f"abstained: {name}": count for name, count in summary["abstained"].items()} | summary["classes"]
     quantiles = [
         [name, *("" if values[level] is None else f"{values[level]:.3f}" for level in map(str, QUANTILES))]
-        for name, values in found["quantiles"].items()
+        for name, values in summary["quantiles"].items()
     ]
-    least = [[one["id"], f"{one['predictive_entropy']:.3f}"] for one in found["least_sure"]]
+    least = [[one["id"], f"{one['predictive_entropy']:.3f}"] for one in summary["least_sure"]]
     return [
         (("", "images"), [[name, f"{count:,}"] for name, count in counts.items()]),
         (("quantile", *map(str, QUANTILES)), quantiles),
-        (("least sure", "entropy (nats)"), least),
+        (("most uncertain", "entropy (nats)"), least),
     ]

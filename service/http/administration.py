@@ -1,4 +1,4 @@
-"""The administration: reloading the model."""
+"""Administration: reloading the model."""
 
 import json
 
@@ -13,21 +13,21 @@ from service.schemas.problems import Problem
 
 
 class ReloadEndpoint:
-    """Answers requests to load the model that is on disk now, in all workers.
+    """Endpoint that makes all workers load the model that is now on disk.
 
     Args:
-        model: that answers.
-        bodies: reads those of requests.
+        model: the model to reload.
+        bodies: reads request bodies.
     """
 
     def __init__(self, model: ReloadableModel, bodies: BodyReader) -> None:
         self._model, self._bodies = model, bodies
 
     async def __call__(self, request: Request) -> Response:
-        """Load the model, or keep the old one."""
+        """Load the model, or keep the current one if loading fails."""
         await self._bodies.read(request)
         try:
-            model = await anyio.to_thread.run_sync(lambda: self._model.reload(tell=True))
+            model = await anyio.to_thread.run_sync(lambda: self._model.reload(notify=True))
         except ModelError as error:
-            raise Problem("model-refused", f"the old model goes on answering: {error}") from error
+            raise Problem("model-refused", f"the previous model stays in use: {error}") from error
         return json_response(json.dumps({"model": model}).encode())

@@ -1,4 +1,4 @@
-"""The ASGI application that clients see: our routes behind the middlewares, and BentoML's application behind these."""
+"""The ASGI application: middlewares, then our routes, then BentoML's application."""
 
 import asyncio
 from collections.abc import Mapping
@@ -14,21 +14,21 @@ from service.monitoring.prediction_log import PredictionLog
 from service.reload import ReloadableModel
 from service.settings import Settings
 
-if TYPE_CHECKING:  # an extra, imported where it is configured
+if TYPE_CHECKING:  # an optional dependency, imported only if tracing is configured
     from service.http.tracing import Tracing
 
 
 class Application:
-    """Answers HTTP requests; the lifespan is BentoML's, with our background tasks.
+    """Answers HTTP requests; runs BentoML's lifespan together with our background tasks.
 
     Args:
-        bentoml_app: BentoML's application: its own routes and the lifespan.
-        model: that answers.
-        metrics: where requests are counted.
-        prediction_log: predictions that feedback may be about.
+        bentoml_app: BentoML's application, with its own routes and the lifespan.
+        model: the model that answers.
+        metrics: count the requests.
+        prediction_log: recent predictions, to which feedback can refer.
         settings: limits and keys.
-        cors: options of Starlette's `CORSMiddleware`; none where no other origin may ask.
-        tracing: of requests, if they are traced.
+        cors: options of Starlette's `CORSMiddleware`; empty if no other origin is allowed.
+        tracing: traces requests; None for no tracing.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Application:
             self._app = middleware.cls(self._app, *middleware.args, **middleware.kwargs)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request; run the lifespan."""
+        """Answer a request, or run the lifespan."""
         if scope["type"] == "http":
             await self._app(scope, receive, send)
         elif scope["type"] == "lifespan":
@@ -60,18 +60,18 @@ class Application:
             await self._bentoml_app(scope, receive, send)
 
     async def _run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Run the background tasks as long as BentoML's application."""
+        """Run the background tasks for as long as BentoML's lifespan."""
         tasks = [asyncio.create_task(task()) for task in (self._model.follow, self._flush_metrics)]
 
-        async def send_after_the_end(message: Message) -> None:
-            if message["type"].startswith("lifespan.shutdown"):  # nothing runs any more once it is sent
+        async def send_after_cleanup(message: Message) -> None:
+            if message["type"].startswith("lifespan.shutdown"):  # the process may end as soon as it is sent
                 for task in tasks:
                     task.cancel()
                 if self._tracing:
                     await anyio.to_thread.run_sync(self._tracing.close)
             await send(message)
 
-        await self._bentoml_app(scope, receive, send_after_the_end)
+        await self._bentoml_app(scope, receive, send_after_cleanup)
 
     async def _flush_metrics(self) -> None:
         while True:

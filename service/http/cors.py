@@ -1,4 +1,4 @@
-"""Pages of other origins: which of them a browser lets read our answers (Fetch standard, CORS protocol)."""
+"""Cross-origin resource sharing: which other origins' pages may read our answers (Fetch standard, CORS protocol)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,11 +24,11 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
-def cors_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of Starlette's `CORSMiddleware`, with ours as defaults; none where no other origin may ask.
+def cors_options(configured: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of Starlette's `CORSMiddleware`, with our defaults; empty if no other origin is allowed.
 
     Args:
-        given: options that are set; empty ones are not.
+        configured: configured options; those with empty values are ignored.
     """
-    found = {name: value for name, value in given.items() if value}
-    return _OPTIONS | found if found else {}
+    options = {name: value for name, value in configured.items() if value}
+    return _OPTIONS | options if options else {}

@@ -1,4 +1,4 @@
-"""Deadlines of long work, which also ends when its client has gone."""
+"""Deadlines of long work, which also stops when its client disconnects."""
 
 import asyncio
 import time
@@ -11,27 +11,27 @@ from service.schemas.problems import Problem
 
 
 class Deadline:
-    """While it is open, `check` ends work in another thread that need not go on.
+    """Stops work in another thread by `check`, after the deadline or when the client has disconnected.
 
     Args:
-        request: whose body has been read.
-        seconds: until the deadline, from now on.
+        request: a request whose body has been read.
+        seconds: time from now to the deadline.
     """
 
     def __init__(self, request: Request, *, seconds: float) -> None:
         self._request = request
         self._seconds = seconds
         self._deadline = time.monotonic() + seconds
-        self._gone = False
+        self._is_disconnected = False
 
     def check(self) -> None:
-        """End the work if it is too late.
+        """Stop the work if its answer is no longer needed.
 
         Raises:
-            ClientDisconnect: nobody waits for the answer.
-            Problem: 504 when the deadline has passed.
+            ClientDisconnect: the client has disconnected.
+            Problem: 504, the deadline has passed.
         """
-        if self._gone:
+        if self._is_disconnected:
             raise ClientDisconnect
         if time.monotonic() > self._deadline:
             raise Problem("deadline-exceeded", f"the answer took longer than {self._seconds:g} seconds")
@@ -48,4 +48,4 @@ class Deadline:
     async def _wait_for_disconnect(self) -> None:
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
-        self._gone = True
+        self._is_disconnected = True

@@ -1,4 +1,4 @@
-"""Endpoints that describe the service and its model: OpenAPI, model card, Open Inference Protocol's metadata."""
+"""Endpoint for documents about service and model: OpenAPI, model card, metadata of the Open Inference Protocol."""
 
 import json
 from collections.abc import Iterable
@@ -20,10 +20,10 @@ DESCRIPTION, CARD = "/docs.json", "/card.json"
 
 
 class Documents:
-    """Answers with documents, made anew when the model changes.
+    """Endpoint that sends the documents, rebuilt whenever the model changes.
 
     Args:
-        model: that answers.
+        model: the model that answers.
         settings: limits.
     """
 
@@ -34,7 +34,7 @@ class Documents:
         self._documents: dict[str, bytes] = {}
 
     def describe(self, routes: Iterable[Route]) -> None:
-        """Let OpenAPI's description be of these routes."""
+        """Build the documents; the OpenAPI description covers these routes."""
         self._routes = list(routes)
         self._make()
 

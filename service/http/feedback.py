@@ -1,4 +1,4 @@
-"""Feedback: true classes, which clients send when they learn them."""
+"""Feedback: true classes of earlier predictions, sent by clients."""
 
 import anyio
 from pydantic import ValidationError
@@ -19,13 +19,13 @@ from service.settings import Settings
 
 
 class FeedbackEndpoint:
-    """Answers requests that have feedback.
+    """Endpoint that receives feedback.
 
     Args:
-        model: that answers.
-        bodies: reads those of requests.
-        prediction_log: predictions that feedback may be about.
-        metrics: where outcomes are counted.
+        model: the model that answers.
+        bodies: reads request bodies.
+        prediction_log: recent predictions, to which feedback can refer.
+        metrics: count the outcomes.
         settings: limits.
     """
 
@@ -41,19 +41,19 @@ class FeedbackEndpoint:
         self._prediction_log, self._metrics = prediction_log, metrics
 
     async def __call__(self, request: Request) -> Response:
-        """Note a true class."""
+        """Record a true class."""
         body = await self._bodies.read(request)
-        answer = await anyio.to_thread.run_sync(self._note, body)
+        answer = await anyio.to_thread.run_sync(self._record, body)
         self._metrics.feedback(right=answer.right, wrong=answer.predictions - answer.right)
         RequestContext.of(request.scope).notes["bytes"] = len(body)
         return json_response(answer.model_dump_json().encode())
 
-    def _note(self, body: bytes) -> FeedbackAnswer:
-        """Read a body, and note the true class with the predictions that it is about.
+    def _record(self, body: bytes) -> FeedbackAnswer:
+        """Read a body, and record the true class with the predictions that it refers to.
 
         Raises:
-            Problem: 400 for a body that is not JSON; 404 for a prediction that isn't known, or no longer; 422 for an
-                invalid body, an unknown class, or an id of several images.
+            Problem: 400 for a body that is not JSON; 404 for a prediction that is not in the log (any more); 422 for
+                an invalid body, an unknown class, or a request id with several images.
         """
         try:
             feedback = FeedbackRequest.model_validate(parse_json(body, self._settings))
@@ -66,8 +66,8 @@ class FeedbackEndpoint:
             field, value = "request", key(feedback.request_id or "")
         images = set(self._prediction_log.newest(lambda ring: ring[field] == value)["image"].tolist())
         if not images:
-            raise Problem("unknown-prediction", "this is not among the newest predictions, which are all that are kept")
+            raise Problem("unknown-prediction", "this is not among the recent predictions, which the service keeps")
         if len(images) > 1:
-            raise invalid(("request_id", f"is of {len(images)} images: name one by its image_hash"))
+            raise invalid(("request_id", f"belongs to {len(images)} images: send the image_hash of one instead"))
         outcomes = self._prediction_log.note_class(field, value, true_class)
         return FeedbackAnswer(predictions=len(outcomes), right=int((outcomes == RIGHT).sum()))

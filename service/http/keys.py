@@ -1,4 +1,4 @@
-"""Who may ask: API keys."""
+"""API keys: which clients may use a route."""
 
 import hashlib
 import hmac
@@ -8,10 +8,10 @@ from service.schemas.problems import Problem
 
 
 class Keys:
-    """Keys that open something; without any it is open to all.
+    """The accepted keys of a route; a route without keys is open to everybody.
 
     Args:
-        keys: each that is accepted.
+        keys: the accepted keys.
     """
 
     def __init__(self, keys: Iterable[str]) -> None:
@@ -21,9 +21,9 @@ class Keys:
         return bool(self._digests)
 
     def check(self, headers: Mapping[bytes, bytes]) -> None:
-        """Let a request through that has a key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`.
+        """Check that a request has an accepted key, as `Authorization: Bearer KEY` or `X-API-Key: KEY`.
 
-        Digests of equal length are compared, with all of them, in constant time: how long it takes tells nothing.
+        Compares digests of equal length, always with all keys, in constant time, so that the duration reveals nothing.
 
         Raises:
             Problem: 401 for a missing or wrong key.
@@ -31,10 +31,10 @@ class Keys:
         if not self._digests:
             return
         scheme, _, bearer = headers.get(b"authorization", b"").partition(b" ")
-        given = headers.get(b"x-api-key") or (bearer.strip() if scheme.lower() == b"bearer" else b"")
-        digest = hashlib.sha256(given).digest()
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]
+        key = headers.get(b"x-api-key") or (bearer.strip() if scheme.lower() == b"bearer" else b"")
+        digest = hashlib.sha256(key).digest()
+        matches = [hmac.compare_digest(digest, accepted) for accepted in self._digests]
         if not any(matches):
-            what = "is not known" if given else "is missing"
-            detail = f"the key {what}: send Authorization: Bearer KEY, or X-API-Key: KEY"
+            fault = "is not known" if key else "is missing"
+            detail = f"the key {fault}: send Authorization: Bearer KEY, or X-API-Key: KEY"
             raise Problem("unauthorized", detail, headers={"WWW-Authenticate": 'Bearer realm="mcd"'})

@@ -1,4 +1,4 @@
-"""What every request passes on its way to its route, and every answer on its way back: the outermost first."""
+"""The middlewares that wrap every route, and the innermost application, which calls the route's endpoint."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -18,10 +18,10 @@ from service.monitoring.metrics import Metrics
 from service.schemas.problems import Problem, internal_error
 from service.settings import Settings
 
-if TYPE_CHECKING:  # an extra, imported where it is configured
+if TYPE_CHECKING:  # an optional dependency, imported only if tracing is configured
     from service.http.tracing import Tracing
 
-_ROUTE = "mcd.route"  # in the scope
+_ROUTE = "mcd.route"  # key in the ASGI scope
 _SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -32,14 +32,14 @@ _SECURITY_HEADERS = [
 def middlewares(
     table: RouteTable, *, metrics: Metrics, settings: Settings, cors: Mapping[str, Any], tracing: "Tracing | None"
 ) -> list[Middleware]:
-    """List what stands before the routes.
+    """List the middlewares, the outermost first.
 
     Args:
         table: the routes.
-        metrics: where requests are counted.
+        metrics: count the requests.
         settings: limits.
-        cors: options of `CORSMiddleware`; none where no other origin may ask.
-        tracing: of requests, if they are traced.
+        cors: options of `CORSMiddleware`; empty if no other origin is allowed.
+        tracing: traces requests; None for no tracing.
     """
     return [
         *([Middleware(CORSMiddleware, **cors)] if cors else []),
@@ -55,12 +55,12 @@ def middlewares(
 
 def route_of(scope: Scope) -> Route:
     """The route that answers a request."""
-    found: Route = scope[_ROUTE]
-    return found
+    route: Route = scope[_ROUTE]
+    return route
 
 
 class RequestContextMiddleware:
-    """Finds the route, makes the request's context, adds its headers to the answer, and writes the log line."""
+    """Finds the route, creates the request context, adds its headers to the answer, and writes the log line."""
 
     def __init__(self, app: ASGIApp, table: RouteTable) -> None:
         self._app, self._table = app, table
@@ -84,7 +84,7 @@ class RequestContextMiddleware:
 
 
 class MetricsMiddleware:
-    """Counts requests, and what their stages take."""
+    """Counts requests, and measures the duration of their stages."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -103,7 +103,7 @@ class MetricsMiddleware:
 
 
 class TracingMiddleware:
-    """Makes a span of each request."""
+    """Records a span for each request."""
 
     def __init__(self, app: ASGIApp, tracing: "Tracing") -> None:
         self._app, self._tracing = app, tracing
@@ -119,7 +119,7 @@ class TracingMiddleware:
 
 
 class SecurityHeadersMiddleware:
-    """Limits what browsers do with an answer."""
+    """Adds headers that restrict what browsers do with an answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -137,7 +137,7 @@ class SecurityHeadersMiddleware:
 
 
 class ProblemMiddleware:
-    """Answers problems; what nobody expected is logged, and answered as an internal error."""
+    """Turns problems into answers; logs unexpected errors and answers them as an internal error."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -148,12 +148,12 @@ class ProblemMiddleware:
         try:
             await self._app(scope, receive, send)
         except ClientDisconnect:
-            return  # nobody waits for an answer; it is counted as 499
+            return  # no client waits for an answer; it is counted as 499
         except Problem as raised:
             problem = raised
         except Exception:
             LOGGER.exception("failure", extra={"fields": {"request_id": context.request_id}})
-            if context.status != CLIENT_GONE:  # an answer has begun: nothing can be said any more
+            if context.status != CLIENT_GONE:  # the response has started: its status can't change any more
                 raise
             problem = internal_error(context.request_id)
         else:
@@ -166,7 +166,7 @@ class ProblemMiddleware:
 
 
 class LimitsMiddleware:
-    """Refuses a request before anything of its body is read: one too many, or one with too large a head."""
+    """Refuses requests before their body is read: too many at once, or too large a query or headers."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self._app, self._settings = app, settings
@@ -175,7 +175,7 @@ class LimitsMiddleware:
         """Pass a request on.
 
         Raises:
-            Problem: 414 for a long query, 431 for many or large headers, 503 for too much work.
+            Problem: 414 for a long query, 431 for many or large headers, 503 for too many requests at once.
         """
         route = route_of(scope)
         if route.admission is not None:
@@ -186,7 +186,7 @@ class LimitsMiddleware:
 
 
 class KeysMiddleware:
-    """Refuses who has no key for the route."""
+    """Refuses requests without an accepted key for the route."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -204,10 +204,10 @@ class KeysMiddleware:
 
 
 class Endpoints:
-    """Has each request answered by its route, or by BentoML's application where that has no endpoint.
+    """Calls the endpoint of the request's route, or BentoML's application if the route has no endpoint.
 
     Args:
-        bentoml_app: what answers those.
+        bentoml_app: answers requests to routes without an endpoint.
     """
 
     def __init__(self, bentoml_app: ASGIApp) -> None:

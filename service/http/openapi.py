@@ -1,4 +1,4 @@
-"""What the service answers, as OpenAPI 3.1."""
+"""The OpenAPI 3.1 description of the service."""
 
 from collections.abc import Iterable
 
@@ -14,25 +14,25 @@ from service.schemas.parameters import Parameters, RankParameters
 
 _PROBLEM = "application/problem+json"
 _MEANINGS = {
-    400: "The body is not what its type says.",
-    401: "The key is missing, or not known.",
-    404: "There is nothing here.",
-    405: "Another method.",
-    408: "The body came too slowly.",
-    413: "More bytes, pixels, images, or images x samples than are allowed.",
-    414: "A longer query than is allowed.",
-    415: "A media type, compression or image format that is not understood.",
-    422: "A parameter or an image that breaks its rule; `errors` names each.",
-    431: "More headers than are allowed.",
+    400: "The body does not match its media type.",
+    401: "The key is missing or not known.",
+    404: "There is no such path.",
+    405: "The method is not allowed.",
+    408: "The body arrived too slowly.",
+    413: "Too many bytes, pixels, images, or images x samples.",
+    414: "The query is too long.",
+    415: "The media type, compression or image format is not supported.",
+    422: "A parameter or an image is invalid; `errors` lists invalid parameters.",
+    431: "The headers are too many or too large.",
     500: "An unexpected error of the service.",
-    503: "More work than is accepted at once: see Retry-After.",
-    504: "The answer took longer than is allowed.",
+    503: "Too many requests at once: retry after the time in Retry-After.",
+    504: "The deadline passed before the answer was ready.",
 }
 _SECURITY: list[dict[str, list[str]]] = [{"bearer": []}, {"header": []}]
 
 
 class FaultyParameter(BaseModel):
-    """One parameter at fault."""
+    """One invalid parameter."""
 
     parameter: str
     detail: str
@@ -49,10 +49,10 @@ class ProblemDetails(BaseModel):
 
 
 def describe(routes: Iterable[Route], example: Example) -> Json:
-    """Describe routes and what each may answer; those without an operation are left out.
+    """Describe the routes and their possible answers; routes without an operation are omitted.
 
     Args:
-        routes: all that there are.
+        routes: all routes.
         example: an image and its answer.
     """
     _, schemas = models_json_schema(
@@ -77,8 +77,8 @@ def describe(routes: Iterable[Route], example: Example) -> Json:
         "info": {
             "title": "mcd",
             "version": "1",
-            "summary": "Classifies clothing, and says how sure the network is.",
-            "description": "**[See it in the browser](ui)**: your own images, one dot for each mask.",
+            "summary": "Classifies images of clothing, and reports the network's uncertainty.",
+            "description": "**[Try it in the browser](ui)** with your own images: one dot for each dropout mask.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": {
@@ -119,11 +119,11 @@ def _answer(operation: Operation, example: Example) -> Json:
     if operation.example is not None:
         content["example"] = operation.example(example)
     headers = {
-        "X-Request-ID": {"description": "as sent, or made", "schema": {"type": "string"}},
-        "Server-Timing": {"description": "milliseconds of each stage", "schema": {"type": "string"}},
+        "X-Request-ID": {"description": "the client's id, or a generated one", "schema": {"type": "string"}},
+        "Server-Timing": {"description": "duration of each stage in milliseconds", "schema": {"type": "string"}},
     }
     return {
-        "description": "Answered.",
+        "description": "Success.",
         "content": {operation.media_type: content},
         **({"headers": headers} if operation.body else {}),
     }

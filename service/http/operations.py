@@ -1,4 +1,4 @@
-"""What OpenAPI says of each route: its purpose, what it takes, and examples from the model that answers."""
+"""The OpenAPI operation of each route: summary, parameters, request body, and examples computed by the model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +17,11 @@ _IMAGE_TYPES = [one for one in FILES if one.startswith("image/")]
 
 @dataclass(frozen=True)
 class Example:
-    """An image that was predicted.
+    """An example image and its answer.
 
     Attributes:
-        image: 28 x 28, 0..255.
-        answer: what /predict answers to it.
+        image: 28 rows of 28 values, 0..255.
+        answer: the answer of /predict to it.
     """
 
     image: Sequence[Sequence[int]]
@@ -30,17 +30,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Operation:
-    """What OpenAPI says of a route.
+    """The OpenAPI description of a route.
 
     Attributes:
-        summary: its purpose.
-        media_type: of the answer.
+        summary: the purpose of the route.
+        media_type: media type of the answer.
         answer: name of the answer's schema.
-        schema: the answer's schema where it has no name.
-        parameters: those that the query takes.
-        body: makes what the body may be, by media type; None for a route without a body.
+        schema: the answer's schema, if it has no name.
+        parameters: the query parameters.
+        body: makes the schemas and examples of the body, by media type; None for a route without a body.
         example: makes an example of the answer.
-        meanings: of statuses that mean something else than for other routes.
+        meanings: descriptions of statuses that differ from those of other routes.
     """
 
     summary: str
@@ -54,9 +54,9 @@ class Operation:
 
 
 def properties(kind: type[Sampling]) -> Json:
-    """Schemas of parameters, by name."""
-    found: Json = kind.model_json_schema(ref_template=REFERENCE)["properties"]
-    return found
+    """Schemas of the parameters, by name."""
+    schemas: Json = kind.model_json_schema(ref_template=REFERENCE)["properties"]
+    return schemas
 
 
 def _array() -> Json:
@@ -119,8 +119,8 @@ def _feedback(example: Example) -> Json:
 
 
 def _ranking(example: Example) -> Json:
-    asked = {"by": "bald", "method": "masks", "samples": 100, "seed": 0}
-    return asked | {"indices": [0], "scores": [example.answer["uncertainty"]["mutual_information"]], "errors": []}
+    parameters = {"by": "bald", "method": "masks", "samples": 100, "seed": 0}
+    return parameters | {"indices": [0], "scores": [example.answer["uncertainty"]["mutual_information"]], "errors": []}
 
 
 PREDICT = Operation(
@@ -131,40 +131,40 @@ PREDICT = Operation(
     example=lambda example: example.answer,
 )
 PREDICT_BATCH = Operation(
-    "Predict the classes of many images, each as if it were alone",
+    "Predict the classes of several images, each independently of the others",
     answer="BatchAnswer",
     parameters=Parameters,
     body=lambda example: _many_images(Parameters, example),
     example=lambda example: {"results": [example.answer]},
 )
 RANK = Operation(
-    "Order images by the value of their labels for training",
+    "Rank images by how informative their labels would be for training",
     answer="RankAnswer",
     parameters=RankParameters,
     body=lambda example: _many_images(RankParameters, example),
     example=_ranking,
 )
 FEEDBACK = Operation(
-    "Send the true class of what was predicted",
+    "Send the true class of a predicted image",
     answer="FeedbackAnswer",
     body=_feedback,
     example=lambda _: {"predictions": 1, "right": 1},
-    meanings={404: "There is no such prediction, or no more."},
+    meanings={404: "The prediction is not known, or no longer kept."},
 )
 INFER = Operation(
-    "Infer, by the Open Inference Protocol",
+    "Predict through the Open Inference Protocol",
     answer="InferenceResponse",
     body=_inference,
     example=lambda _: {"model_name": MODEL, "model_version": VERSION, "outputs": []},
 )
 OPEN_INFERENCE = Operation("Open Inference Protocol, version 2")
 RELOAD = Operation(
-    "Load the model that is on disk now",
+    "Load the model that is now on disk",
     schema={"type": "object", "properties": {"model": {"type": "string"}}, "required": ["model"]},
-    meanings={409: "The old model goes on answering."},
+    meanings={409: "The new model can't be served; the previous one stays in use."},
 )
 METRICS = Operation("Metrics for Prometheus", "text/plain")
-LIVEZ = Operation("Whether the process lives", "text/plain")
-READYZ = Operation("Whether requests can be answered", "text/plain", meanings={503: "Not yet."})
+LIVEZ = Operation("Whether the process is alive", "text/plain")
+READYZ = Operation("Whether the service is ready for requests", "text/plain", meanings={503: "Not ready yet."})
 DESCRIPTION = Operation("This description")
-CARD = Operation("The card of the model: classes, recipe, data, figures")
+CARD = Operation("The model card: classes, training recipe, data and metrics")

@@ -1,4 +1,4 @@
-"""Endpoints that predict: /predict, /predict_batch, /rank, and inference by the Open Inference Protocol."""
+"""Endpoints that predict: /predict, /predict_batch, /rank, and inference through the Open Inference Protocol."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,24 +28,24 @@ from service.settings import Settings
 SomeParameters = TypeVar("SomeParameters", bound=Sampling)
 Result = TypeVar("Result")
 
-# What is done within a few milliseconds, and need not leave the event loop: bytes of a body to parse, bytes of an
-# image file whose structure is read, pixels to decode.
+# Work up to these sizes takes at most a few milliseconds and runs in the event loop: bytes of a body to parse, bytes of
+# an image file whose structure is read, pixels to decode.
 _LIGHT_BODY_BYTES = 2**14
 _LIGHT_FILE_BYTES = 2**15
 _LIGHT_PIXELS = 2**17
 
 
 class PredictionEndpoints:
-    """Answers requests for predictions.
+    """The endpoints that predict.
 
     Args:
-        model: that answers.
-        bodies: reads those of requests.
+        model: the model that answers.
+        bodies: reads request bodies.
         settings: limits.
 
     Attributes:
-        singles: predictions of one image that are in work.
-        batches: predictions of several images, and rankings, that are in work.
+        singles: limits concurrent predictions of one image.
+        batches: limits concurrent predictions of several images, and rankings.
     """
 
     def __init__(self, model: ReloadableModel, bodies: BodyReader, settings: Settings) -> None:
@@ -77,7 +77,7 @@ class PredictionEndpoints:
                 return json_response(answer.model_dump_json().encode())
 
     async def predict_batch(self, request: Request) -> Response:
-        """Predict many images."""
+        """Predict several images."""
         context = RequestContext.of(request.scope)
         images, parameters = await self._read_many(request, Parameters)
         pipeline = self._model.pipeline
@@ -91,7 +91,7 @@ class PredictionEndpoints:
             return json_response(await self._in_thread(request, work))
 
     async def rank(self, request: Request) -> Response:
-        """Order images by the value of their labels for training."""
+        """Rank images by how informative their labels would be for training."""
         images, parameters = await self._read_many(request, RankParameters)
         pipeline = self._model.pipeline
 
@@ -102,7 +102,7 @@ class PredictionEndpoints:
             return json_response(await self._in_thread(request, work))
 
     async def infer(self, request: Request) -> Response:
-        """Predict many images, by the Open Inference Protocol."""
+        """Predict several images through the Open Inference Protocol."""
         context = RequestContext.of(request.scope)
         body = await self._bodies.read(request)
         inference = await anyio.to_thread.run_sync(
@@ -127,17 +127,17 @@ class PredictionEndpoints:
     async def _read_many(
         self, request: Request, kind: type[SomeParameters]
     ) -> tuple[list[RawImage | Problem], SomeParameters]:
-        """Read images and parameters, and refuse what would be too much work."""
+        """Read images and parameters, and refuse requests that need too much work."""
         content, parameters = await self._read(request, read_many, kind)
         self._check_work(len(content.images), parameters)
         return content.images, parameters
 
     def _check_work(self, count: int, parameters: Sampling) -> None:
         check_count(count, self._settings)
-        most = self._settings.max_forward_passes
-        if count * max(parameters.most_work, 1) > most:
-            detail = f"images x samples may be {most} at most, got {count} x {parameters.most_work}"
-            rules = "with return_samples, each counts twice; samples=auto counts as 200 at least"
+        limit = self._settings.max_forward_passes
+        if count * max(parameters.max_work, 1) > limit:
+            detail = f"images x samples may be {limit} at most, got {count} x {parameters.max_work}"
+            rules = "with return_samples, each sample counts twice; samples=auto counts as at least 200"
             raise Problem("too-much-work", f"{detail} ({rules})")
 
     async def _read(
@@ -158,18 +158,18 @@ class PredictionEndpoints:
     async def _in_thread(
         self, request: Request, work: Callable[[Run], Result], *, seconds: float | None = None
     ) -> Result:
-        """Let long work run outside the event loop, one at a time, until it is done, late, or nobody waits for it."""
-        context, most = RequestContext.of(request.scope), self._settings.max_seconds
-        async with Deadline(request, seconds=most if seconds is None else min(seconds, most)) as deadline:
+        """Run long work in a thread, one request at a time, until the deadline or until the client disconnects."""
+        context, limit = RequestContext.of(request.scope), self._settings.max_seconds
+        async with Deadline(request, seconds=limit if seconds is None else min(seconds, limit)) as deadline:
             run = Run(context.request_id, context.timings, deadline.check)
             return await anyio.to_thread.run_sync(partial(work, run), limiter=self._threads)
 
 
 def _is_light(image: RawImage) -> bool:
-    """Whether the structure of an image is read within a few milliseconds."""
+    """Whether reading the structure of an image takes at most a few milliseconds."""
     return not isinstance(image, bytes) or len(image) <= _LIGHT_FILE_BYTES
 
 
 def _note(context: RequestContext, body: bytes, images: int, parameters: Sampling) -> None:
-    """Let the log say what was asked."""
+    """Add the size of a request to its log line."""
     context.notes |= {"bytes": len(body), "images": images, "samples": parameters.samples}

@@ -1,4 +1,4 @@
-"""The body of a request -> images and fields, in every way that they may be sent."""
+"""Parses request bodies of all supported media types into images and fields."""
 
 import base64
 import binascii
@@ -24,45 +24,49 @@ from service.settings import Settings
 FORM, JSON, NPY = "multipart/form-data", "application/json", "application/x-npy"
 FILES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream")
 _BYTES = ("application/octet-stream", "binary/octet-stream")  # the second is S3's
-# No type at all, and what curl --data-binary says of a file unless told otherwise.
+# No media type, and the one that curl --data-binary sends by default.
 _UNTYPED = ("", "application/x-www-form-urlencoded")
 
 _CONTAINERS = {list, dict}
 _STANDARD_ALPHABET = str.maketrans("-_", "+/")
 _BYTE_ORDER_MARK, _WIDE_BYTE_ORDER_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
-_MORE = 1000  # values and names of a JSON document that are no pixels
+_EXTRA_VALUES = 1000  # values and names that a JSON document may have in addition to pixels
 
 
 @dataclass(frozen=True)
 class ParsedBody:
-    """What a body holds: images in order, and the fields beside them."""
+    """The content of a body: images in order, and the other fields."""
 
     images: list[RawImage | Problem]
     fields: RawParameters = ()
 
 
 def read_one(content_type: str, body: bytes, limits: Settings) -> ParsedBody:
-    """Read a body that holds one image, called `image` where it has a name.
+    """Read a body with exactly one image, whose field is called `image`.
 
     Args:
         content_type: the header.
-        body: whole.
-        limits: of forms and JSON.
+        body: the complete body.
+        limits: limits on forms and JSON.
 
     Raises:
-        Problem: 400 for a body that is not what its type says, 415 for a type that holds no image, 422 for another
-            number of images or what is none.
+        Problem: 400 for a body that does not match its media type, 415 for an unsupported media type, 422 for an
+            invalid image, or for no image or several.
     """
     content = _read(content_type, body, ("image",), limits)
     if len(content.images) != 1:
-        raise missing_image() if not content.images else invalid(("image", "must be one; more go to /predict_batch"))
+        raise (
+            missing_image()
+            if not content.images
+            else invalid(("image", "must be one image; send several to /predict_batch"))
+        )
     return content
 
 
 def read_many(content_type: str, body: bytes, limits: Settings) -> ParsedBody:
-    """Read a body that holds any number of images, called `image` or `images` where they have a name.
+    """Read a body with one or more images, whose field is called `image` or `images`.
 
-    What is wrong with one of them is a `Problem` in its place.
+    A `Problem` takes the place of an invalid image.
 
     Raises:
         Problem: as for `read_one`; 422 for no image.
@@ -74,7 +78,7 @@ def read_many(content_type: str, body: bytes, limits: Settings) -> ParsedBody:
 
 
 def missing_image() -> Problem:
-    """Name the ways to send an image."""
+    """Problem of a request without an image; lists the ways to send one."""
     return invalid(("image", "is missing: send a form field, a raw PNG, JPEG or WebP body, or JSON"))
 
 
@@ -88,10 +92,10 @@ def _read(content_type: str, body: bytes, names: tuple[str, ...], limits: Settin
         case "application/x-npy":
             return ParsedBody(list(_read_npy(body)))
         case other if other.startswith("image/") or other in _BYTES or other in _UNTYPED:
-            return ParsedBody([body] if body else [])  # the bytes tell what they are
+            return ParsedBody([body] if body else [])  # the format follows from the bytes
         case other:
-            known = ", ".join((FORM, JSON, NPY, *FILES))
-            raise Problem("unsupported-media-type", f"send one of {known}, not {other[:100]}")
+            supported = ", ".join((FORM, JSON, NPY, *FILES))
+            raise Problem("unsupported-media-type", f"send one of {supported}, not {other[:100]}")
 
 
 def _read_form(boundary: bytes, body: bytes, names: tuple[str, ...], limits: Settings) -> ParsedBody:
@@ -122,7 +126,7 @@ class _Form:
     def on_file(self, file: File) -> None:
         name = _name(file.field_name)
         if name not in self._names:
-            self._add_field(name, _text(file.file_name))  # which makes it an unknown parameter
+            self._add_field(name, _text(file.file_name))  # parameter validation refuses the unknown name
         else:
             file.file_object.seek(0)
             self._add_image(file.file_object.read())
@@ -131,7 +135,7 @@ class _Form:
         name, value = _name(field.field_name), field.value or b""
         if name not in self._names:
             self._add_field(name, _text(value))
-        elif is_image_file(value):  # a file without the name of one
+        elif is_image_file(value):  # a file part without a file name
             self._add_image(value)
         else:
             raise invalid((name, "must be a file, as curl -F image=@boot.png sends it"))
@@ -151,7 +155,7 @@ class _Form:
 
 
 def _name(field_name: bytes | None) -> str:
-    """The name of a part; several of one name are "images[]" to some clients."""
+    """The name of a part; some clients add "[]" to names that occur several times."""
     return _text(field_name).removesuffix("[]")
 
 
@@ -160,17 +164,18 @@ def _text(value: bytes | None) -> str:
 
 
 def parse_json(body: bytes, limits: Settings) -> Any:
-    """Read JSON, in a time that the size of the largest request bounds.
+    """Read JSON, in a time bounded by the size of the largest valid request.
 
     Raises:
-        Problem: 400 for what is none, or is nested deeper or oftener than images can need; 413 for more values.
+        Problem: 400 for invalid JSON, or for deeper nesting or more lists and names than images can need; 413 for more
+            values than images can need.
     """
     commas, names_and_lists = body.count(b","), sum(map(body.count, (b"[", b"{", b":")))
-    if names_and_lists > limits.max_images * (SIDE + 4) + _MORE:
+    if names_and_lists > limits.max_images * (SIDE + 4) + _EXTRA_VALUES:
         raise Problem("malformed-body", f"the JSON has more lists and names than {limits.max_images} images need")
-    if commas > limits.max_images * SIDE**2 + _MORE:
+    if commas > limits.max_images * SIDE**2 + _EXTRA_VALUES:
         raise Problem("body-too-large", f"the JSON has more values than {limits.max_images} images need")
-    body = body.removeprefix(_BYTE_ORDER_MARK)  # which receivers may pass over (RFC 8259, 8.1)
+    body = body.removeprefix(_BYTE_ORDER_MARK)  # receivers may ignore it (RFC 8259, 8.1)
     if body[:2] in _WIDE_BYTE_ORDER_MARKS or b"\0" in body[:4]:
         raise Problem("malformed-body", "the body is not JSON in UTF-8: it looks like UTF-16 or UTF-32")
     try:
@@ -188,20 +193,20 @@ def parse_json(body: bytes, limits: Settings) -> Any:
             if type(value) in _CONTAINERS  # twice as fast as isinstance, for up to a million values
         ]
         if not level:
-            if names < body.count(b":"):  # each name has one; the others are in texts, or a name is there twice
+            if names < body.count(b":"):  # the other colons are in strings, or a name occurs twice
                 json.loads(body, object_pairs_hook=_check_names)
             return document
     raise Problem("malformed-body", f"the JSON is nested deeper than {limits.max_json_depth}")
 
 
 def _check_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuse an object that has a name twice, with different values."""
-    found: dict[str, Any] = {}
+    """Refuse an object in which a name occurs twice with different values."""
+    members: dict[str, Any] = {}
     for name, value in pairs:
-        if name in found and found[name] != value:
-            raise invalid((short(name), f"given twice: {short(found[name])} and {short(value)}"))
-        found[name] = value
-    return found
+        if name in members and members[name] != value:
+            raise invalid((short(name), f"given twice: {short(members[name])} and {short(value)}"))
+        members[name] = value
+    return members
 
 
 def _read_json(body: bytes, names: tuple[str, ...], limits: Settings) -> ParsedBody:
@@ -215,18 +220,18 @@ def _read_json(body: bytes, names: tuple[str, ...], limits: Settings) -> ParsedB
     fields = dict(document)
     if not several:
         return ParsedBody([image_of(fields.pop("image"))] if "image" in fields else [], fields.items())
-    given = fields.pop("images", [])
-    if not isinstance(given, list):
-        raise invalid(("images", f"must be a list, got {type(given).__name__}"))
-    check_count(len(given), limits)
-    return ParsedBody(images_of(given), fields.items())
+    values = fields.pop("images", [])
+    if not isinstance(values, list):
+        raise invalid(("images", f"must be a list, got {type(values).__name__}"))
+    check_count(len(values), limits)
+    return ParsedBody(images_of(values), fields.items())
 
 
 def image_of(value: Any) -> RawImage:
-    """Take a decoded JSON value for an image: base64 text, or an array.
+    """Convert a JSON value into an image: base64 text, or an array.
 
     Raises:
-        Problem: 422 for what is neither.
+        Problem: 422 for any other value.
     """
     if isinstance(value, str):
         return _from_base64(value)
@@ -236,7 +241,7 @@ def image_of(value: Any) -> RawImage:
 
 
 def images_of(values: list[Any]) -> list[RawImage | Problem]:
-    """Take decoded JSON values for images; what is none is a `Problem` in its place."""
+    """Convert JSON values into images; a `Problem` takes the place of an invalid one."""
     images: list[RawImage | Problem] = []
     for value in values:
         try:
@@ -247,13 +252,17 @@ def images_of(values: list[Any]) -> list[RawImage | Problem]:
 
 
 def check_count(images: int, limits: Settings) -> None:
-    """Refuse more images than a request may have, before any of them is looked at, with a 413."""
+    """Refuse a request with too many images before any of them is read.
+
+    Raises:
+        Problem: 413 for too many images.
+    """
     if images > limits.max_images:
         raise Problem("too-many-images", f"a request may have at most {limits.max_images} images, got {images}")
 
 
 def _from_base64(text: str) -> bytes:
-    """Decode base64 of either alphabet, with its padding or without (RFC 4648, 3.2 and 5), also in a data URL."""
+    """Decode base64 of either alphabet, with or without padding (RFC 4648, 3.2 and 5), also in a data URL."""
     if text[:5].lower() == "data:":
         head, _, text = text.partition(",")
         if not head.lower().endswith(";base64"):
@@ -266,12 +275,12 @@ def _from_base64(text: str) -> bytes:
 
 
 def _read_npy(body: bytes) -> Iterable[Pixels]:
-    """Read uint8 images (B, 28, 28), or one of (28, 28); the header is checked before anything is made of it."""
+    """Read uint8 images (B, 28, 28), or one of (28, 28), after checking the header."""
     file = io.BytesIO(body)
     try:
         count = read_npy_header(file)
     except ValueError as error:
-        raise Problem("malformed-body", f"the body is no .npy file: {error}") from error
+        raise Problem("malformed-body", f"the body is not an .npy file: {error}") from error
     except TypeError as error:
         raise Problem("invalid-body", f"the .npy body must have {error}") from error
     data = body[file.tell() :]

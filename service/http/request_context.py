@@ -1,4 +1,4 @@
-"""One request as logs, headers and traces describe it."""
+"""The context of a request: the data for its log line, response headers and trace."""
 
 import logging
 import re
@@ -15,9 +15,9 @@ from starlette.types import Scope
 from service.monitoring.logs import LOGGER
 from service.monitoring.timings import Timings
 
-CLIENT_GONE = 499  # the status of a request whose client did not wait for the answer
+CLIENT_GONE = 499  # status of a request whose client disconnected before the answer
 
-_KEY = "mcd.context"  # in the scope
+_KEY = "mcd.context"  # in the ASGI scope
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 _PROPAGATOR = TraceContextTextMapPropagator()
@@ -26,23 +26,23 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class RequestContext:
-    """A request and its answer: who asked, in which trace, how long each stage took, and what the log shall say.
+    """Context of one request: its id, route, trace, status, timings, and further fields of its log line.
 
     Attributes:
-        request_id: X-Request-ID if that is 1 to 128 plain characters, else a new one.
-        method: in upper case; "other" for an unknown one.
-        headers: of the request, names in lower case.
+        request_id: the X-Request-ID header if it is 1 to 128 plain characters, else a new id.
+        method: the method in upper case; "other" for an unknown method.
+        headers: the request headers, names in lower case.
         route: name of the route that answers.
-        status: of the answer; 499 until it is sent.
-        timings: of the stages.
-        seconds: from when it came in to when it ended.
+        status: status of the answer; 499 until the answer starts.
+        timings: durations of the stages.
+        seconds: total duration of the request.
         notes: further fields of the log line.
-        trace_id: of the trace that the request belongs to, 32 hexadecimal digits; None for none.
-        span_id: of this request's span in it, 16 hexadecimal digits; None for none.
+        trace_id: id of the request's trace, 32 hexadecimal digits; None without a trace.
+        span_id: id of the request's span in the trace, 16 hexadecimal digits; None without a trace.
 
     Args:
-        scope: of the request; later parts find the context in it. A valid traceparent is propagated (W3C Trace
-            Context).
+        scope: ASGI scope of the request; `RequestContext.of` finds the context in it. A valid traceparent is propagated
+            (W3C Trace Context).
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -66,30 +66,30 @@ class RequestContext:
 
     @staticmethod
     def of(scope: Scope) -> "RequestContext":
-        """The context of a request."""
-        found: RequestContext = scope[_KEY]
-        return found
+        """The context of the request with this scope."""
+        context: RequestContext = scope[_KEY]
+        return context
 
     def join(self, span: SpanContext, span_id: str) -> None:
-        """Take part in the trace of a span."""
+        """Use the trace id and flags of a span, and a span id."""
         self.trace_id, self.span_id, self._flags = f"{span.trace_id:032x}", span_id, span.trace_flags
 
     def end(self) -> None:
-        """Take the time that it took."""
+        """Record the total duration."""
         self.seconds = time.perf_counter() - self._start
 
     def answer_headers(self) -> Headers:
-        """The headers that every answer has."""
-        found = [(b"x-request-id", self.request_id.encode())]
+        """The headers of every answer: request id, timings and trace."""
+        headers = [(b"x-request-id", self.request_id.encode())]
         if self.timings.seconds:
             timing = ", ".join(f"{name};dur={1000 * seconds:.3f}" for name, seconds in self.timings.seconds.items())
-            found.append((b"server-timing", timing.encode()))
+            headers.append((b"server-timing", timing.encode()))
         if self.trace_id is not None:
-            found.append((b"traceresponse", f"00-{self.trace_id}-{self.span_id}-{self._flags:02x}".encode()))
-        return found
+            headers.append((b"traceresponse", f"00-{self.trace_id}-{self.span_id}-{self._flags:02x}".encode()))
+        return headers
 
     def log(self) -> None:
-        """Write one line: what was asked, in names out of fixed sets, and how it went; no contents."""
+        """Write the log line: method and route from fixed sets, status, duration and notes, but no contents."""
         if LOGGER.isEnabledFor(logging.INFO):
             trace = {} if self.trace_id is None else {"trace_id": self.trace_id, "span_id": self.span_id}
             answer = {
@@ -102,6 +102,6 @@ class RequestContext:
 
 
 def parent_span(headers: Mapping[bytes, bytes]) -> SpanContext:
-    """The span that the headers name as the parent; an invalid one if they name none."""
+    """The parent span named by the traceparent header; an invalid span if there is none."""
     carrier = {name: headers.get(name.encode(), b"").decode("latin-1") for name in _PROPAGATOR.fields}
     return get_current_span(_PROPAGATOR.extract(carrier)).get_span_context()

@@ -1,8 +1,8 @@
-"""Answers that endpoints make."""
+"""Responses of endpoints."""
 
 from starlette.responses import Response
 
 
 def json_response(body: bytes) -> Response:
-    """Answer with JSON that is encoded already."""
+    """Make a response from encoded JSON."""
     return Response(body, media_type="application/json")

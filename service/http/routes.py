@@ -1,4 +1,4 @@
-"""The table of routes: dispatch, allowed methods, statuses in the metrics and OpenAPI all follow from it."""
+"""The table of routes. Dispatch, allowed methods, statuses in the metrics, and OpenAPI are derived from it."""
 
 import anyio
 from starlette.requests import Request
@@ -19,14 +19,14 @@ from service.monitoring.prediction_log import PredictionLog
 from service.reload import ReloadableModel
 from service.settings import Settings
 
-# Statuses that routes may answer with, apart from 200, 401 and 499.
-_OF_READING = (414, 431, 500)
-_OF_BODIES = (400, 408, 413, 414, 415, 422, 431, 500, 503)
-_OF_WORK = (*_OF_BODIES, 504)
-_OF_BENTOML = (404, 503)
-_OF_FILES = (*_OF_READING, 304, 308, 404)
+# Possible statuses of routes, apart from 200, 401 and 499.
+_GET_STATUSES = (414, 431, 500)
+_POST_STATUSES = (400, 408, 413, 414, 415, 422, 431, 500, 503)
+_PREDICTION_STATUSES = (*_POST_STATUSES, 504)
+_BENTOML_STATUSES = (404, 503)
+_FILE_STATUSES = (*_GET_STATUSES, 304, 308, 404)
 
-# What BentoML answers itself: health, the description that its clients read, and a page that shows ours.
+# Routes that BentoML answers: health, the description for its clients, and a page that shows our OpenAPI description.
 _BENTOML = {
     "/livez": operations.LIVEZ,
     "/readyz": operations.READYZ,
@@ -40,19 +40,19 @@ _BENTOML = {
 def route_table(
     model: ReloadableModel, metrics: Metrics, prediction_log: PredictionLog, settings: Settings
 ) -> RouteTable:
-    """Make the table.
+    """Build the table.
 
     Args:
-        model: that answers.
-        metrics: that are shown.
-        prediction_log: predictions that feedback may be about.
+        model: the model that answers.
+        metrics: the metrics that /metrics exposes.
+        prediction_log: recent predictions, to which feedback can refer.
         settings: limits and keys.
     """
     bodies, documents, files = BodyReader(settings), Documents(model, settings), PageFiles()
     predictions = PredictionEndpoints(model, bodies, settings)
     feedback = FeedbackEndpoint(model, bodies, prediction_log, metrics, settings)
     reload = ReloadEndpoint(model, bodies)
-    keys, admins = Keys(settings.read_api_keys()), Keys(settings.read_admin_keys())
+    keys, admin_keys = Keys(settings.read_api_keys()), Keys(settings.read_admin_keys())
     metrics_keys = keys if settings.metrics_need_key else None
     singles, batches = predictions.singles, predictions.batches
     infer_paths = [f"{path}/infer" for path in metadata.model_paths()]
@@ -64,39 +64,56 @@ def route_table(
 
     table = RouteTable(
         [
-            Route("/predict", "POST", predictions.predict, _OF_WORK, operations.PREDICT, keys, admission=singles),
+            Route(
+                "/predict",
+                "POST",
+                predictions.predict,
+                _PREDICTION_STATUSES,
+                operations.PREDICT,
+                keys,
+                admission=singles,
+            ),
             Route(
                 "/predict_batch",
                 "POST",
                 predictions.predict_batch,
-                _OF_WORK,
+                _PREDICTION_STATUSES,
                 operations.PREDICT_BATCH,
                 keys,
                 admission=batches,
             ),
-            Route("/rank", "POST", predictions.rank, _OF_WORK, operations.RANK, keys, admission=batches),
+            Route("/rank", "POST", predictions.rank, _PREDICTION_STATUSES, operations.RANK, keys, admission=batches),
             *(
-                Route(path, "POST", predictions.infer, _OF_WORK, operations.INFER, keys, name=infer, admission=batches)
+                Route(
+                    path,
+                    "POST",
+                    predictions.infer,
+                    _PREDICTION_STATUSES,
+                    operations.INFER,
+                    keys,
+                    name=infer,
+                    admission=batches,
+                )
                 for path in infer_paths
             ),
-            Route("/feedback", "POST", feedback, (*_OF_BODIES, 404), operations.FEEDBACK, keys),
+            Route("/feedback", "POST", feedback, (*_POST_STATUSES, 404), operations.FEEDBACK, keys),
             *(
-                [Route("/admin/reload", "POST", reload, (*_OF_BODIES, 409), operations.RELOAD, admins)]
-                if admins
+                [Route("/admin/reload", "POST", reload, (*_POST_STATUSES, 409), operations.RELOAD, admin_keys)]
+                if admin_keys
                 else []
             ),
-            Route("/metrics", "GET", show_metrics, _OF_READING, operations.METRICS, metrics_keys),
-            Route(DESCRIPTION, "GET", documents, _OF_READING, operations.DESCRIPTION),
-            Route(CARD, "GET", documents, _OF_READING, operations.CARD),
+            Route("/metrics", "GET", show_metrics, _GET_STATUSES, operations.METRICS, metrics_keys),
+            Route(DESCRIPTION, "GET", documents, _GET_STATUSES, operations.DESCRIPTION),
+            Route(CARD, "GET", documents, _GET_STATUSES, operations.CARD),
             *(
-                Route(path, "GET", documents, _OF_READING, operations.OPEN_INFERENCE, name="/v2/*")
+                Route(path, "GET", documents, _GET_STATUSES, operations.OPEN_INFERENCE, name="/v2/*")
                 for path in metadata.document_paths()
             ),
             *(
-                Route(path, "GET", files, _OF_FILES, name=name, policy=static_files.POLICY)
+                Route(path, "GET", files, _FILE_STATUSES, name=name, policy=static_files.POLICY)
                 for path, name in static_files.file_paths().items()
             ),
-            *(Route(path, "GET", None, _OF_BENTOML, operation) for path, operation in _BENTOML.items()),
+            *(Route(path, "GET", None, _BENTOML_STATUSES, operation) for path, operation in _BENTOML.items()),
         ]
     )
     documents.describe(table)

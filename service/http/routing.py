@@ -1,4 +1,4 @@
-"""Routes, and how a request finds the one that answers it."""
+"""Routes, and the table that finds the route of a request."""
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,25 +15,25 @@ from service.schemas.problems import Problem
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
-# What BentoML's page needs; ours have a stricter policy.
+# Content-Security-Policy that BentoML's page needs; our own page has a stricter one.
 _POLICY = b"default-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
 _ANY = "*"
 
 
 @dataclass(frozen=True)
 class Route:
-    """What answers at a path.
+    """A path, and how requests to it are answered.
 
     Attributes:
-        path: as it is requested; with "*" at its end, all paths that begin so.
-        method: that is understood; HEAD is where GET is.
-        endpoint: answers; None if BentoML's application does.
-        statuses: that it may answer with, apart from 200, 401 and 499.
-        operation: what OpenAPI says of it; None where it says nothing.
-        keys: that open it; without any it is open to all.
-        name: what metrics and logs call it; paths that answer alike may share one. The path unless it is given.
-        admission: how many requests are in work at once; None for any number.
-        policy: what browsers may load for what is answered (Content-Security-Policy).
+        path: the exact path; a "*" at the end stands for any suffix.
+        method: the allowed method; GET also allows HEAD.
+        endpoint: answers the requests; None for BentoML's application.
+        statuses: possible statuses, apart from 200, 401 and 499.
+        operation: OpenAPI description; None to omit the route from OpenAPI.
+        keys: accepted keys; without keys, the route is open to everybody.
+        name: name in metrics and logs; several paths may share one. The path by default.
+        admission: limits the number of concurrent requests; None for no limit.
+        policy: Content-Security-Policy of the answers.
     """
 
     path: str
@@ -48,25 +48,25 @@ class Route:
 
     @property
     def label(self) -> str:
-        """What metrics and logs call it."""
+        """Name of the route in metrics and logs."""
         return self.name or self.path
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Those that are understood."""
+        """The allowed methods."""
         return ("GET", "HEAD") if self.method == "GET" else (self.method,)
 
     @property
     def counted_statuses(self) -> set[int]:
-        """Those that its answers may have."""
+        """All possible statuses, for the metrics."""
         return {200, CLIENT_GONE, *self.statuses, *([401] if self.keys else [])}
 
 
 class RouteTable:
-    """All routes, and what answers where there is none.
+    """All routes, and the answers to unknown paths and methods.
 
     Args:
-        routes: each path once.
+        routes: the routes; each path occurs once.
     """
 
     def __init__(self, routes: Sequence[Route]) -> None:
@@ -76,12 +76,12 @@ class RouteTable:
         self._not_allowed = {route.path: replace(self._unknown, endpoint=_refusal(route)) for route in routes}
 
     def __iter__(self) -> Iterator[Route]:
-        """Yield all routes, in the order in which they were given; that of unknown paths last."""
+        """Yield all routes in their order; the route of unknown paths last."""
         yield from self._routes.values()
         yield self._unknown
 
     def match(self, path: str, method: str) -> Route:
-        """Find what answers to a method at a path."""
+        """Find the route for a path and a method."""
         route = self._routes.get(path)
         if route is None:
             route = next((one for one in self._prefixes if path.startswith(one.path[:-1])), self._unknown)
@@ -91,7 +91,7 @@ class RouteTable:
 
 
 async def _not_found(_: Request) -> Response:
-    raise Problem("not-found", "there is nothing at this path; POST an image to /predict")
+    raise Problem("not-found", "there is no such path; POST an image to /predict")
 
 
 def _refusal(route: Route) -> Endpoint:

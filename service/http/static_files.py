@@ -1,4 +1,4 @@
-"""The page under /ui: the files of `service/web`; browsers ask whether theirs are still the same."""
+"""The web page under /ui: the files of `service/web`; browsers revalidate their cached copies."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
 ROOT = "/ui"
-# Nothing from elsewhere, nothing inline, and no text that is taken for HTML or script.
+# Content-Security-Policy: only our own files, nothing inline, no strings interpreted as HTML or script.
 POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     b"form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -18,22 +18,22 @@ PAGES = {ROOT: "index.html", f"{ROOT}/card": "card.html"}
 
 
 def file_paths() -> dict[str, str]:
-    """The path of each file as it is requested, with what metrics call it."""
-    found = {path.relative_to(_FOLDER).as_posix() for path in _FOLDER.rglob("*") if path.is_file()}
-    paths = [*PAGES, f"{ROOT}/", *(f"{ROOT}/{name}" for name in sorted(found - set(PAGES.values())))]
+    """The URL path of each file, with its name in metrics."""
+    files = {path.relative_to(_FOLDER).as_posix() for path in _FOLDER.rglob("*") if path.is_file()}
+    paths = [*PAGES, f"{ROOT}/", *(f"{ROOT}/{name}" for name in sorted(files - set(PAGES.values())))]
     return {path: path if path == ROOT else f"{ROOT}/*" for path in paths}
 
 
 class PageFiles:
-    """Answers requests for the page's files."""
+    """Endpoint that sends the page's files."""
 
     def __init__(self) -> None:
         self._files = StaticFiles(directory=_FOLDER)
 
     async def __call__(self, request: Request) -> Response:
-        """Send a file, or say that the browser's own copy is still the same (RFC 9110, 13.1.2)."""
+        """Send a file, or 304 if the browser's cached copy is current (RFC 9110, 13.1.2)."""
         path = request.scope["path"]
-        if path == f"{ROOT}/":  # also where a proxy has put both into a folder
+        if path == f"{ROOT}/":  # a relative redirect also works behind a proxy's path prefix
             return RedirectResponse(f"..{ROOT}", 308)
         response = await self._files.get_response(PAGES.get(path) or path.removeprefix(f"{ROOT}/"), request.scope)
         response.headers["Cache-Control"] = "no-cache"

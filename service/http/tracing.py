@@ -1,4 +1,4 @@
-"""Spans of requests, for a collector that speaks OTLP; imported only where one is configured."""
+"""Spans of requests, exported to an OTLP collector; imported only if one is configured."""
 
 from typing import Any
 
@@ -13,33 +13,35 @@ from service import __version__
 from service.http.request_context import RequestContext, parent_span
 
 _SERVER_ERROR = 500
-_SECONDS = 3  # that a worker waits for its collector, at its end at the latest
+_TIMEOUT_SECONDS = 3  # of an export to the collector, also at shutdown
 
 
 class Tracing:
-    """Makes a span of each request, in the trace of the client or a new one, and sends them in the background.
+    """Records a span for each request, in the client's trace or a new one, and exports spans in the background.
 
     Args:
-        endpoint: URL of the collector that takes traces, such as http://localhost:4318/v1/traces.
-        ratio: which part of the requests is traced that belong to no trace yet.
+        endpoint: URL of the collector, such as http://localhost:4318/v1/traces.
+        ratio: fraction of the requests without a trace that are traced.
     """
 
     def __init__(self, endpoint: str, *, ratio: float) -> None:
         resource = Resource.create({"service.name": "mcd", "service.version": __version__})
         self._provider = TracerProvider(resource=resource, sampler=ParentBased(TraceIdRatioBased(ratio)))
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=_SECONDS)))
+        self._provider.add_span_processor(
+            BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint, timeout=_TIMEOUT_SECONDS))
+        )
         self._tracer = self._provider.get_tracer("mcd", __version__)
 
     def start(self, context: RequestContext) -> trace.Span:
-        """Begin the span of a request; its context takes the ids."""
+        """Start the span of a request, and store its ids in the request context."""
         parent = trace.set_span_in_context(trace.NonRecordingSpan(parent_span(context.headers)))
         span = self._tracer.start_span("request", context=parent, kind=trace.SpanKind.SERVER)
-        found = span.get_span_context()
-        context.join(found, f"{found.span_id:016x}")
+        span_context = span.get_span_context()
+        context.join(span_context, f"{span_context.span_id:016x}")
         return span
 
     def end(self, span: trace.Span, context: RequestContext, *, method: str) -> None:
-        """End it, named and described by OpenTelemetry's conventions for HTTP."""
+        """End the span, with name and attributes by OpenTelemetry's semantic conventions for HTTP."""
         span.update_name(f"{method} {context.route}")
         attributes: dict[str, Any] = {
             "http.request.method": method,
@@ -54,5 +56,5 @@ class Tracing:
         span.end()
 
     def close(self) -> None:
-        """Send what is left."""
+        """Export the remaining spans."""
         self._provider.shutdown()

@@ -1,1 +1,1 @@
-"""Pixels -> decisions. No HTTP."""
+"""From image files and arrays to predictions and decisions. No HTTP."""

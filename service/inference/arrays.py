@@ -1,4 +1,4 @@
-"""Images that clients send as numbers."""
+"""Images that are sent as arrays of numbers."""
 
 from tokenize import TokenError
 from typing import IO, Any
@@ -12,17 +12,17 @@ _MAX_NPY_HEADER = 1000  # bytes
 
 
 def pixels_of_array(values: Any, *, unit_range: bool) -> Pixels:
-    """Take an image given as nested lists: 28 x 28, or 784 values row by row.
+    """Convert an image from nested lists: 28 x 28, or 784 values row by row.
 
     Args:
         values: integers 0..255, or numbers in [0, 1] (rounded to the nearest of 256 levels).
-        unit_range: whether the values are of the second kind.
+        unit_range: whether the values are numbers in [0, 1].
 
     Returns:
         Pixels, (28, 28).
 
     Raises:
-        ImageError: another shape, or values of another kind or range.
+        ImageError: another shape, or values of another type or range.
     """
     flat = _flat(values)
     top = 1 if unit_range else 255
@@ -52,19 +52,19 @@ def _flat(values: Any) -> list[Any]:
 
 
 def read_npy_header(file: IO[bytes]) -> int:
-    """Read the header of a .npy file of uint8 images (B, 28, 28), or one of (28, 28).
+    """Read the header of an .npy file of uint8 images (B, 28, 28), or one image (28, 28).
 
     Returns:
-        How many images there are.
+        The number of images.
 
     Raises:
-        ValueError: no such header.
-        TypeError: it announces something else; the message says what it should be.
+        ValueError: the header is invalid.
+        TypeError: the array has another dtype, shape or order; the message has the expected and the actual ones.
     """
     try:
         version = np.lib.format.read_magic(file)
         if version > (2, 0):
-            raise ValueError(f"version {version} of the format is not known")
+            raise ValueError(f"version {version} of the format is not supported")
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran_order, dtype = read_header(file, max_header_size=_MAX_NPY_HEADER)
     except (ValueError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError, TokenError) as error:

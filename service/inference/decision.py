@@ -1,4 +1,4 @@
-"""What to make of a prediction: calibrated probabilities, the classes that may be true, and whether to abstain."""
+"""Decisions on predictions: calibrated probabilities, prediction sets, novelty, and whether to abstain."""
 
 import hashlib
 import math
@@ -16,18 +16,18 @@ from service.inference.predictor import Prediction, Predictions
 
 Reason = Literal["risk", "novelty"]
 
-_ROUNDING = 1e-3  # more than that of any score
+_ROUNDING = 1e-3  # larger than the rounding error of any novelty score
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionOptions:
-    """What a client asks of a decision.
+    """The options of a decision.
 
     Attributes:
-        coverage: how often the prediction set shall hold the true class.
-        set_method: which classes it is made of.
-        max_risk: the part of wrong ones among answered predictions that is accepted.
-        false_alarm_rate: the part of ordinary images that may be taken for novel.
+        coverage: probability with which the prediction set contains the true class.
+        set_method: method that selects the classes of the prediction set.
+        max_risk: maximum fraction of wrong answers among the answered predictions.
+        false_alarm_rate: fraction of in-distribution images that may be flagged as novel.
     """
 
     coverage: float
@@ -38,35 +38,35 @@ class DecisionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class NoveltyScore:
-    """How unlike the training's an image is, and from which score on it counts as novel."""
+    """How far an image is from the training images; above the threshold it counts as novel."""
 
     score: float
     threshold: float | None
 
     @property
     def flagged(self) -> bool:
-        """Whether it counts as novel."""
+        """Whether the image counts as novel."""
         return self.threshold is not None and self.score > self.threshold
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """A decision on one prediction; None is what the model was not calibrated for.
+    """A decision on one prediction; values that the model is not calibrated for are None.
 
     Attributes:
-        calibration: that of the prediction's estimator.
-        probabilities: calibrated, in class order.
-        prediction_set: names of the classes that may be true, most probable first.
-        least_confidence: what the calibrated confidence must be for an answer.
-        reason: why to abstain; None if there is no reason.
-        novelty: of the image.
-        warnings: what could not be decided.
+        calibration: calibration of the prediction's estimator.
+        probabilities: calibrated probabilities in class order.
+        prediction_set: names of the classes in the prediction set, most probable first.
+        confidence_threshold: minimum calibrated confidence of an answer.
+        reason: reason to abstain; None to answer.
+        novelty: novelty of the image.
+        warnings: notes on parts of the decision that are not available.
     """
 
     calibration: Calibration | None
     probabilities: list[float] | None
     prediction_set: list[str] | None
-    least_confidence: float | None
+    confidence_threshold: float | None
     reason: Reason | None
     novelty: NoveltyScore | None
     warnings: tuple[str, ...]
@@ -74,30 +74,30 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Decisions:
-    """Decisions on B predictions made in one way, see `Decision`.
+    """Decisions on B predictions of one estimator, see `Decision`.
 
     Attributes:
-        calibration: that of the predictions' estimator.
-        probs_BC: calibrated.
-        sets: names of the classes that may be true of each, most probable first.
-        least_confidence: what the calibrated confidence must be for an answer.
-        reasons: why to abstain from each.
-        novelty_B: scores.
-        novelty_threshold: from which score on an image counts as novel.
-        warnings: what could not be decided of any.
+        calibration: calibration of the predictions' estimator.
+        probs_BC: calibrated probabilities.
+        sets: for each image, names of the classes in the prediction set, most probable first.
+        confidence_threshold: minimum calibrated confidence of an answer.
+        reasons: for each image, the reason to abstain; None to answer.
+        novelty_B: novelty scores.
+        novelty_threshold: score above which an image counts as novel.
+        warnings: notes on parts of the decisions that are not available.
     """
 
     calibration: Calibration | None = None
     probs_BC: np.ndarray | None = None
     sets: Sequence[list[str]] | None = None
-    least_confidence: float | None = None
+    confidence_threshold: float | None = None
     reasons: Sequence[Reason | None]
     novelty_B: np.ndarray | None
     novelty_threshold: float | None
     warnings: tuple[str, ...]
 
     def each(self) -> list[Decision]:
-        """Tell of each image alone."""
+        """Split into one decision for each image."""
         missing = [None] * len(self.reasons)
         columns = (
             missing if self.probs_BC is None else self.probs_BC.tolist(),
@@ -110,7 +110,7 @@ class Decisions:
                 calibration=self.calibration,
                 probabilities=probabilities,
                 prediction_set=members,
-                least_confidence=self.least_confidence,
+                confidence_threshold=self.confidence_threshold,
                 reason=reason,
                 novelty=None if score is None else NoveltyScore(score=score, threshold=self.novelty_threshold),
                 warnings=self.warnings,
@@ -120,12 +120,12 @@ class Decisions:
 
 
 class DecisionPolicy:
-    """Decides by what was calibrated for the model.
+    """Decides on predictions by the calibrations of the model.
 
     Args:
         artifact: the model.
-        together: whether to score the novelty of all images at once, in a tenth of the time; scores then differ from
-            those of each alone by rounding.
+        together: whether to score the novelty of all images at once, in a tenth of the time; the scores then differ
+            by rounding from those of each image alone.
     """
 
     def __init__(self, artifact: Artifact, *, together: bool = False) -> None:
@@ -135,17 +135,17 @@ class DecisionPolicy:
         self._chain = Chain(artifact.network)
 
     def calibration(self, predicted: Prediction | Predictions) -> Calibration | None:
-        """That of an estimator, if there is one."""
+        """The calibration for the estimator and number of masks of predictions; None if there is none."""
         return find_calibration(self._calibrations, predicted.estimator, predicted.samples)
 
     def decide(self, predictions: Predictions, pixels_BHW: Pixels, options: DecisionOptions, *, seed: int) -> Decisions:
-        """Decide on each prediction; the same ones, pixels and seed give the same decisions.
+        """Decide on each prediction; equal predictions, pixels and seeds give equal decisions.
 
         Args:
-            predictions: of the pixels.
-            pixels_BHW: (B, 28, 28).
-            options: on the decisions.
-            seed: of the random part of adaptive prediction sets.
+            predictions: predictions for the images.
+            pixels_BHW: the images, (B, 28, 28).
+            options: options of the decisions.
+            seed: random seed of adaptive prediction sets.
         """
         calibration = self.calibration(predictions)
         novelty_B, threshold = self._novelties(pixels_BHW, options)
@@ -157,24 +157,24 @@ class DecisionPolicy:
                 reasons=["novelty" if is_novel else None for is_novel in is_novel_B.tolist()],
                 novelty_B=novelty_B,
                 novelty_threshold=threshold,
-                warnings=(self._missing(predictions.estimator, predictions.samples),),
+                warnings=(self._not_calibrated(predictions.estimator, predictions.samples),),
             )
         probs_BC = calibration.probabilities(predictions.probs_BC)
         sets = self._sets(calibration, probs_BC, pixels_BHW, options, seed)
         is_answered_B = calibration.is_answered(probs_BC.max(axis=1), risk=options.max_risk)
-        unset = (f"a coverage of {options.coverage:g} is not calibrated",)
+        no_sets = (f"a coverage of {options.coverage:g} is not calibrated",)
         return Decisions(
             calibration=calibration,
             probs_BC=probs_BC,
             sets=sets,
-            least_confidence=calibration.confidences[options.max_risk],
+            confidence_threshold=calibration.confidences[options.max_risk],
             reasons=[
                 "novelty" if is_novel else None if is_answered else "risk"
                 for is_novel, is_answered in zip(is_novel_B.tolist(), is_answered_B.tolist(), strict=True)
             ],
             novelty_B=novelty_B,
             novelty_threshold=threshold,
-            warnings=unset if sets is None else (),
+            warnings=no_sets if sets is None else (),
         )
 
     def _sets(
@@ -194,28 +194,28 @@ class DecisionPolicy:
         ]
 
     def _novelties(self, pixels_BHW: Pixels, options: DecisionOptions) -> tuple[np.ndarray | None, float | None]:
-        """Score each image; tell the threshold too."""
+        """Novelty scores of the images, and their threshold; None if they are not available."""
         if self._novelty is None:
             return None, None
         threshold = self._novelty.thresholds[options.false_alarm_rate]
         images_B = pixels_BHW[:, None].astype(np.float32) / np.float32(255)
         scores_B = np.empty(len(images_B))
-        unsure_B = np.ones(len(images_B), bool)
+        inexact_B = np.ones(len(images_B), bool)
         if self._together:
             scores_B[:] = self._novelty.score(self._chain, images_B)
-            unsure_B = np.abs(scores_B - (math.inf if threshold is None else threshold)) < _ROUNDING
-        for index in np.flatnonzero(unsure_B):  # on the side of the threshold on which the image is alone
+            inexact_B = np.abs(scores_B - (math.inf if threshold is None else threshold)) < _ROUNDING
+        for index in np.flatnonzero(inexact_B):  # rounding must not move an image across the threshold
             scores_B[index] = self._novelty.score_alone(self._chain, images_B[index : index + 1])
         return scores_B, threshold
 
-    def _missing(self, estimator: Estimator, samples: int) -> str:
-        known = [str(one.samples) for one in self._calibrations if one.estimator == estimator]
-        if not known:
+    def _not_calibrated(self, estimator: Estimator, samples: int) -> str:
+        calibrated = [str(one.samples) for one in self._calibrations if one.estimator == estimator]
+        if not calibrated:
             return "the model has no calibration: probabilities are raw, and there is no prediction set"
-        return f"{samples} masks are not calibrated, {known[0]} and more are: probabilities are raw, without a set"
+        return f"{samples} masks are not calibrated, {calibrated[0]} and more are: probabilities are raw, without a set"
 
 
 def _uniform(pixels: Pixels, seed: int) -> float:
-    """A number in [0, 1) that nothing but pixels and seed decide."""
+    """A pseudorandom number in [0, 1) that depends only on pixels and seed."""
     digest = hashlib.blake2b(pixels.tobytes() + seed.to_bytes(8, "little"), digest_size=8).digest()
     return int.from_bytes(digest, "little") / 2**64

@@ -1,4 +1,4 @@
-"""Uploads -> grey pixels of any size, many images at once."""
+"""Decodes uploads to grey pixels of any size."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,18 +9,18 @@ from service.inference.upload import Upload
 
 
 def decode_all(uploads: Sequence[Upload], *, unit_range: bool) -> Iterator[Decoded | ImageError]:
-    """Decode images in their order, or say what is wrong with each.
+    """Decode images in their order; yield an error in place of an invalid image.
 
-    An image is decoded when it is asked for, so that no more than one large image is held; files of the plainest kind
-    are small, and are decoded together.
+    Images are decoded lazily, so that at most one large image is in memory. Simple PNG files are small, and are decoded
+    together.
 
     Args:
-        uploads: B images.
-        unit_range: whether the values of arrays are numbers in [0, 1], instead of integers 0..255.
+        uploads: the images.
+        unit_range: whether the values of arrays are numbers in [0, 1] instead of integers 0..255.
 
     Yields:
-        `TooManyPixelsError` where there is not enough memory, `DecoderError` where the decoder failed unexpectedly,
-        another `ImageError` for broken data.
+        Decoded images; `TooManyPixelsError` if the memory does not suffice, `DecoderError` if the decoder failed
+        unexpectedly, another `ImageError` for broken data.
     """
     plain = iter(decode_plain([upload.content for upload in uploads if isinstance(upload.content, PlainPng)]))
     for upload in uploads:

@@ -1,30 +1,30 @@
-"""Why an image can't be taken."""
+"""Errors of images that can't be read."""
 
 import struct
 from types import TracebackType
 
-# What Pillow's parsers raise on broken files.
+# Exceptions that Pillow's parsers raise on broken files.
 _PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, ArithmeticError, LookupError, TypeError, struct.error)
 
 
 class ImageError(ValueError):
-    """An image that can't be taken; the message says why."""
+    """An image that can't be read; the message has the reason."""
 
 
 class UnknownFormatError(ImageError):
-    """Bytes that are no PNG, JPEG or WebP image."""
+    """Bytes that are not a PNG, JPEG or WebP image."""
 
 
 class TooManyPixelsError(ImageError):
-    """An image that would cost more to decode than is allowed."""
+    """An image that is too large to decode."""
 
 
 class DecoderError(ImageError):
-    """An image on which the decoder failed in an unexpected way; the cause says how."""
+    """An image on which the decoder failed unexpectedly; `__cause__` has the error."""
 
 
 class _AsImageError:
-    """Turns whatever a decoder raises on hostile bytes into an `ImageError`."""
+    """Turns any exception of a decoder, for example on malicious files, into an `ImageError`."""
 
     def __enter__(self) -> None:
         """Do nothing."""
@@ -33,7 +33,7 @@ class _AsImageError:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, MemoryError):
-            raise TooManyPixelsError("the image takes more memory than there is") from error
+            raise TooManyPixelsError("the image needs more memory than is available") from error
         if isinstance(error, _PILLOW_ERRORS) and not isinstance(error, ImageError):
             raise ImageError(f"the image is broken: {error}") from error
         if isinstance(error, Exception) and not isinstance(error, ImageError):

@@ -1,7 +1,7 @@
-"""What an image file announces, and the part of it that its pixels need.
+"""Reads the structure of image files: the header, the orientation, and the parts that contain the pixels.
 
-Decoders read pixels; metadata never reaches them. It is damaged more often than pixels are, and reading it can cost
-more than they do. Sources: W3C PNG (third edition), ITU T.81 (JPEG), the WebP container and Exif 2.3 (TIFF 6.0).
+Decoders get a file without metadata: metadata is damaged more often than pixels, and parsing it can cost more than
+decoding them. Sources: W3C PNG (third edition), ITU T.81 (JPEG), the WebP container and Exif 2.3 (TIFF 6.0).
 """
 
 import re
@@ -16,11 +16,11 @@ from service.inference.errors import ImageError, UnknownFormatError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 
-_MOST_PARTS = 2**16  # chunks of a PNG or WebP file, segments of a JPEG file
-_MOST_INFLATED = 2**23  # bytes of a file's metadata, decompressed
-_MOST_SCANS = 100  # of a JPEG file; encoders make about 10
-_FREE_SCANS = 20  # that cost no more than decoding the pixels does
-_PIXEL_BYTES = 3  # of a pixel that counts once
+_MAX_PARTS = 2**16  # chunks of a PNG or WebP file, segments of a JPEG file
+_MAX_INFLATED = 2**23  # bytes of a file's metadata after decompression
+_MAX_SCANS = 100  # of a JPEG file; encoders make about 10
+_FREE_SCANS = 20  # number of scans included in the cost of decoding the pixels
+_PIXEL_BYTES = 3  # bytes of a pixel with cost 1
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_START = len(_PNG) + 25  # signature and IHDR chunk
@@ -32,11 +32,11 @@ _PALETTE = 3
 _SOI, _EOI, _SOS, _APP0, _APP1, _APP2, _APP14 = 0xD8, 0xD9, 0xDA, 0xE0, 0xE1, 0xE2, 0xEE
 _FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))  # markers SOF0 to SOF15
 _FIRST_MARKER = 0xC0
-# Frame headers, the tables that pixels are decoded with, and scans.
-_OF_PIXELS = {*_FRAMES, 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, _SOS, _EOI}
-# What tells the colour space: how it starts, and its least length.
-_OF_COLOUR = {_APP0: (b"JFIF\0", 14), _APP14: (b"Adobe", 12)}
-_NOT_A_MARKER = (0x00, 0xFF, 0x01, *range(0xD0, 0xD8))  # escapes, fill bytes, and what stands within a scan
+# Frame headers, tables for decoding, and scans.
+_PIXEL_MARKERS = {*_FRAMES, 0xC4, 0xCC, 0xDB, 0xDC, 0xDD, _SOS, _EOI}
+# Segments that determine the colour space: their first bytes and minimum length.
+_COLOUR_MARKERS = {_APP0: (b"JFIF\0", 14), _APP14: (b"Adobe", 12)}
+_NOT_A_MARKER = (0x00, 0xFF, 0x01, *range(0xD0, 0xD8))  # escapes, fill bytes, and markers within a scan
 _IS_MARKER = np.ones(256, dtype=np.bool_)
 _IS_MARKER[list(_NOT_A_MARKER)] = False
 _EXIF, _XMP, _MULTI_PICTURE = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"MPF\0"
@@ -47,19 +47,19 @@ _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 
 
 class ImageStructure(NamedTuple):
-    """The structure of an image file: its header, and the part that its pixels need.
+    """The structure of an image file: its header, and the file without metadata.
 
     Attributes:
         format: "PNG", "JPEG" or "WEBP".
         width: in pixels.
         height: in pixels.
-        cost: how many pixels of three bytes cost as much to decode.
+        cost: cost of decoding, in pixels of three bytes.
         data: the file without its metadata.
-        orientation: 1..8, as EXIF has it: how the pixels are to be turned.
-        frames: pictures in the file; the first one counts.
-        transparent: the grey level or the colour that a PNG without alpha has for transparent.
-        bits: of a sample, 8 or 16; fewer are decoded to 8.
-        warnings: what was passed over.
+        orientation: EXIF orientation, 1..8.
+        frames: number of pictures in the file; only the first one is decoded.
+        transparent: the transparent grey level or colour of a PNG without an alpha channel; None if there is none.
+        bits: bits of a sample, 8 or 16; fewer are decoded to 8.
+        warnings: notes on ignored parts.
     """
 
     format: str
@@ -75,7 +75,7 @@ class ImageStructure(NamedTuple):
 
 
 def is_image_file(data: bytes) -> bool:
-    """Whether the first bytes are those of a PNG, JPEG or WebP file."""
+    """Whether the first bytes are the signature of a PNG, JPEG or WebP file."""
     return any(is_format(data) for is_format, _ in _READERS)
 
 
@@ -96,65 +96,65 @@ def read_structure(data: bytes) -> ImageStructure:
 
 
 class _Metadata:
-    """Collects what metadata say about the picture, and which of them can't be read."""
+    """Collects the orientation from metadata, and the names of damaged metadata."""
 
     def __init__(self) -> None:
         self._by_exif: int | None = None
         self._by_xmp: int | None = None
         self._damaged: dict[str, None] = {}
-        self._inflatable = _MOST_INFLATED
+        self._remaining = _MAX_INFLATED
 
     def inflate(self, data: bytes, name: str) -> bytes:
-        """Decompress; what can't be is damaged.
+        """Decompress metadata; note invalid data as damaged.
 
         Raises:
-            ImageError: all together is too much for metadata: that is an attack, not damage.
+            ImageError: all metadata together are too large, as in a decompression bomb.
         """
         try:
-            inflated = zlib.decompressobj().decompress(data, self._inflatable + 1)
+            inflated = zlib.decompressobj().decompress(data, self._remaining + 1)
         except zlib.error:
             self.damaged(name)
             return b""
-        self._inflatable -= len(inflated)
-        if self._inflatable < 0:
-            raise ImageError(f"the image is broken: its metadata inflate to more than {_MOST_INFLATED} bytes")
+        self._remaining -= len(inflated)
+        if self._remaining < 0:
+            raise ImageError(f"the image is broken: its metadata inflate to more than {_MAX_INFLATED} bytes")
         return inflated
 
     def exif(self, data: bytes) -> None:
-        """Take the orientation from EXIF."""
+        """Read the orientation from EXIF."""
         try:
-            found = _tiff_integer(data.removeprefix(_EXIF), _ORIENTATION)
+            orientation = _tiff_integer(data.removeprefix(_EXIF), _ORIENTATION)
         except (struct.error, ValueError):
             self.damaged("EXIF")
             return
-        if self._by_exif is None and found in range(1, 9):
-            self._by_exif = found
+        if self._by_exif is None and orientation in range(1, 9):
+            self._by_exif = orientation
 
     def xmp(self, data: bytes) -> None:
-        """Take the orientation from XMP, which counts if EXIF has none."""
-        found = _XMP_ORIENTATION.search(data)
-        if found:
-            self._by_xmp = int(found[1])
+        """Read the orientation from XMP, which is used if EXIF has none."""
+        match = _XMP_ORIENTATION.search(data)
+        if match:
+            self._by_xmp = int(match[1])
 
     def damaged(self, name: str) -> None:
-        """Note metadata that were passed over."""
+        """Note ignored metadata."""
         self._damaged[name] = None
 
     @property
     def orientation(self) -> int:
-        """1..8."""
+        """EXIF orientation, 1..8; 1 if there is none."""
         return self._by_exif or self._by_xmp or 1
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """One line, if anything was passed over."""
+        """One warning if any metadata are damaged."""
         names = list(self._damaged)
         listed = ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
-        return (f"damaged metadata were passed over: {listed}",) if names else ()
+        return (f"damaged metadata were ignored: {listed}",) if names else ()
 
 
 def _tiff_integer(data: bytes, tag: int) -> int | None:
-    """First value of an integer tag in the first directory of a TIFF header; None if it isn't there.
+    """Value of an integer tag in the first directory of a TIFF header; None if it is missing.
 
     Raises:
         ValueError, struct.error: the header or the directory is damaged before the tag is found.
@@ -166,18 +166,18 @@ def _tiff_integer(data: bytes, tag: int) -> int | None:
     (count,) = struct.unpack_from(f"{order}H", data, offset)
     for index in range(count):
         start = offset + 2 + 12 * index
-        found, kind, values = struct.unpack_from(f"{order}HHI", data, start)
-        if found == tag and kind in _TIFF_INTEGERS and values == 1:
+        entry_tag, kind, values = struct.unpack_from(f"{order}HHI", data, start)
+        if entry_tag == tag and kind in _TIFF_INTEGERS and values == 1:
             return int(struct.unpack_from(order + _TIFF_INTEGERS[kind], data, start + 8)[0])
     return None
 
 
-def _broken(kind: str, why: str) -> ImageError:
-    return ImageError(f"the image is broken: {why} ({kind})")
+def _broken(kind: str, reason: str) -> ImageError:
+    return ImageError(f"the image is broken: {reason} ({kind})")
 
 
-def _too_many_parts(kind: str, what: str) -> ImageError:
-    return _broken(kind, f"it has more than {_MOST_PARTS} {what}")
+def _too_many_parts(kind: str, parts: str) -> ImageError:
+    return _broken(kind, f"it has more than {_MAX_PARTS} {parts}")
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:
@@ -194,22 +194,22 @@ class _PngHeader(NamedTuple):
     def of(cls, data: bytes) -> Self:
         """Read signature and IHDR chunk."""
         if not data.startswith(_PNG):
-            raise _broken("PNG", "its signature is damaged, as by a transfer as text")
+            raise _broken("PNG", "its signature is damaged, for example by a transfer in text mode")
         header = data[len(_PNG) : _PNG_START]
         if header[:8] != b"\0\0\0\x0dIHDR" or zlib.crc32(header[4:-4]) != int.from_bytes(header[-4:], "big"):
             raise _broken("PNG", "its header (the IHDR chunk) is missing, cut off, or has a wrong checksum")
         width, height, depth, colour, compression, filters, interlace = struct.unpack_from(">IIBBBBB", header, 8)
         if depth not in _DEPTHS.get(colour, ()):
-            raise _broken("PNG", f"there is no colour type {colour} with {depth} bits")
+            raise _broken("PNG", f"colour type {colour} with {depth} bits is not defined")
         if not (0 < width < 2**31 and 0 < height < 2**31) or compression or filters or interlace > 1:
             raise _broken("PNG", "its header has values that are not defined")
         return cls(width, height, depth, colour)
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Yield name, content, and whether they are whole, of the chunks behind the header and up to IEND."""
+    """Yield name, content and validity of the chunks after the header up to IEND."""
     view, position = memoryview(data), _PNG_START
-    for _ in range(_MOST_PARTS):
+    for _ in range(_MAX_PARTS):
         if len(data) - position < 8:
             return
         length, name = struct.unpack_from(">I4s", data, position)
@@ -217,8 +217,8 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
             raise _broken("PNG", f"there is no chunk at byte {position}")
         end = position + 8 + length
         checksum = data[end : end + 4]
-        is_whole = len(checksum) == 4 and zlib.crc32(view[position + 4 : end]) == int.from_bytes(checksum, "big")
-        yield name, data[position + 8 : end], is_whole
+        is_valid = len(checksum) == 4 and zlib.crc32(view[position + 4 : end]) == int.from_bytes(checksum, "big")
+        yield name, data[position + 8 : end], is_valid
         if name == b"IEND":
             return
         position = end + 4
@@ -226,7 +226,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
 
 
 class _PngParts:
-    """Gathers what the chunks of a PNG file hold."""
+    """Collects the contents of the chunks of a PNG file."""
 
     def __init__(self) -> None:
         self.metadata = _Metadata()
@@ -235,13 +235,13 @@ class _PngParts:
         self.animated = self.controls = 0
         self._is_past_pixels = False
 
-    def add(self, name: bytes, content: bytes, *, is_whole: bool) -> None:
-        """Take a chunk; of several where one is allowed, the first."""
+    def add(self, name: bytes, content: bytes, *, is_valid: bool) -> None:
+        """Add a chunk; the first one counts if only one is allowed."""
         is_critical = not name[0] & 0x20
         self._is_past_pixels |= bool(self.pixels) and name != b"IDAT"
         if self._is_past_pixels and is_critical:
-            return  # pixels are in one sequence of chunks; what is left ends the file
-        if not is_whole:
+            return  # pixels are in one sequence of chunks; later critical chunks are ignored
+        if not is_valid:
             if is_critical:
                 raise _broken("PNG", f"its {name.decode()} chunk is cut off or has a wrong checksum")
             self.metadata.damaged(name.decode())
@@ -263,27 +263,27 @@ class _PngParts:
             case b"fcTL":
                 self.controls += 1
             case _ if is_critical and name != b"IEND":
-                raise _broken("PNG", f"its {name.decode()} chunk is needed to show it, and not known")
+                raise _broken("PNG", f"its critical {name.decode()} chunk is not supported")
 
     @property
     def frames(self) -> int:
-        """How many there are; without a control of its own, the image is one more."""
+        """Number of frames; a default image without a frame control chunk is an additional one."""
         return max(self.animated + (self.controls == 0), 1) if self.animated else 1
 
 
 def _read_png(data: bytes) -> ImageStructure:
     width, height, depth, colour = _PngHeader.of(data)
     parts = _PngParts()
-    for name, content, is_whole in _png_chunks(data):
-        parts.add(name, content, is_whole=is_whole)
+    for name, content, is_valid in _png_chunks(data):
+        parts.add(name, content, is_valid=is_valid)
     if not parts.pixels:
         raise _broken("PNG", "it has no pixels (no IDAT chunk)")
-    kept, transparent = [data[:_PNG_START]], None
+    chunks, transparent = [data[:_PNG_START]], None
     if colour == _PALETTE:
-        kept += _palette_chunks(parts.palette, parts.transparency, most=1 << depth)
+        chunks += _palette_chunks(parts.palette, parts.transparency, size=1 << depth)
     elif parts.transparency and colour in _SAMPLES_OF_TRANSPARENCY:
         transparent = _transparent(parts, _SAMPLES_OF_TRANSPARENCY[colour], depth)
-    kept += [_chunk(b"IDAT", b"".join(parts.pixels)), _chunk(b"IEND", b"")]
+    chunks += [_chunk(b"IDAT", b"".join(parts.pixels)), _chunk(b"IEND", b"")]
     pixel_bytes = _CHANNELS[colour] * max(depth // 8, 1) * (2 if depth == 16 and colour == 2 and transparent else 1)
     cost = width * height * max(pixel_bytes, _PIXEL_BYTES) // _PIXEL_BYTES
     return ImageStructure(
@@ -291,7 +291,7 @@ def _read_png(data: bytes) -> ImageStructure:
         width,
         height,
         cost,
-        b"".join(kept),
+        b"".join(chunks),
         orientation=parts.metadata.orientation,
         frames=parts.frames,
         transparent=transparent,
@@ -300,24 +300,24 @@ def _read_png(data: bytes) -> ImageStructure:
     )
 
 
-def _palette_chunks(palette: bytes, transparency: bytes, *, most: int) -> list[bytes]:
-    """Palette and its transparency; an entry that is missing is black, as in libpng."""
+def _palette_chunks(palette: bytes, transparency: bytes, *, size: int) -> list[bytes]:
+    """Chunks of the palette and its transparency; missing entries are black, as in libpng."""
     if not palette or len(palette) % 3 or len(palette) > 3 * 256:
         raise _broken("PNG", "its palette (the PLTE chunk) is missing or has a wrong length")
-    chunks = [_chunk(b"PLTE", palette[: 3 * most].ljust(3 * most, b"\0"))]
+    chunks = [_chunk(b"PLTE", palette[: 3 * size].ljust(3 * size, b"\0"))]
     if transparency:
         chunks.append(_chunk(b"tRNS", transparency[: len(palette) // 3]))
     return chunks
 
 
 def _transparent(parts: _PngParts, samples: int, depth: int) -> tuple[int, ...] | None:
-    """The grey level or colour that is transparent, of 8 bits or 16; bits above the depth don't count."""
+    """The transparent grey level or colour, of 8 or 16 bits per sample; bits above the depth are ignored."""
     if len(parts.transparency) != 2 * samples:
         parts.metadata.damaged("tRNS")
         return None
-    most = (1 << depth) - 1
-    scale = 1 if depth == 16 else 255 // most
-    return tuple((one & most) * scale for one in struct.unpack(f">{samples}H", parts.transparency))
+    top = (1 << depth) - 1
+    scale = 1 if depth == 16 else 255 // top
+    return tuple((one & top) * scale for one in struct.unpack(f">{samples}H", parts.transparency))
 
 
 def _png_exif(content: bytes, metadata: _Metadata) -> None:
@@ -325,7 +325,7 @@ def _png_exif(content: bytes, metadata: _Metadata) -> None:
 
 
 def _png_text(content: bytes, metadata: _Metadata) -> None:
-    """Find EXIF in text, where ImageMagick puts it."""
+    """Read EXIF from a text chunk, where ImageMagick stores it."""
     keyword, _, text = content.partition(b"\0")
     if keyword == b"Raw profile type exif":
         # A newline, the profile's name, its length, then hexadecimal digits.
@@ -341,7 +341,7 @@ def _png_compressed_text(content: bytes, metadata: _Metadata) -> None:
 
 
 def _png_international_text(content: bytes, metadata: _Metadata) -> None:
-    """Find XMP, which is in such text."""
+    """Read XMP, which is stored in international text."""
     keyword, _, rest = content.partition(b"\0")
     is_compressed, text = rest[:1] == b"\1", rest[2:].split(b"\0", 2)[-1]
     if is_compressed:
@@ -364,7 +364,7 @@ _PNG_METADATA: dict[bytes, Callable[[bytes, _Metadata], None]] = {
 
 
 class _JpegParts:
-    """Gathers what the segments of a JPEG file hold."""
+    """Collects the contents of the segments of a JPEG file."""
 
     def __init__(self) -> None:
         self.metadata = _Metadata()
@@ -373,7 +373,7 @@ class _JpegParts:
         self.frames = 1
 
     def add(self, marker: int, content: bytes) -> bool:
-        """Take a segment, and tell whether pixels need it."""
+        """Add a segment; return whether decoding needs it."""
         if marker in _FRAMES:
             if self.components:
                 raise _broken("JPEG", "it has two frame headers")
@@ -385,18 +385,19 @@ class _JpegParts:
             self.metadata.xmp(content)
         elif marker == _APP2 and content.startswith(_MULTI_PICTURE):
             self.frames = _pictures(content)
-        tells_colour = _OF_COLOUR.get(marker)  # a damaged one tells nothing
-        is_whole = tells_colour is not None and content.startswith(tells_colour[0]) and len(content) >= tells_colour[1]
-        return marker in _OF_PIXELS or is_whole
+        start, length = _COLOUR_MARKERS.get(marker, (b"", 0))
+        has_colour_space = length > 0 and content.startswith(start) and len(content) >= length
+        return marker in _PIXEL_MARKERS or has_colour_space
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Yield marker, content and all bytes of the segments, a scan's data included, up to the end of the image."""
+    """Yield marker, content and all bytes of each segment, including the data of scans, up to the end of the image."""
     octets = np.frombuffer(data, np.uint8)
-    # Where a marker may stand: at 0xFF before a byte that makes it one. Found at once, whatever the file is made of.
+    # Positions of possible markers: 0xFF followed by a marker's second byte. One vectorized search has the same cost
+    # for any content.
     places = np.flatnonzero((octets[:-1] == 0xFF) & _IS_MARKER[octets[1:]])
     position, scans = 2, 0
-    for _ in range(_MOST_PARTS):
+    for _ in range(_MAX_PARTS):
         index = int(np.searchsorted(places, position))
         if index == len(places):
             return
@@ -425,14 +426,14 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def _read_jpeg(data: bytes) -> ImageStructure:
-    parts, kept = _JpegParts(), [data[:2]]
+    parts, segments = _JpegParts(), [data[:2]]
     for marker, content, segment in _jpeg_segments(data):
         if parts.add(marker, content):
-            kept.append(segment)
+            segments.append(segment)
     if not (parts.scans and parts.width and parts.height):
         raise _broken("JPEG", "it has no frame header with a size, or no scan")
-    if parts.scans > _MOST_SCANS:
-        raise ImageError(f"the JPEG image has {parts.scans} scans; at most {_MOST_SCANS} are taken")
+    if parts.scans > _MAX_SCANS:
+        raise ImageError(f"the JPEG image has {parts.scans} scans; at most {_MAX_SCANS} are allowed")
     if parts.exif:
         parts.metadata.exif(b"".join(parts.exif))
     samples = parts.width * parts.height * max(parts.components, _PIXEL_BYTES)
@@ -441,7 +442,7 @@ def _read_jpeg(data: bytes) -> ImageStructure:
         parts.width,
         parts.height,
         samples * max(parts.scans, _FREE_SCANS) // (_PIXEL_BYTES * _FREE_SCANS),
-        b"".join(kept),
+        b"".join(segments),
         orientation=parts.metadata.orientation,
         frames=parts.frames,
         warnings=parts.metadata.warnings,
@@ -449,7 +450,7 @@ def _read_jpeg(data: bytes) -> ImageStructure:
 
 
 def _pictures(content: bytes) -> int:
-    """How many pictures a multi-picture file has (CIPA DC-007)."""
+    """Number of pictures in a multi-picture file (CIPA DC-007)."""
     try:
         return max(_tiff_integer(content.removeprefix(_MULTI_PICTURE), _PICTURES) or 1, 1)
     except (struct.error, ValueError):
@@ -459,7 +460,7 @@ def _pictures(content: bytes) -> int:
 def _read_webp(data: bytes) -> ImageStructure:
     metadata, frames, position = _Metadata(), 0, 12
     width = height = 0
-    for _ in range(_MOST_PARTS):
+    for _ in range(_MAX_PARTS):
         if len(data) - position < 8:
             break
         name, length = struct.unpack_from("<4sI", data, position)
@@ -476,7 +477,7 @@ def _read_webp(data: bytes) -> ImageStructure:
         raise _too_many_parts("WebP", "chunks")
     if not width:
         raise _broken("WebP", "it has no pixels")
-    cost = 2 * width * height  # its decoder holds three pictures at once
+    cost = 2 * width * height  # the decoder needs memory for three pictures
     return ImageStructure(
         "WEBP",
         width,

@@ -1,4 +1,4 @@
-"""One image of any kind -> grey pixels."""
+"""Decodes one upload of any kind to grey pixels."""
 
 from typing import NamedTuple
 
@@ -19,8 +19,8 @@ class Decoded(NamedTuple):
     Attributes:
         pixels: (H, W) uint8.
         source: format of the source: "PNG", "JPEG", "WEBP" or "array".
-        steps: what was done to it, in order.
-        warnings: what may make the prediction worse.
+        steps: names of the processing steps, in order.
+        warnings: possible reasons for a worse prediction.
     """
 
     pixels: Pixels

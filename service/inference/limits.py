@@ -1,4 +1,4 @@
-"""How large an image file may be."""
+"""Limits on the size of image files."""
 
 import math
 from typing import NamedTuple
@@ -7,27 +7,27 @@ from service.inference.errors import ImageError, TooManyPixelsError
 
 
 class ImageLimits(NamedTuple):
-    """What an image file may announce.
+    """Limits on the size that an image file declares.
 
     Attributes:
-        max_pixels: of three bytes, which decoding it may cost as much as.
-        max_aspect_ratio: largest ratio of its longer side to the shorter one.
+        max_pixels: maximum cost of decoding, in pixels of three bytes.
+        max_aspect_ratio: maximum ratio of the longer side to the shorter one.
     """
 
     max_pixels: int
     max_aspect_ratio: float = math.inf
 
     def check(self, width: int, height: int, cost: int) -> None:
-        """Refuse a file by what it announces.
+        """Check the declared size of a file.
 
         Args:
             width: in pixels.
             height: in pixels.
-            cost: of decoding it, in pixels of three bytes.
+            cost: cost of decoding, in pixels of three bytes.
 
         Raises:
-            TooManyPixelsError: it costs too much.
-            ImageError: one side is too long.
+            TooManyPixelsError: decoding costs too much.
+            ImageError: the aspect ratio is too large.
         """
         size = f"{width} x {height} pixels"
         if cost > self.max_pixels:

@@ -1,4 +1,4 @@
-"""Image files -> grey pixels, by Pillow."""
+"""Decodes image files to grey pixels with Pillow."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -11,10 +11,10 @@ from service.inference.errors import ImageError
 from service.inference.formats import ImageStructure
 from service.inference.pixels import Pixels
 
-_BAND_PIXELS = 2**20  # that are turned into grey at once: it bounds what memory that takes
+_BAND_PIXELS = 2**20  # converted to grey at once, which bounds the memory needed
 _WHITE = np.uint8(255)
-_WIDE_GREY = "I;16"  # Pillow's mode of grey with 16 bits
-_LOW_BYTES = "RGB;16L"  # Pillow's raw mode that takes the second byte of a sample
+_GREY_16_BITS = "I;16"  # Pillow's mode of grey with 16 bits
+_LOW_BYTES = "RGB;16L"  # Pillow's raw mode that reads the second byte of a sample
 
 _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
     1: lambda pixels: pixels,
@@ -31,44 +31,44 @@ Image.MAX_IMAGE_PIXELS = None  # `Upload.of` has checked our own limit
 
 
 def decode_file(file: ImageStructure) -> tuple[Pixels, tuple[str, ...]]:
-    """Decode a file to grey, turned upright as its EXIF orientation says (Exif 2.3, tag 0x0112).
+    """Decode a file to grey, turned upright by its EXIF orientation (Exif 2.3, tag 0x0112).
 
     Returns:
-        Pixels, (H, W), and what was done to get them, in order.
+        Pixels, (H, W), and the names of the processing steps, in order.
 
     Raises:
-        Exception: of any kind that Pillow raises on broken data.
+        Exception: any exception that Pillow raises on broken data.
     """
     pixels, steps = _grey(file)
     return np.ascontiguousarray(_TURNS[file.orientation](pixels)), steps
 
 
 def _grey(file: ImageStructure) -> tuple[Pixels, tuple[str, ...]]:
-    """Work in bands of rows: apart from the decoded image and its grey pixels, little is held at once."""
+    """Convert to grey in bands of rows, which need little memory in addition to the decoded image and the result."""
     images = [_load(file)]
     if file.transparent is not None and images[0].mode == "RGB" and file.bits == 16:
-        images.append(_load(file, rawmode=_LOW_BYTES))  # Pillow reads one byte of the two of a sample
+        images.append(_load(file, rawmode=_LOW_BYTES))  # Pillow reads only one of the two bytes of a sample
     pixels = np.empty((file.height, file.width), np.uint8)
     is_composited = False
     for rows in _bands(file.height, file.width):
         bands = [image.crop((0, rows.start, file.width, rows.stop)) for image in images]
         pixels[rows], clear = _grey_band(bands, file.transparent)
         is_composited |= clear
-    is_wide = images[0].mode == _WIDE_GREY
+    is_16_bits = images[0].mode == _GREY_16_BITS
     has_transparency = file.transparent is not None or images[0].has_transparency_data
     steps = {
-        "reduced to 8 bits": is_wide,
+        "reduced to 8 bits": is_16_bits,
         "composited on white": is_composited,
-        "greyscale": has_transparency or not (is_wide or images[0].mode == "L"),
+        "greyscale": has_transparency or not (is_16_bits or images[0].mode == "L"),
     }
     return pixels, tuple(name for name, is_done in steps.items() if is_done)
 
 
 def _load(file: ImageStructure, *, rawmode: str | None = None) -> Image.Image:
-    """Let Pillow decode a file; with a raw mode, in another reading of its bytes."""
+    """Decode a file with Pillow; a raw mode changes how its bytes are interpreted."""
     image = Image.open(io.BytesIO(file.data), formats=[file.format])
     if image.size != (file.width, file.height):
-        raise ImageError("the image is broken: it has another size than it announces")
+        raise ImageError("the image is broken: its size differs from the size in its header")
     if rawmode is not None and isinstance(image, ImageFile.ImageFile):
         image.tile = [tile._replace(args=rawmode) for tile in image.tile]
     image.load()
@@ -82,7 +82,7 @@ def _bands(height: int, width: int) -> Iterator[slice]:
 
 
 def _grey_band(bands: Sequence[Image.Image], transparent: tuple[int, ...] | None) -> tuple[Pixels, bool]:
-    """Grey pixels on white paper, and whether paper shows through."""
+    """Composite a band on white; return its grey pixels, and whether any pixel is transparent."""
     band = bands[0]
     if transparent is not None:
         is_clear = _is_clear(bands, transparent)
@@ -91,12 +91,12 @@ def _grey_band(bands: Sequence[Image.Image], transparent: tuple[int, ...] | None
         return _without_colour(band), False
     colour = band.convert("RGBA")
     is_opaque = colour.getchannel("A").getextrema() == (255, 255)
-    paper = Image.new("RGBA", colour.size, "white")
-    return _without_colour(Image.alpha_composite(paper, colour).convert("RGB")), not is_opaque
+    background = Image.new("RGBA", colour.size, "white")
+    return _without_colour(Image.alpha_composite(background, colour).convert("RGB")), not is_opaque
 
 
 def _is_clear(bands: Sequence[Image.Image], transparent: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Where all samples are those that stand for transparent; a second band has the low bytes of the samples."""
+    """Mask of the pixels with the transparent colour; a second band has the low bytes of the samples."""
     samples = np.asarray(bands[0].convert("L") if bands[0].mode == "1" else bands[0]).astype(np.uint16)
     for low in bands[1:]:
         samples = samples << 8 | np.asarray(low)
@@ -105,6 +105,6 @@ def _is_clear(bands: Sequence[Image.Image], transparent: tuple[int, ...]) -> np.
 
 
 def _without_colour(band: Image.Image) -> Pixels:
-    if band.mode == _WIDE_GREY:
+    if band.mode == _GREY_16_BITS:
         return (np.asarray(band) >> 8).astype(np.uint8)
     return np.asarray(band if band.mode == "L" else band.convert("L"))

@@ -1,9 +1,9 @@
-"""The pixels that the network takes."""
+"""The pixels of the network's input."""
 
 from typing import Any
 
 import numpy as np
 
-SIDE = 28  # of an image that the network takes, in pixels
+SIDE = 28  # width and height of the network's input, in pixels
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]

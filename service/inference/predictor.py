@@ -1,4 +1,4 @@
-"""Prepared images -> predictions. No HTTP."""
+"""Predictions for prepared images. No HTTP."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -16,18 +16,18 @@ ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about one image.
+    """The model's prediction for one image.
 
     Attributes:
-        estimator: "eval" of the whole network, "masks" over sampled masks, "moments" over all masks without sampling.
+        estimator: "eval" without dropout, "masks" over sampled masks, "moments" over all masks without sampling.
         label: name of the most probable class.
-        class_index: its position in `probabilities`.
-        probabilities: of each class, in class order; the mean over the masks but in eval mode.
-        predictive_entropy: of `probabilities`, in nats.
-        uncertainty: over the masks, for a batch of this one image; None in eval mode.
-        samples: how many masks were sampled.
-        probs_SBC: class probabilities under each of them, for a batch of this one image.
-        warnings: what makes this less than what was asked for.
+        class_index: index of the most probable class in `probabilities`.
+        probabilities: class probabilities in class order; except in eval mode, the mean over the masks.
+        predictive_entropy: entropy of `probabilities`, in nats.
+        uncertainty: uncertainty over the masks, for a batch of this one image; None in eval mode.
+        samples: number of sampled masks.
+        probs_SBC: class probabilities under each mask, for a batch of this one image; None if nothing is sampled.
+        warnings: ways in which the prediction falls short of the request.
     """
 
     estimator: Estimator
@@ -42,12 +42,12 @@ class Prediction:
 
     @property
     def mutual_information(self) -> float:
-        """In nats; 0 in eval mode."""
+        """Mutual information of class and masks, in nats; 0 in eval mode."""
         return 0.0 if self.uncertainty is None else self.uncertainty.mutual_information.item()
 
     @property
     def agreement(self) -> float | None:
-        """Part of the masks whose most probable class is the one that is predicted; None where nothing is sampled."""
+        """Fraction of the masks that vote for the predicted class; None if nothing is sampled."""
         if self.probs_SBC is None:
             return None
         votes_S = self.probs_SBC.numpy()[:, 0].argmax(axis=1)
@@ -56,17 +56,17 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What the model says about B images in one way, see `Prediction`.
+    """Predictions of one estimator for B images, see `Prediction`.
 
     Attributes:
-        estimator: of all.
-        classes: their names.
+        estimator: the estimator.
+        classes: names of the classes.
         probs_BC: class probabilities, float64.
-        entropy_B: of these, in nats.
-        uncertainty: over the masks; None in eval mode.
-        samples: how many masks were sampled.
-        probs_SBC: class probabilities under each of them.
-        warnings: what makes all of them less than what was asked for.
+        entropy_B: predictive entropies, in nats.
+        uncertainty: uncertainty over the masks; None in eval mode.
+        samples: number of sampled masks.
+        probs_SBC: class probabilities under each mask; None if nothing is sampled.
+        warnings: ways in which the predictions fall short of the request.
     """
 
     estimator: Estimator
@@ -79,19 +79,18 @@ class Predictions:
     warnings: tuple[str, ...] = ()
 
     def each(self) -> list[Prediction]:
-        """Tell of each image alone."""
+        """Split into one prediction for each image."""
         images = len(self.probs_BC)
-        found = [None] * images if self.uncertainty is None else _each(self.uncertainty)
-        passes = [None] * images if self.probs_SBC is None else torch.split(self.probs_SBC, 1, dim=1)
-        return [
-            self._one(*one) for one in zip(self.probs_BC.tolist(), self.entropy_B.tolist(), found, passes, strict=True)
-        ]
+        uncertainties = [None] * images if self.uncertainty is None else _split(self.uncertainty)
+        samples = [None] * images if self.probs_SBC is None else torch.split(self.probs_SBC, 1, dim=1)
+        columns = (self.probs_BC.tolist(), self.entropy_B.tolist(), uncertainties, samples)
+        return [self._one(*values) for values in zip(*columns, strict=True)]
 
     def _one(
         self,
         probabilities: list[float],
         predictive_entropy: float,
-        found: Uncertainty | Moments | None,
+        uncertainty: Uncertainty | Moments | None,
         probs_S1C: torch.Tensor | None,
     ) -> Prediction:
         index = probabilities.index(max(probabilities))
@@ -101,7 +100,7 @@ class Predictions:
             index,
             probabilities,
             predictive_entropy,
-            found,
+            uncertainty,
             self.samples,
             probs_S1C,
             self.warnings,
@@ -109,7 +108,7 @@ class Predictions:
 
 
 class Predictor:
-    """The model behind the service: the same image, samples and seed give the same bits, whatever comes with it.
+    """The model behind the service. Bits of a prediction depend on image, samples and seed only, not on the batch.
 
     Methods take pixels of shape (B, 28, 28), uint8, light on dark.
 
@@ -135,25 +134,25 @@ class Predictor:
         return Predictions("eval", self.classes, probs_BC.numpy(), entropy(probs_BC).numpy())
 
     def sample(self, pixels_BHW: Pixels, *, samples: int, seed: int) -> Predictions:
-        """Predict by `samples` dropout masks of a seed, at least 2."""
+        """Predict with `samples` dropout masks, at least 2, drawn from a seed."""
         probs_SBC = self._masks.sample(_as_inputs(pixels_BHW), samples=samples, seed=seed)
         return self._over_masks("masks", summarize(probs_SBC), probs_SBC)
 
     def sample_until(self, pixels_1HW: Pixels, *, tolerance: float, max_samples: int, seed: int) -> Predictions:
-        """Predict one image by as many masks as bring the standard error of its class within the tolerance."""
-        probs_S1C, found = self._masks.sample_until(
+        """Predict one image, sampling masks until the standard error of the predicted class is within the tolerance."""
+        probs_S1C, uncertainty = self._masks.sample_until(
             _as_inputs(pixels_1HW), tolerance=tolerance, max_samples=max_samples, seed=seed
         )
-        error = found.standard_error[0, found.mean[0].numpy().argmax()].item()
+        error = uncertainty.standard_error[0, uncertainty.mean[0].numpy().argmax()].item()
         unmet = f"the standard error is {error:.2g} after {max_samples} samples, not {tolerance:g}"
-        return self._over_masks("masks", found, probs_S1C, () if error <= tolerance else (unmet,))
+        return self._over_masks("masks", uncertainty, probs_S1C, () if error <= tolerance else (unmet,))
 
     def propagate(self, pixels_BHW: Pixels) -> Predictions:
-        """Predict over all masks by their moments."""
+        """Predict the mean over all masks without sampling, by moment propagation."""
         return self._over_masks("moments", self._moments.predict(_as_inputs(pixels_BHW)))
 
     def warm_up(self) -> None:
-        """Take the first-time costs of all modes before a client does, and draw the masks of the default seed."""
+        """Run all modes once, to pay their one-time costs, and draw the masks of the default seed."""
         blank = np.zeros((1, SIDE, SIDE), dtype=np.uint8)
         self.predict(blank)
         self.propagate(blank)
@@ -163,22 +162,22 @@ class Predictor:
     def _over_masks(
         self,
         estimator: Estimator,
-        found: Uncertainty | Moments,
+        uncertainty: Uncertainty | Moments,
         probs_SBC: torch.Tensor | None = None,
         warnings: tuple[str, ...] = (),
     ) -> Predictions:
-        probs_BC, entropy_B = found.mean.numpy(), found.predictive_entropy.numpy()
+        probs_BC, entropy_B = uncertainty.mean.numpy(), uncertainty.predictive_entropy.numpy()
         samples = 0 if probs_SBC is None else len(probs_SBC)
-        return Predictions(estimator, self.classes, probs_BC, entropy_B, found, samples, probs_SBC, warnings)
+        return Predictions(estimator, self.classes, probs_BC, entropy_B, uncertainty, samples, probs_SBC, warnings)
 
 
-def _each(found: Uncertainty | Moments) -> Sequence[Uncertainty | Moments]:
-    """Split what was found of a batch into batches of one image."""
-    if len(found.mean) == 1:
-        return [found]
-    names = [field.name for field in fields(found)]
-    columns = [torch.split(getattr(found, name), 1) for name in names]
-    return [type(found)(**dict(zip(names, ones, strict=True))) for ones in zip(*columns, strict=True)]
+def _split(uncertainty: Uncertainty | Moments) -> Sequence[Uncertainty | Moments]:
+    """Split the uncertainty of a batch into batches of one image."""
+    if len(uncertainty.mean) == 1:
+        return [uncertainty]
+    names = [field.name for field in fields(uncertainty)]
+    columns = [torch.split(getattr(uncertainty, name), 1) for name in names]
+    return [type(uncertainty)(**dict(zip(names, ones, strict=True))) for ones in zip(*columns, strict=True)]
 
 
 def _as_inputs(pixels_BHW: Pixels) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Grey pixels of any size -> one (28, 28) image, light on dark as in Fashion-MNIST."""
+"""Prepares grey images of any size for the network: (28, 28), light on dark as in Fashion-MNIST."""
 
 import itertools
 import math
@@ -15,16 +15,16 @@ from service.inference.general_decoder import Decoded
 from service.inference.pixels import SIDE, Pixels
 
 _MARGIN_TOLERANCE = 13  # 5 % of full scale, the margin rule of Fashion-MNIST's own preparation (arXiv:1708.07747, 2)
-_LIGHT = 127.5  # a brighter border is light
-_UNSURE = (96, 160)  # a border as bright as that, up to the second, may be either
-_BUSY_BORDER = 0.5  # share of border pixels off their median; 21 of the 70,000 garments have more
+_LIGHT = 127.5  # mean brightness above which a border is light
+_UNSURE = (96, 160)  # range of mean brightness in which a border may be dark or light
+_BUSY_BORDER = 0.5  # fraction of border pixels that differ from their median; 21 of the 70,000 images have more
 
-_BAND_PIXELS = 2**20  # that are computed with at once
+_BAND_PIXELS = 2**20  # processed at once, which bounds the memory needed
 _UNIT = 2**22  # a weight of 1 in Pillow's resampling
 
 _WARNINGS = (
-    "the border is neither dark nor light: say invert=yes or invert=no",
-    "the background is not plain: Fashion-MNIST shows one garment on an even background",
+    "the border is neither dark nor light: set invert=yes or invert=no",
+    "the background is not plain: Fashion-MNIST shows one item of clothing on a plain background",
     "the image is blank",
 )
 
@@ -38,14 +38,14 @@ class Invert(StrEnum):
 
 
 class Input(NamedTuple):
-    """The image as the network sees it, and how it came to be.
+    """The network's input, and how it was made.
 
     Attributes:
         pixels: (28, 28) uint8, light on dark.
         source: format of the source: "PNG", "JPEG", "WEBP" or "array".
         size: width and height of the source.
-        steps: what was done to it, in order.
-        warnings: what may make the prediction worse.
+        steps: names of the processing steps, in order.
+        warnings: possible reasons for a worse prediction.
     """
 
     pixels: Pixels
@@ -61,32 +61,32 @@ class Input(NamedTuple):
 
     @property
     def image_hash(self) -> str:
-        """16 hexadecimal digits that stand for the pixels."""
+        """Hash of the pixels, 16 hexadecimal digits."""
         return blake2b(self.pixels.tobytes(), digest_size=8).hexdigest()
 
 
 def prepare_all(decoded: Iterable[Decoded | ImageError], *, invert: Invert = Invert.AUTO) -> list[Input | ImageError]:
-    """Bring images of any size to light on dark and to 28 x 28, each as if it were alone.
+    """Prepare images: light on dark, 28 x 28. The other images of the batch do not affect an image.
 
-    Larger and smaller images are treated as Fashion-MNIST's own were: plain margins cut off, the longer side fitted,
-    the shorter one padded, the garment in the centre. 28 x 28 images keep their pixels' places.
+    Images of other sizes are processed like Fashion-MNIST's own: plain margins are trimmed, the longer side is resized
+    to 28, and the shorter side is padded on both sides. 28 x 28 images are not trimmed or resized.
 
     Args:
-        decoded: B images, or what is wrong with one, which stays in its place. A large image is prepared before the
-            next one is asked for.
+        decoded: decoded images, or the error of an invalid one, which stays in its place. A large image is prepared
+            before the next one is taken from the iterable.
         invert: whether to swap dark and light.
     """
-    found: list[Decoded | Input | ImageError] = []
+    results: list[Decoded | Input | ImageError] = []
     for one in decoded:
         if isinstance(one, Decoded) and one.pixels.shape != (SIDE, SIDE):
-            found.extend(_prepare_alike([one], invert))
+            results.extend(_prepare_same_size([one], invert))
         else:
-            found.append(one)
-    together = iter(_prepare_alike([one for one in found if isinstance(one, Decoded)], invert))
-    return [next(together) if isinstance(one, Decoded) else one for one in found]
+            results.append(one)
+    together = iter(_prepare_same_size([one for one in results if isinstance(one, Decoded)], invert))
+    return [next(together) if isinstance(one, Decoded) else one for one in results]
 
 
-def _prepare_alike(images: Sequence[Decoded], invert: Invert) -> list[Input]:
+def _prepare_same_size(images: Sequence[Decoded], invert: Invert) -> list[Input]:
     """Prepare images of the same size together."""
     if not images:
         return []
@@ -96,9 +96,9 @@ def _prepare_alike(images: Sequence[Decoded], invert: Invert) -> list[Input]:
     border_BK = np.concatenate(sides, axis=1)
     count = border_BK.shape[1]
     brightness = [total / count for total in np.add.reduce(border_BK, axis=1).tolist()]
-    turned = [invert is Invert.YES or (invert is Invert.AUTO and one > _LIGHT) for one in brightness]
-    if any(turned):
-        flips_B = np.array(turned) * np.uint8(255)
+    inverted = [invert is Invert.YES or (invert is Invert.AUTO and one > _LIGHT) for one in brightness]
+    if any(inverted):
+        flips_B = np.array(inverted) * np.uint8(255)
         pixels_BHW = pixels_BHW ^ flips_B[:, None, None]  # x ^ 255 is 255 - x
         border_BK ^= flips_B[:, None]
     border_BK.sort(axis=1)
@@ -110,7 +110,7 @@ def _prepare_alike(images: Sequence[Decoded], invert: Invert) -> list[Input]:
     prepared = []
     for index, image in enumerate(images):
         pixels, steps = pixels_BHW[index], image.steps
-        if turned[index]:
+        if inverted[index]:
             steps += ("inverted",)
         if (height, width) != (SIDE, SIDE):
             pixels, fitting = _fit(pixels, backgrounds[index])
@@ -126,9 +126,9 @@ def _prepare_alike(images: Sequence[Decoded], invert: Invert) -> list[Input]:
 
 
 def _fit(grey: Pixels, background: int) -> tuple[Pixels, tuple[str, ...]]:
-    """Cut plain margins off, and bring the rest to 28 x 28 as if it were padded to a square and resized.
+    """Trim plain margins, pad to a square, and resize to 28 x 28.
 
-    It is fitted first and padded then, so that what an image takes is bounded by its own pixels.
+    The padding is applied after a first resize, so that the memory is bounded by the image's own pixels.
     """
     trimmed = _without_margins(grey, background)
     height, width = trimmed.shape
@@ -144,9 +144,9 @@ def _fit(grey: Pixels, background: int) -> tuple[Pixels, tuple[str, ...]]:
 
 
 def _fit_padded_rows(grey: Pixels, background: int) -> Pixels:
-    """Resize the rows of (H, W), W < H, to (H, 28), as Pillow would if they were padded to a length of H.
+    """Resize the rows of (H, W), W < H, to (H, 28), with Pillow's result for rows padded to a length of H.
 
-    Pillow sums pixels times weights of 22 bits, rounds and clips. Sums of these integers are exact in float64.
+    Pillow multiplies pixels by integer weights of 22 bits, sums, rounds and clips. These sums are exact in float64.
     """
     height, width = grey.shape
     weights_JW, padding_J = _padded_weights(height, width)
@@ -159,9 +159,9 @@ def _fit_padded_rows(grey: Pixels, background: int) -> Pixels:
 
 
 def _padded_weights(side: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of a row of `width` pixels in the middle of `side` ones, (28, W), and of the padding beside it, (28,).
+    """Resampling weights of a row of `width` pixels centred in `side` pixels, (28, W), and of its padding, (28,).
 
-    Lanczos' kernel, sinc(x) sinc(x / 3) for |x| < 3, is stretched so that it spans 6 pixels of the result.
+    The Lanczos kernel, sinc(x) sinc(x / 3) for |x| < 3, is stretched to span 6 pixels of the result.
     """
     scale = side / SIDE
     stretch = max(scale, 1.0)

@@ -1,4 +1,4 @@
-"""Images as clients send them, accepted or refused before anything is decoded."""
+"""Uploaded images, accepted or refused before they are decoded."""
 
 from typing import Any, NamedTuple, Self
 
@@ -8,16 +8,16 @@ from service.inference.limits import ImageLimits
 from service.inference.pixels import Pixels
 from service.inference.png import PlainPng
 
-# An image file; an array as nested lists; or pixels, (28, 28).
+# An image file, an array as nested lists, or pixels (28, 28).
 RawImage = bytes | list[Any] | Pixels
 
 
 class Upload(NamedTuple):
-    """An image whose structure is read and accepted, not yet decoded.
+    """An accepted image that is not decoded yet.
 
     Attributes:
-        content: a file of the plainest kind, the structure of any other file, an array, or pixels.
-        cost: of decoding it, in pixels of three bytes; 0 for an array and for pixels.
+        content: a simple PNG file, the structure of any other file, an array, or pixels.
+        cost: cost of decoding, in pixels of three bytes; 0 for an array and for pixels.
     """
 
     content: PlainPng | ImageStructure | list[Any] | Pixels
@@ -25,12 +25,12 @@ class Upload(NamedTuple):
 
     @classmethod
     def of(cls, image: RawImage, limits: ImageLimits) -> Self:
-        """Read the structure of an image file; take everything else as it is.
+        """Read and check the structure of an image file; arrays and pixels are not checked here.
 
         Raises:
             UnknownFormatError: not a PNG, JPEG or WebP file.
-            TooManyPixelsError: more pixels announced than the limits allow.
-            ImageError: a broken structure, or one side too long.
+            TooManyPixelsError: the file declares too many pixels.
+            ImageError: a broken structure, or too large an aspect ratio.
         """
         if not isinstance(image, bytes):
             return cls(image)

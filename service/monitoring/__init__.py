@@ -1,1 +1,1 @@
-"""What operators see: logs, metrics, drift and the newest predictions."""
+"""Monitoring for operators: logs, metrics, drift and recent predictions."""

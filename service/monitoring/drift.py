@@ -1,4 +1,4 @@
-"""How far what comes in has drifted from what the model was calibrated on: told by its uncertainty, without labels."""
+"""Drift: how far recent images differ from the calibration images, measured by uncertainty, without labels."""
 
 import functools
 import math
@@ -15,21 +15,21 @@ from service.monitoring.prediction_log import RIGHT, UNKNOWN, PredictionLog, Rec
 from service.schemas.answers import MODES
 
 STATISTICS = ("predictive_entropy", "mutual_information")
-_DECIMALS = 7  # of the reference
+_DECIMALS = 7  # of the reference quantiles
 _TYPICAL_SAMPLES = 100
 _BINS = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drift:
-    """What the newest predictions of one estimator tell.
+    """Drift of the recent predictions of one estimator.
 
     Attributes:
-        images: how many there are.
-        distances: by statistic, the Kolmogorov-Smirnov distance from the reference; 0 for no images.
-        p_values: by statistic, how probable so large a distance is if nothing has drifted; 1 for no images.
-        accuracy: the mean calibrated confidence, which is the part of right predictions as long as nothing has
-            drifted; NaN for no images.
+        images: number of predictions.
+        distances: by statistic, the Kolmogorov-Smirnov distance from the reference; 0 without images.
+        p_values: by statistic, the p-value of the distance; 1 without images.
+        accuracy: mean calibrated confidence, which estimates the accuracy as long as there is no drift; NaN without
+            images.
     """
 
     images: int
@@ -40,13 +40,13 @@ class Drift:
 
 @dataclass(frozen=True, kw_only=True)
 class FeedbackSummary:
-    """What the newest predictions whose true class is known tell.
+    """Accuracy and calibration of the recent predictions with feedback.
 
     Attributes:
-        images: how many there are.
-        accuracy: the part that is right; NaN for no images.
-        calibration_error: mean difference of confidence and accuracy over ten bins of confidence, weighted by their
-            images (expected calibration error, Naeini et al. 2015); NaN for no images.
+        images: number of predictions.
+        accuracy: fraction of right predictions; NaN without images.
+        calibration_error: expected calibration error over ten bins of confidence (Naeini et al. 2015): the mean
+            absolute difference of confidence and accuracy, weighted by the bins' images; NaN without images.
     """
 
     images: int
@@ -55,10 +55,10 @@ class FeedbackSummary:
 
 
 class Reference:
-    """What a model was calibrated on, and how what comes in differs from it.
+    """Uncertainty of a model on its calibration images, as the reference for drift.
 
     Attributes:
-        model: its key in records.
+        model: key of the model in the prediction log.
 
     Args:
         artifact: the model.
@@ -68,56 +68,58 @@ class Reference:
         self.model = key(artifact.sha256)
         self._calibrations = artifact.calibrations
         self._classes = len(artifact.classes)
-        self._measured = artifact.card.get("metrics", {}).get("test", {})
+        self._test_metrics = artifact.card.get("metrics", {}).get("test", {})
         self._images = int(artifact.card.get("data", {}).get("split", {}).get("calibration", 0)) or None
 
     def drifts(self, log: PredictionLog, *, images: int) -> Iterator[tuple[Estimator, Drift]]:
-        """Yield what the newest `images` predictions of each calibrated estimator tell."""
+        """Yield the drift of the newest `images` predictions of each calibrated estimator."""
         for estimator in self.estimators():
 
-            def is_ours(ring: Records, place: int = ESTIMATORS.index(estimator)) -> np.ndarray:
-                ours: np.ndarray = (ring["model"] == self.model) & (ring["estimator"] == place)
-                return ours
+            def is_match(records: Records, index: int = ESTIMATORS.index(estimator)) -> np.ndarray:
+                matches: np.ndarray = (records["model"] == self.model) & (records["estimator"] == index)
+                return matches
 
-            newest = log.newest(is_ours, images)
+            newest = log.newest(is_match, images)
             samples = int(np.median(newest["samples"])) if len(newest) else _TYPICAL_SAMPLES
             reference = self._calibration(estimator, samples).reference
-            found = {name: self._distance(newest[name], reference[name]) for name in self.statistics(estimator)}
+            tests = {
+                name: self._kolmogorov_smirnov(newest[name], reference[name]) for name in self.statistics(estimator)
+            }
             yield (
                 estimator,
                 Drift(
                     images=len(newest),
-                    distances={name: distance for name, (distance, _) in found.items()},
-                    p_values={name: p_value for name, (_, p_value) in found.items()},
+                    distances={name: distance for name, (distance, _) in tests.items()},
+                    p_values={name: p_value for name, (_, p_value) in tests.items()},
                     accuracy=float(newest["confidence"].mean()) if len(newest) else math.nan,
                 ),
             )
 
     def accuracy(self, estimator: Estimator) -> float:
-        """What the card says of the test images; NaN if it says nothing."""
-        return float(self._measured.get(MODES[estimator], {}).get("accuracy", math.nan))
+        """Accuracy on the test images, from the model card; NaN if it is missing."""
+        return float(self._test_metrics.get(MODES[estimator], {}).get("accuracy", math.nan))
 
     def estimators(self) -> list[Estimator]:
-        """Those that are calibrated."""
-        known = {one.estimator for one in self._calibrations}
-        return [estimator for estimator in ESTIMATORS if estimator in known]
+        """The calibrated estimators."""
+        calibrated = {one.estimator for one in self._calibrations}
+        return [estimator for estimator in ESTIMATORS if estimator in calibrated]
 
     def statistics(self, estimator: Estimator) -> tuple[str, ...]:
-        """Those that an estimator has."""
+        """The statistics that an estimator has."""
         return STATISTICS[:1] if estimator == "eval" else STATISTICS
 
     def cumulative(self, estimator: Estimator, statistic: str, bounds: Sequence[float]) -> list[float]:
-        """The part of the calibration's images up to each bound; bounds as a part of ln(classes), the maximum."""
+        """Fraction of the calibration images up to each bound; bounds are fractions of ln(classes), the maximum."""
         reference = self._calibration(estimator, _TYPICAL_SAMPLES).reference[statistic]
         quantiles, levels = _distribution(tuple(reference))
-        found: list[float] = np.interp(np.array(bounds) * math.log(self._classes), quantiles, levels, right=1).tolist()
-        return found
+        parts: list[float] = np.interp(np.array(bounds) * math.log(self._classes), quantiles, levels, right=1).tolist()
+        return parts
 
     def _calibration(self, estimator: Estimator, samples: int) -> Calibration:
-        fitting = [one for one in self._calibrations if one.estimator == estimator]
-        return find_calibration(fitting, estimator, samples) or fitting[0]
+        candidates = [one for one in self._calibrations if one.estimator == estimator]
+        return find_calibration(candidates, estimator, samples) or candidates[0]
 
-    def _distance(self, values_B: np.ndarray, reference: Sequence[float]) -> tuple[float, float]:
+    def _kolmogorov_smirnov(self, values_B: np.ndarray, reference: Sequence[float]) -> tuple[float, float]:
         """Kolmogorov-Smirnov distance at the reference's quantiles, and its asymptotic p-value."""
         count = len(values_B)
         if count == 0:
@@ -130,21 +132,23 @@ class Reference:
 
 
 def summarize_feedback(log: PredictionLog) -> FeedbackSummary:
-    """What is known of predictions whose true class was told."""
-    known = log.newest(lambda ring: ring["outcome"] != UNKNOWN)
-    if len(known) == 0:
+    """Summarize the recent predictions with feedback."""
+    labelled = log.newest(lambda records: records["outcome"] != UNKNOWN)
+    if len(labelled) == 0:
         return FeedbackSummary(images=0, accuracy=math.nan, calibration_error=math.nan)
-    right_B = known["outcome"] == RIGHT
-    bins_B = np.minimum((known["confidence"] * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins_B, weights=known["confidence"] - right_B, minlength=_BINS)
+    right_B = labelled["outcome"] == RIGHT
+    bins_B = np.minimum((labelled["confidence"] * _BINS).astype(int), _BINS - 1)
+    gaps = np.bincount(bins_B, weights=labelled["confidence"] - right_B, minlength=_BINS)
     return FeedbackSummary(
-        images=len(known), accuracy=float(right_B.mean()), calibration_error=float(np.abs(gaps).sum() / len(known))
+        images=len(labelled),
+        accuracy=float(right_B.mean()),
+        calibration_error=float(np.abs(gaps).sum() / len(labelled)),
     )
 
 
 @functools.lru_cache
 def _distribution(reference: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Quantiles, each once, and which part of the distribution is not above each."""
+    """Distinct quantiles, and the cumulative distribution at each."""
     quantiles = np.array(reference, np.float32)
     levels = np.linspace(0, 1, len(quantiles))
     is_last = np.append(quantiles[1:] > quantiles[:-1], True)

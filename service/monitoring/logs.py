@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line on standard output."""
+"""Logs: one JSON object per line on standard output."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ LOGGER = logging.getLogger("mcd")
 
 
 class _JsonLines(logging.Formatter):
-    """A JSON object a line: time (ISO 8601, UTC), level, event, and the fields of the record."""
+    """Formats a record as one line of JSON: time (ISO 8601, UTC), level, event, and the fields of the record."""
 
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -27,11 +27,15 @@ class _JsonLines(logging.Formatter):
 
 
 def write_log(level: str) -> None:
-    """Let our logger write JSON lines to standard output from a level on: "debug", "info", "warning" or "error"."""
+    """Make our logger write JSON lines to standard output.
+
+    Args:
+        level: lowest level that is logged: "debug", "info", "warning" or "error".
+    """
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_JsonLines())
     LOGGER.handlers[:] = [handler]
     LOGGER.setLevel(level.upper())
     LOGGER.propagate = False
-    # Its warnings tell of malformed forms, which the client is told.
+    # Its warnings are about malformed forms, which the answer to the client already describes.
     logging.getLogger("python_multipart").setLevel(logging.CRITICAL)

@@ -1,7 +1,7 @@
-"""What Prometheus sees.
+"""The Prometheus metrics.
 
-Distributions and sums are noted in passing and counted a little later, many at a time: to count each at once, in files
-that Prometheus' client shares among workers, would take a twentieth of a prediction's time.
+Values of histograms and counters are collected first and counted a little later, many at a time: counting each at once,
+in the files that the Prometheus client shares among workers, would take a twentieth of a prediction's time.
 """
 
 import math
@@ -43,41 +43,45 @@ _BOUNDS = dict(zip(STATISTICS, (_RATIOS, _INFORMATION_RATIOS), strict=True))
 _MODEL_DIGITS = 12
 
 
-Noting = TypeVar("Noting", DeferredHistogram, DeferredCounter)
+Deferred = TypeVar("Deferred", DeferredHistogram, DeferredCounter)
 
 
 class Metrics:
-    """Counts of one worker, in a registry of their own; `expose` shows all workers of the server together."""
+    """Metrics of one worker, in their own registry; `expose` combines all workers of the server."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._derived: list[Collector] = []
-        self._noting: dict[DeferredHistogram | DeferredCounter, None] = {}
-        self._in_work = 0
+        self._deferred: dict[DeferredHistogram | DeferredCounter, None] = {}
+        self._active_requests = 0
         shared = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
         self._folder = Path(shared) if shared else None
         if self._folder is not None:
             finish_merge(self._folder)
 
-        self._requests = self._counter("http_requests", "HTTP requests by what they got.", "route", "method", "code")
+        self._requests = self._counter(
+            "http_requests", "HTTP requests, by route, method and status.", "route", "method", "code"
+        )
         self._codes: dict[tuple[str, str, int], Counter] = {}
-        durations = "Time from when a request is there to its answer."
+        durations = "Time from the arrival of a request to the end of its answer."
         self._durations = self._histogram("http_request_duration_seconds", durations, _LATENCIES, "route", "method")
         self._routes: dict[tuple[str, str], DeferredHistogram] = {}
-        stages = "Time that a stage took for all images of a request."
+        stages = "Duration of a stage for all images of a request."
         by_stage = self._histogram("stage_duration_seconds", stages, _STAGE_LATENCIES, "stage")
         self._stages = {stage: self._child(by_stage, stage) for stage in _STAGES}
-        self._in_progress = self._gauge("http_requests_in_progress", "HTTP requests in work.", "livesum")
-        rejected = self._counter("requests_rejected", "Requests that got a problem, by its type.", "reason")
+        self._in_progress = self._gauge("http_requests_in_progress", "HTTP requests in progress.", "livesum")
+        rejected = self._counter("requests_rejected", "Requests answered with a problem, by its type.", "reason")
         self._rejected = {kind: rejected.labels(kind) for kind in STATUSES}
         self._batches = self._child(
-            self._histogram("batch_size_images", "Images of a request.", (1, 3, 10, 30, 100, 300, 1000))
+            self._histogram("batch_size_images", "Number of images of a request.", (1, 3, 10, 30, 100, 300, 1000))
         )
 
-        self._predictions = self._counter("predictions", "Images predicted.", "model", "mode", "predicted_class")
+        self._predictions = self._counter("predictions", "Predicted images.", "model", "mode", "predicted_class")
         self._classes: dict[tuple[str, Estimator, str], DeferredCounter] = {}
-        self._passes = self._child(self._counter("forward_passes", "Dropout masks computed; 1 for a pass without any."))
-        masks = "Dropout masks of a prediction, 0 where nothing is sampled."
+        self._passes = self._child(
+            self._counter("forward_passes", "Forward passes: dropout masks, or 1 without sampling.")
+        )
+        masks = "Dropout masks of a prediction; 0 without sampling."
         self._samples = self._child(self._histogram("samples_per_prediction", masks, _NUMBERS))
         self._entropies = self._by_estimator(
             "predictive_entropy_ratio", "Predictive entropy over ln(classes).", _RATIOS
@@ -88,42 +92,55 @@ class Metrics:
         self._confidences = self._child(
             self._histogram("confidence_ratio", "Probability of the predicted class.", _RATIOS)
         )
-        votes = "Part of the masks that vote for the predicted class."
+        votes = "Fraction of the masks that vote for the predicted class."
         self._agreements = self._child(self._histogram("vote_agreement_ratio", votes, _RATIOS))
-        sizes = "Classes of a prediction set."
+        sizes = "Number of classes in a prediction set."
         self._set_sizes = self._child(self._histogram("prediction_set_size_classes", sizes, range(11)))
-        abstentions = self._counter("abstentions", "Predictions that are left to a person, by the reason.", "reason")
+        abstentions = self._counter("abstentions", "Predictions with abstention, by the reason.", "reason")
         self._abstentions = {reason: self._child(abstentions, reason) for reason in get_args(Reason)}
         self._novelties = self._child(
-            self._histogram("novelty_score", "How unlike the training's an image is; 0 if it is typical.", _SCORES)
+            self._histogram(
+                "novelty_score", "Novelty of an image: its distance from the training images; 0 is typical.", _SCORES
+            )
         )
-        outcomes = self._counter("feedback", "Predictions whose true class was told.", "outcome")
+        outcomes = self._counter("feedback", "Predictions with feedback, by whether they are right.", "outcome")
         self._outcomes = {outcome: outcomes.labels(outcome) for outcome in ("wrong", "right")}
 
-        self._model_info = self._gauge("model_info", "Workers that serve a model.", "livesum", "model", "recipe")
+        self._model_info = self._gauge(
+            "model_info", "Number of workers that serve a model.", "livesum", "model", "recipe"
+        )
         self._model = ("", "")
-        loaded = "When the model was loaded; of several workers, the first time."
+        loaded = "Time at which the first worker loaded the model."
         self._loaded = self._gauge("model_loaded_timestamp_seconds", loaded, "livemin")
-        ready = "Whether all workers have a model that answered a known image right."
+        ready = "1 if all workers have loaded and checked a model."
         self._ready = self._gauge("ready", ready, "livemin")
-        self._workers = self._gauge("workers", "Worker processes.", "livesum")
+        self._workers = self._gauge("workers", "Number of worker processes.", "livesum")
         versions = {"version": __version__, "python": platform.python_version()}
         versions |= {name: version(name) for name in ("bentoml", "torch")}
-        self._gauge("build_info", "What is served with.", "livemax", *versions).labels(**versions).set(1)
-        # The file may be of a dead worker with the same process id.
+        self._gauge("build_info", "Versions of the service and its libraries.", "livemax", *versions).labels(
+            **versions
+        ).set(1)
+        # The files may be left from a dead worker with the same process id.
         self._in_progress.set(0)
         self._workers.set(1)
         self._ready.set(0)
 
     def route(self, route: str, method: str, codes: Iterable[int], *, timed: bool) -> None:
-        """Let there be counts of a route from the start: a template out of a fixed set, never a raw path."""
+        """Create the metrics of a route at start-up.
+
+        Args:
+            route: name of the route, from a fixed set; never a raw path.
+            method: method of the route.
+            codes: possible statuses.
+            timed: whether to measure durations.
+        """
         if timed:
             self._routes[route, method] = self._child(self._durations, route, method)
         for code in codes:
             self._codes[route, method, code] = self._requests.labels(route, method, code)
 
     def model(self, identity: str, recipe: str, classes: Sequence[str]) -> None:
-        """From now on this model answers."""
+        """Record that this model now answers."""
         model = identity[:_MODEL_DIGITS]
         for estimator in ESTIMATORS:
             for name in classes:
@@ -136,65 +153,65 @@ class Metrics:
         self._ready.set(1)
 
     def begin(self) -> None:
-        """A request is there; `request` tells its end."""
-        self._in_work += 1
+        """Count the start of a request; `request` counts its end."""
+        self._active_requests += 1
 
     def request(self, route: str, method: str, code: int, seconds: float) -> None:
-        """Count a request that was answered, or given up; how long it took, if its route is timed."""
+        """Count the end of a request, and its duration if the route is timed."""
         counter = self._codes.get((route, method, code))
         (counter or self._requests.labels(route, method, code)).inc()
         if (route, method) in self._routes:
-            self._routes[route, method].noted.append(seconds)
-        self._in_work -= 1
+            self._routes[route, method].pending.append(seconds)
+        self._active_requests -= 1
 
     def stages(self, seconds: dict[str, float], images: int) -> None:
-        """Count what was done for a request's images."""
-        self._batches.noted.append(images)
-        for stage, took in seconds.items():
-            self._stages[stage].noted.append(took)
+        """Record the number of images of a request, and the durations of its stages."""
+        self._batches.pending.append(images)
+        for stage, duration in seconds.items():
+            self._stages[stage].pending.append(duration)
 
     def rejected(self, kind: str) -> None:
-        """Count a request that got a problem."""
+        """Count a request that is answered with a problem."""
         self._rejected[kind].inc()
 
     def prediction(self, model: str, prediction: Prediction, decision: Decision | None) -> None:
-        """Count a prediction by a model, and what was decided."""
-        estimator, most = prediction.estimator, math.log(len(prediction.probabilities))
-        self._classes[model[:_MODEL_DIGITS], estimator, prediction.label].noted.append(1)
-        self._passes.noted.append(max(prediction.samples, 1))
-        self._samples.noted.append(prediction.samples)
-        self._entropies[estimator].noted.append(prediction.predictive_entropy / most)
+        """Count a prediction of a model, and its decision."""
+        estimator, max_entropy = prediction.estimator, math.log(len(prediction.probabilities))
+        self._classes[model[:_MODEL_DIGITS], estimator, prediction.label].pending.append(1)
+        self._passes.pending.append(max(prediction.samples, 1))
+        self._samples.pending.append(prediction.samples)
+        self._entropies[estimator].pending.append(prediction.predictive_entropy / max_entropy)
         if prediction.uncertainty is not None:
-            self._informations[estimator].noted.append(prediction.mutual_information / most)
+            self._informations[estimator].pending.append(prediction.mutual_information / max_entropy)
         if prediction.agreement is not None:
-            self._agreements.noted.append(prediction.agreement)
+            self._agreements.pending.append(prediction.agreement)
         if decision is None:
             return
-        self._confidences.noted.append(max(decision.probabilities or prediction.probabilities))
+        self._confidences.pending.append(max(decision.probabilities or prediction.probabilities))
         if decision.prediction_set is not None:
-            self._set_sizes.noted.append(len(decision.prediction_set))
+            self._set_sizes.pending.append(len(decision.prediction_set))
         if decision.reason is not None:
-            self._abstentions[decision.reason].noted.append(1)
+            self._abstentions[decision.reason].pending.append(1)
         if decision.novelty is not None:
-            self._novelties.noted.append(max(decision.novelty.score, 0.0))  # a sum may not fall
+            self._novelties.pending.append(max(decision.novelty.score, 0.0))  # a histogram's sum must not decrease
 
     def feedback(self, *, right: int, wrong: int) -> None:
-        """Count predictions whose true class was told."""
+        """Count predictions with feedback."""
         self._outcomes["right"].inc(right)
         self._outcomes["wrong"].inc(wrong)
 
     def derive(self, collector: Collector) -> None:
-        """Show what a collector tells, too: once for all workers."""
+        """Also expose a collector, whose metrics hold for all workers together."""
         self._derived.append(collector)
 
     def flush(self) -> None:
-        """Count what was noted; from any thread."""
-        self._in_progress.set(self._in_work)
-        for metric in tuple(self._noting):
+        """Count the collected values; may be called from any thread."""
+        self._in_progress.set(self._active_requests)
+        for metric in tuple(self._deferred):
             metric.count()
 
     def expose(self) -> bytes:
-        """Write all metrics in Prometheus' text format: of every worker under BentoML, else of this process."""
+        """All metrics in Prometheus' text format: of every worker under BentoML, else of this process."""
         self.flush()
         registry = CollectorRegistry()
         registry.register(self._registry if self._folder is None else _AllWorkers(self._folder))
@@ -202,35 +219,35 @@ class Metrics:
             registry.register(collector)
         return generate_latest(registry)
 
-    def _counter(self, name: str, told: str, *labels: str) -> DeferredCounter:
-        return DeferredCounter(f"mcd_{name}", told, labels, registry=self._registry)
+    def _counter(self, name: str, description: str, *labels: str) -> DeferredCounter:
+        return DeferredCounter(f"mcd_{name}", description, labels, registry=self._registry)
 
-    def _gauge(self, name: str, told: str, over_workers: str, *labels: str) -> Gauge:
-        return Gauge(f"mcd_{name}", told, labels, registry=self._registry, multiprocess_mode=over_workers)  # type: ignore[arg-type]
+    def _gauge(self, name: str, description: str, over_workers: str, *labels: str) -> Gauge:
+        return Gauge(f"mcd_{name}", description, labels, registry=self._registry, multiprocess_mode=over_workers)  # type: ignore[arg-type]
 
-    def _histogram(self, name: str, told: str, bounds: Sequence[float], *labels: str) -> DeferredHistogram:
-        return DeferredHistogram(f"mcd_{name}", told, labels, registry=self._registry, buckets=tuple(bounds))
+    def _histogram(self, name: str, description: str, bounds: Sequence[float], *labels: str) -> DeferredHistogram:
+        return DeferredHistogram(f"mcd_{name}", description, labels, registry=self._registry, buckets=tuple(bounds))
 
-    def _child(self, metric: Noting, *labels: str) -> Noting:
-        """Take notes for one of a metric's label sets."""
+    def _child(self, metric: Deferred, *labels: str) -> Deferred:
+        """One label set of a deferred metric, which `flush` counts."""
         child = metric.labels(*labels) if labels else metric
-        self._noting[child] = None
+        self._deferred[child] = None
         return child
 
     def _by_estimator(
-        self, name: str, told: str, bounds: Sequence[float], estimators: Sequence[Estimator] = ESTIMATORS
+        self, name: str, description: str, bounds: Sequence[float], estimators: Sequence[Estimator] = ESTIMATORS
     ) -> dict[Estimator, DeferredHistogram]:
-        histogram = self._histogram(name, told, bounds, "mode")
+        histogram = self._histogram(name, description, bounds, "mode")
         return {estimator: self._child(histogram, MODES[estimator]) for estimator in estimators}
 
 
 class PredictionCollector(Collector):
-    """Gauges of what the newest predictions of all workers tell, computed when they are asked for.
+    """Gauges of drift and feedback, computed at each scrape from the recent predictions of all workers.
 
     Args:
-        log: the predictions.
-        reference: of the model that answers now.
-        images: how many of a mode are compared with it.
+        log: the recent predictions.
+        reference: returns the reference of the current model.
+        images: number of newest images of a mode that are compared with the reference.
     """
 
     def __init__(self, log: PredictionLog, reference: Callable[[], Reference], *, images: int) -> None:
@@ -241,41 +258,47 @@ class PredictionCollector(Collector):
         reference = self._reference()
         by_statistic = ("mode", "statistic")
         distance = _family("drift_score", "Kolmogorov-Smirnov distance of the window from the reference.", by_statistic)
-        p_value = _family("drift_p_value", "Probability of such a distance where nothing drifts.", by_statistic)
-        window = _family("drift_window_images", "Newest images that are compared with the reference.", ("mode",))
-        accuracy = _family("estimated_accuracy_ratio", "Mean confidence of the window.", ("mode",))
-        expected = _family("reference_accuracy_ratio", "Part of the test images that is right.", ("mode",))
-        for estimator, found in reference.drifts(self._log, images=self._images):
+        p_value = _family("drift_p_value", "p-value of the distance.", by_statistic)
+        window = _family(
+            "drift_window_images", "Number of newest images that are compared with the reference.", ("mode",)
+        )
+        accuracy = _family(
+            "estimated_accuracy_ratio", "Mean confidence of the window, which estimates the accuracy.", ("mode",)
+        )
+        expected = _family("reference_accuracy_ratio", "Accuracy on the test images.", ("mode",))
+        for estimator, drift in reference.drifts(self._log, images=self._images):
             mode = MODES[estimator]
-            window.add_metric([mode], found.images)
-            accuracy.add_metric([mode], found.accuracy)
+            window.add_metric([mode], drift.images)
+            accuracy.add_metric([mode], drift.accuracy)
             expected.add_metric([mode], reference.accuracy(estimator))
-            for statistic in found.distances:
-                distance.add_metric([mode, statistic], found.distances[statistic])
-                p_value.add_metric([mode, statistic], found.p_values[statistic])
+            for statistic in drift.distances:
+                distance.add_metric([mode, statistic], drift.distances[statistic])
+                p_value.add_metric([mode, statistic], drift.p_values[statistic])
         yield from (distance, p_value, window, accuracy, expected)
         for statistic, bounds in _BOUNDS.items():
-            told = f"Part of the calibration's images with a {statistic} over ln(classes) up to the bound."
-            cumulative = _family(f"reference_{statistic}_bucket_ratio", told, ("mode", "bound"))
+            description = f"Fraction of the calibration images with a {statistic} over ln(classes) up to the bound."
+            cumulative = _family(f"reference_{statistic}_bucket_ratio", description, ("mode", "bound"))
             for estimator in reference.estimators():
                 if statistic in reference.statistics(estimator):
                     parts = reference.cumulative(estimator, statistic, bounds)
                     for bound, part in zip(bounds, parts, strict=True):
                         cumulative.add_metric([MODES[estimator], str(bound)], part)
             yield cumulative
-        known = summarize_feedback(self._log)
-        yield _family("feedback_window_images", "Newest images whose true class was told.", value=known.images)
-        yield _family("feedback_accuracy_ratio", "Part of those that is right.", value=known.accuracy)
-        error = "Expected calibration error over those."
-        yield _family("feedback_calibration_error_ratio", error, value=known.calibration_error)
+        feedback = summarize_feedback(self._log)
+        yield _family("feedback_window_images", "Number of recent images with feedback.", value=feedback.images)
+        yield _family("feedback_accuracy_ratio", "Accuracy on recent images with feedback.", value=feedback.accuracy)
+        error = "Expected calibration error on recent images with feedback."
+        yield _family("feedback_calibration_error_ratio", error, value=feedback.calibration_error)
 
 
-def _family(name: str, told: str, labels: Sequence[str] | None = None, value: float | None = None) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"mcd_{name}", told, labels=labels, value=value)
+def _family(
+    name: str, description: str, labels: Sequence[str] | None = None, value: float | None = None
+) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"mcd_{name}", description, labels=labels, value=value)
 
 
 class _AllWorkers(Collector):
-    """Metrics of all workers, what dead ones have counted included; their gauges count no more."""
+    """Metrics of all workers: counts of dead workers are included, their gauges are not."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,6 +1,7 @@
-"""What dead workers have counted, merged into one set of files: counters never fall, and no death costs anything later.
+"""Merges the metrics files of dead workers into one set of files.
 
-Prometheus' client writes a file for each process and kind of metric, and reads all of them at a scrape.
+The Prometheus client writes a file for each process and kind of metric, and reads all files at each scrape. Merging
+keeps the counts of dead workers, so that counters never fall, and keeps the number of files small.
 """
 
 import fcntl
@@ -16,17 +17,17 @@ from service.monitoring.logs import LOGGER
 from service.monitoring.prediction_log import is_alive
 from service.monitoring.prometheus_internals import read_file, write_file
 
-KINDS = ("counter", "histogram")  # of live gauges nothing stays
+KINDS = ("counter", "histogram")  # live gauges of dead workers are dropped
 _LOCK, _PLAN = "merge.lock", "merge.json"
 _FILE = re.compile(r"(counter|histogram|gauge_live[a-z]+)_([0-9]+)\.db")
-_NOBODY = 0  # the process id that the merged files have
+_MERGED_PID = 0  # process id in the names of the merged files
 _CORRUPT = (struct.error, ValueError, RuntimeError, IndexError)
 
 
 def finish_merge(folder: Path) -> None:
-    """Finish a merge, one that runs or one that was killed, before this process opens files of its own.
+    """Wait for a running merge or finish a killed one, before this process opens its own files.
 
-    It may have the process id of a dead worker, whose files the merge removes.
+    This process may have the process id of a dead worker, whose files the merge removes.
     """
     with _locked(folder):
         pass
@@ -34,13 +35,13 @@ def finish_merge(folder: Path) -> None:
 
 @contextmanager
 def merged(folder: Path) -> Iterator[list[str]]:
-    """Merge the files of workers that have died, and yield the files that are to be read.
+    """Merge the files of dead workers, and yield the files to read.
 
-    No other process merges meanwhile. A merge that was killed is finished by the next one: what it planned is written
-    before anything is replaced or removed.
+    A lock excludes other processes until the end. The next merge finishes a killed one: a merge writes its plan before
+    it replaces or removes any file.
 
     Args:
-        folder: that all workers of the server share.
+        folder: folder shared by all workers of the server.
     """
     with _locked(folder):
         dead = sorted(path for path in folder.glob("*.db") if _is_dead(path))
@@ -54,20 +55,20 @@ def merged(folder: Path) -> Iterator[list[str]]:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Let no other process merge, and finish what one of them has left."""
+    """Hold the lock, after finishing a merge that another process left unfinished."""
     with (folder / _LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # which the kernel takes back if we are killed
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel releases it if this process is killed
         _carry_out(folder)
         yield
 
 
 def _is_dead(path: Path) -> bool:
-    found = _FILE.fullmatch(path.name)
-    return found is not None and int(found[2]) != _NOBODY and not is_alive(int(found[2]))
+    match = _FILE.fullmatch(path.name)
+    return match is not None and int(match[2]) != _MERGED_PID and not is_alive(int(match[2]))
 
 
 def _merged_file(folder: Path, kind: str) -> Path:
-    return folder / f"{kind}_{_NOBODY}.db"
+    return folder / f"{kind}_{_MERGED_PID}.db"
 
 
 def _prepared_file(folder: Path, kind: str) -> Path:
@@ -75,7 +76,7 @@ def _prepared_file(folder: Path, kind: str) -> Path:
 
 
 def _prepare(folder: Path, kind: str, dead: list[Path]) -> None:
-    """Write the sums of the merged file so far and of the dead workers' beside it."""
+    """Write the sums of the current merged file and the dead workers' files to a new file."""
     sums: dict[str, float] = {}
     for path in (_merged_file(folder, kind), *dead):
         for key, value in _values(path):
@@ -86,7 +87,7 @@ def _prepare(folder: Path, kind: str, dead: list[Path]) -> None:
 
 
 def _values(path: Path) -> Sequence[tuple[str, float]]:
-    """What a file holds; nothing, if its process died before it was whole."""
+    """Values of a file; none if the file is missing or corrupt."""
     try:
         return _read(path)
     except FileNotFoundError:
@@ -97,15 +98,15 @@ def _values(path: Path) -> Sequence[tuple[str, float]]:
 
 
 def _read(path: Path) -> Sequence[tuple[str, float]]:
-    """Keys, which are JSON, and values of a file; raises one of `_CORRUPT`."""
-    found = read_file(path)
-    for key, _ in found:
+    """Read keys (JSON) and values of a file; raises one of `_CORRUPT`."""
+    values = read_file(path)
+    for key, _ in values:
         json.loads(key)
-    return found
+    return values
 
 
 def _carry_out(folder: Path) -> None:
-    """Do what is planned, as often as it takes: each step may have been done already."""
+    """Execute the plan, if there is one; steps that were already executed are skipped."""
     plan = folder / _PLAN
     with suppress(FileNotFoundError):
         names = json.loads(plan.read_text())
@@ -118,7 +119,7 @@ def _carry_out(folder: Path) -> None:
 
 
 def _is_readable(path: Path) -> bool:
-    """Whether a file is whole: a worker that starts makes it empty first."""
+    """Whether a file can be read; a new worker's file is empty at first."""
     try:
         _read(path)
     except (FileNotFoundError, *_CORRUPT):

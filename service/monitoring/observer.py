@@ -1,4 +1,4 @@
-"""Every prediction, counted and kept."""
+"""Counts and logs predictions."""
 
 import time
 
@@ -10,11 +10,11 @@ from service.monitoring.prediction_log import PredictionLog, Record, key
 
 
 class PredictionObserver:
-    """Counts predictions in the metrics; keeps those that were decided on in the prediction log.
+    """Counts predictions in the metrics; adds those with a decision to the prediction log.
 
     Args:
-        metrics: of this worker.
-        prediction_log: of this worker.
+        metrics: metrics of this worker.
+        prediction_log: prediction log of this worker.
     """
 
     def __init__(self, metrics: Metrics, prediction_log: PredictionLog) -> None:
@@ -23,7 +23,7 @@ class PredictionObserver:
     def __call__(
         self, model: str, request_id: str, image: Input, prediction: Prediction, decision: Decision | None
     ) -> None:
-        """Note a prediction of a model for a request."""
+        """Record a prediction of a model for a request."""
         self._metrics.prediction(model, prediction, decision)
         if decision is None:
             return

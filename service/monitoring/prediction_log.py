@@ -1,4 +1,4 @@
-"""The newest predictions of all workers, in files that each of them maps: what drift and feedback are told from."""
+"""The recent predictions of all workers, in memory-mapped files that all workers share, for drift and feedback."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ UNKNOWN, WRONG, RIGHT = -1, 0, 1
 
 RECORD_TYPE = np.dtype(
     [
-        ("time", "<f8"),  # of the prediction, seconds since 1970; 0 where there is none
+        ("time", "<f8"),  # time of the prediction, seconds since 1970; 0 for an empty record
         ("request", "<u8"),  # keys, see `key`
         ("image", "<u8"),
         ("model", "<u8"),
@@ -21,9 +21,9 @@ RECORD_TYPE = np.dtype(
         ("mutual_information", "<f4"),  # nats; 0 in eval mode
         ("confidence", "<f4"),  # calibrated, if the model is
         ("samples", "<u2"),
-        ("predicted", "<u2"),  # class
-        ("estimator", "u1"),  # place in predictor.ESTIMATORS
-        ("outcome", "i1"),  # UNKNOWN until somebody tells the true class
+        ("predicted", "<u2"),  # index of the predicted class
+        ("estimator", "u1"),  # index in predictor.ESTIMATORS
+        ("outcome", "i1"),  # UNKNOWN until feedback has the true class
     ]
 )
 Records = np.ndarray[Any, np.dtype[np.void]]
@@ -32,12 +32,12 @@ _PREFIX = "predictions-"
 
 
 def key(text: str) -> int:
-    """64 bits that stand for a text."""
+    """Hash of a text, 64 bits."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class Record(NamedTuple):
-    """A prediction as it is kept; the names are those of `RECORD_TYPE`."""
+    """A record of the log; the fields are described at `RECORD_TYPE`."""
 
     time: float
     request: int
@@ -53,13 +53,13 @@ class Record(NamedTuple):
 
 
 class PredictionLog:
-    """Keeps this worker's newest predictions, and shows those of all.
+    """Keeps the recent predictions of this worker, and reads those of all workers.
 
-    A worker that starts takes over the file of one that is dead, so that its predictions are not lost.
+    A new worker takes over the file of a dead one, so that no predictions are lost.
 
     Args:
-        folder: that all workers share; None to keep them in this process.
-        size: how many a worker keeps.
+        folder: folder shared by all workers; None to keep the predictions in this process.
+        size: number of predictions that a worker keeps.
 
     Raises:
         OSError: the folder can't be written.
@@ -71,42 +71,51 @@ class PredictionLog:
         self._next = int(self._own["time"].argmax()) + 1
 
     def add(self, record: Record) -> None:
-        """Keep a prediction; the oldest one goes."""
+        """Add a prediction, in place of the oldest one."""
         self._own[self._next % self._size] = record
         self._next += 1
 
-    def newest(self, wanted: Callable[[Records], np.ndarray], count: int | None = None) -> Records:
-        """Those of all workers for which a condition holds, the oldest first, and of these at most `count` newest."""
-        found = []
+    def newest(self, condition: Callable[[Records], np.ndarray], count: int | None = None) -> Records:
+        """The newest predictions of all workers that satisfy a condition, the oldest first.
+
+        Args:
+            condition: maps records to a boolean mask.
+            count: maximum number of predictions; None for all.
+        """
+        parts = []
         for ring in self._rings():
             in_order = np.roll(np.arange(len(ring)), -1 - int(ring["time"].argmax()))
-            places = in_order[((ring["time"] > 0) & wanted(ring))[in_order]]
-            found.append(ring[places if count is None else places[-count:]])
-        together = np.concatenate(found)
-        ordered: Records = together[np.argsort(together["time"], kind="stable")]
+            indices = in_order[((ring["time"] > 0) & condition(ring))[in_order]]
+            parts.append(ring[indices if count is None else indices[-count:]])
+        records = np.concatenate(parts)
+        ordered: Records = records[np.argsort(records["time"], kind="stable")]
         return ordered if count is None else ordered[-count:]
 
     def note_class(self, field: str, value: int, true_class: int) -> np.ndarray:
-        """Note the true class of all predictions whose field has a value, and return their outcomes."""
+        """Set the outcomes of all predictions whose field has a value, given their true class.
+
+        Returns:
+            The outcomes, each `RIGHT` or `WRONG`.
+        """
         outcomes = []
         for ring in self._rings():
-            places = np.flatnonzero((ring[field] == value) & (ring["time"] > 0))
-            ring["outcome"][places] = np.where(ring["predicted"][places] == true_class, RIGHT, WRONG)
-            outcomes.append(ring["outcome"][places])
+            indices = np.flatnonzero((ring[field] == value) & (ring["time"] > 0))
+            ring["outcome"][indices] = np.where(ring["predicted"][indices] == true_class, RIGHT, WRONG)
+            outcomes.append(ring["outcome"][indices])
         return np.concatenate(outcomes)
 
     def _rings(self) -> Iterator[Records]:
         yield self._own
         for path in [] if self._folder is None else self._folder.glob(f"{_PREFIX}*"):
             if path.name != _name():
-                with contextlib.suppress(FileNotFoundError):  # taken over this moment
+                with contextlib.suppress(FileNotFoundError):  # another worker has just taken it over
                     yield self._map(path)
 
     def _map(self, path: Path) -> Records:
         return np.asarray(np.memmap(path, RECORD_TYPE, mode="r+", shape=(self._size,)))
 
     def _claim(self, folder: Path) -> Path:
-        """Take over a dead worker's file, or make one."""
+        """Take over a dead worker's file, or create one."""
         folder.mkdir(parents=True, exist_ok=True)
         own = folder / _name()
         for path in folder.glob(f"{_PREFIX}*"):
@@ -125,7 +134,7 @@ def _name() -> str:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is such a process."""
+    """Whether a process with this id exists."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

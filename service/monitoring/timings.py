@@ -1,4 +1,4 @@
-"""How long the stages of an answer take."""
+"""Durations of the stages of a request."""
 
 import time
 from contextlib import AbstractContextManager
@@ -6,10 +6,11 @@ from types import TracebackType
 
 
 class Timings:
-    """Seconds that the stages of an answer took, by name; of a stage that came several times, all together.
+    """Measures the stages of a request; durations of a repeated stage are summed.
 
     Attributes:
-        request_id: of the request that is answered.
+        request_id: id of the request.
+        seconds: duration of each stage, by name.
     """
 
     def __init__(self, request_id: str = "") -> None:
@@ -31,5 +32,5 @@ class _Stage(AbstractContextManager[None]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        took = time.perf_counter() - self._start
-        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + took
+        duration = time.perf_counter() - self._start
+        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + duration

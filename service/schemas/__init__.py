@@ -1,1 +1,1 @@
-"""What requests may ask for and what answers say."""
+"""Schemas of parameters, answers and problems."""

@@ -1,4 +1,4 @@
-"""What is answered to a request."""
+"""Schemas of answers."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Self
@@ -14,14 +14,14 @@ from service.schemas.parameters import Parameters, RankBy
 from service.schemas.problems import Problem
 
 Mode = Literal["eval", "mc", "moments"]
-# What answers, metrics and cards call each estimator.
+# Name of each estimator in answers, metrics and model cards.
 MODES: dict[Estimator, Mode] = {"eval": "eval", "masks": "mc", "moments": "moments"}
 
 
 class UncertaintyAnswer(BaseModel):
-    """The spread over the dropout masks; entropies in nats, the lists in class order.
+    """The uncertainty over the dropout masks: entropies in nats, lists in class order.
 
-    There is no standard error where nothing was sampled.
+    The standard error is null with `method=moments`, which does not sample.
     """
 
     variance: list[float]
@@ -32,9 +32,9 @@ class UncertaintyAnswer(BaseModel):
 
 
 class PreprocessingAnswer(BaseModel):
-    """What was done to the image before the network saw it; `image_hash` is of what it saw.
+    """The preprocessing steps of the image; `image_hash` is the hash of the network's input.
 
-    `pixels` are what it saw, 28 rows of 28, 0..255, light on dark, if they were asked for.
+    `pixels`, if requested, are the network's input: 28 rows of 28 values, 0..255, light on dark.
     """
 
     source: str
@@ -47,14 +47,17 @@ class PreprocessingAnswer(BaseModel):
 
 
 class CalibrationAnswer(BaseModel):
-    """What probabilities, prediction set and abstention were calibrated for; 0 samples where nothing is sampled."""
+    """The calibration of probabilities, prediction set and abstention; 0 samples if nothing is sampled."""
 
     estimator: Estimator
     samples: int
 
 
 class NoveltyAnswer(BaseModel):
-    """How unlike the training's the image is; flagged above the threshold, null if that is not calibrated."""
+    """How far the image is from the training images; `flagged` if the score is above the threshold.
+
+    The threshold is null if it is not calibrated.
+    """
 
     score: float
     threshold: float | None
@@ -62,9 +65,9 @@ class NoveltyAnswer(BaseModel):
 
 
 class Answer(BaseModel):
-    """A prediction; `uncertainty` is null in eval mode, and null is what the model was not calibrated for.
+    """A prediction. `uncertainty` is null in eval mode; values that the model is not calibrated for are null.
 
-    `sample_probabilities` are those of each mask, not calibrated, if they were asked for.
+    `sample_probabilities`, if requested, are the uncalibrated class probabilities of each mask.
     """
 
     label: str
@@ -90,7 +93,7 @@ class Answer(BaseModel):
 
     @classmethod
     def of(cls, prediction: Prediction, decision: Decision, image: Input, parameters: Parameters) -> Self:
-        """Put together what the stages found."""
+        """Combine the results of the stages."""
         width, height = image.size
         calibrated = decision.probabilities if parameters.calibrated else None
         probabilities = prediction.probabilities if calibrated is None else calibrated
@@ -109,7 +112,7 @@ class Answer(BaseModel):
             coverage=parameters.coverage,
             abstain=decision.reason is not None,
             abstain_reason=decision.reason,
-            abstain_threshold=decision.least_confidence,
+            abstain_threshold=decision.confidence_threshold,
             max_risk=parameters.max_risk,
             novelty=_novelty_answer(decision),
             preprocessing=PreprocessingAnswer(
@@ -127,46 +130,46 @@ class Answer(BaseModel):
 
 
 class Refusal(BaseModel):
-    """Takes the place of an answer: the problem with an image."""
+    """The problem with an image, in place of its answer."""
 
     error: dict[str, Any]
 
 
 class BatchAnswer(BaseModel):
-    """For each image its answer, or the problem with it, in the order in which they were sent."""
+    """The answer for each image, or the problem with it, in the order of the request."""
 
     results: list[Answer | Refusal]
 
     @classmethod
     def of(cls, results: Iterable[Answer | Problem]) -> Self:
-        """Put together what the stages found."""
+        """Combine the results of all images."""
         return cls(results=[_result(one) for one in results])
 
     @staticmethod
     def encode(results: Iterable[Answer | Problem]) -> bytes:
-        """Write them as JSON, answer by answer: other threads wait for one at most."""
+        """Encode as JSON, one result at a time, so that other threads can run in between."""
         return b'{"results":[' + b",".join(_result(one).model_dump_json().encode() for one in results) + b"]}"
 
 
 class FeedbackAnswer(BaseModel):
-    """How many predictions the true class was told of, and how many of them are right."""
+    """The number of predictions that the feedback refers to, and how many of them are right."""
 
     predictions: int
     right: int
 
 
 class Unranked(BaseModel):
-    """An image of the pool that could not be read: its place, and the problem."""
+    """An image that could not be ranked: its index in the request, and the problem."""
 
     index: int
     error: dict[str, Any]
 
 
 class RankAnswer(BaseModel):
-    """Places of the images in what was sent, from 0, by how much their labels would tell, the most first.
+    """Indices of the images in the request, from 0, the most informative first.
 
-    The `scores` belong to `indices`: mutual information (bald) or entropy in nats, 1 - (p1 - p2) of the two most
-    probable classes (margin), or 1 - p1 (least_confidence). Images that could not be read are listed apart.
+    `scores` has the score of each index: mutual information (bald) or entropy in nats, 1 - (p1 - p2) of the two most
+    probable classes (margin), or 1 - p1 (least_confidence). Images that could not be ranked are listed in `errors`.
     """
 
     by: RankBy
@@ -178,8 +181,8 @@ class RankAnswer(BaseModel):
     errors: list[Unranked]
 
 
-def _result(found: Answer | Problem) -> Answer | Refusal:
-    return Refusal(error=found.document()) if isinstance(found, Problem) else found
+def _result(answer: Answer | Problem) -> Answer | Refusal:
+    return Refusal(error=answer.document()) if isinstance(answer, Problem) else answer
 
 
 def _sample_probabilities(prediction: Prediction) -> list[list[float]] | None:
@@ -190,24 +193,26 @@ def _sample_probabilities(prediction: Prediction) -> list[list[float]] | None:
 
 
 def _calibration_answer(decision: Decision) -> CalibrationAnswer | None:
-    found = decision.calibration
-    return None if found is None else CalibrationAnswer(estimator=found.estimator, samples=found.samples)
+    calibration = decision.calibration
+    if calibration is None:
+        return None
+    return CalibrationAnswer(estimator=calibration.estimator, samples=calibration.samples)
 
 
 def _novelty_answer(decision: Decision) -> NoveltyAnswer | None:
-    found = decision.novelty
-    if found is None:
+    novelty = decision.novelty
+    if novelty is None:
         return None
-    return NoveltyAnswer(score=found.score, threshold=found.threshold, flagged=found.flagged)
+    return NoveltyAnswer(score=novelty.score, threshold=novelty.threshold, flagged=novelty.flagged)
 
 
-def _uncertainty_answer(found: Uncertainty | Moments | None) -> UncertaintyAnswer | None:
-    if found is None:
+def _uncertainty_answer(uncertainty: Uncertainty | Moments | None) -> UncertaintyAnswer | None:
+    if uncertainty is None:
         return None
     return UncertaintyAnswer(
-        variance=found.variance.tolist()[0],
-        standard_error=None if isinstance(found, Moments) else found.standard_error.tolist()[0],
-        predictive_entropy=found.predictive_entropy.item(),
-        expected_entropy=found.expected_entropy.item(),
-        mutual_information=found.mutual_information.item(),
+        variance=uncertainty.variance.tolist()[0],
+        standard_error=None if isinstance(uncertainty, Moments) else uncertainty.standard_error.tolist()[0],
+        predictive_entropy=uncertainty.predictive_entropy.item(),
+        expected_entropy=uncertainty.expected_entropy.item(),
+        mutual_information=uncertainty.mutual_information.item(),
     )

@@ -1,4 +1,4 @@
-"""Feedback: the true class of what was predicted."""
+"""Feedback: the true class of a predicted image."""
 
 from collections.abc import Sequence
 from typing import Annotated, Self
@@ -9,17 +9,23 @@ from service.schemas.problems import invalid, short
 
 
 class FeedbackRequest(BaseModel):
-    """The true class, by `label` or `class_index`, of the image that `request_id` or `image_hash` names."""
+    """The true class, by `label` or `class_index`, of the image identified by `request_id` or `image_hash`."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    request_id: Annotated[str, Field(description="X-Request-ID of the answer, if it was of one image")] | None = None
+    request_id: Annotated[str, Field(description="X-Request-ID of the answer to a request with one image")] | None = (
+        None
+    )
     image_hash: (
-        Annotated[str, StringConstraints(pattern="^[0-9a-f]{16}$"), Field(description="of the answer's preprocessing")]
+        Annotated[
+            str,
+            StringConstraints(pattern="^[0-9a-f]{16}$"),
+            Field(description="image_hash in the answer's preprocessing"),
+        ]
         | None
     ) = None
     label: Annotated[str, Field(description="name of the class")] | None = None
-    class_index: Annotated[int, Field(ge=0, description="its place")] | None = None
+    class_index: Annotated[int, Field(ge=0, description="index of the class")] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -29,10 +35,10 @@ class FeedbackRequest(BaseModel):
         return self
 
     def class_of(self, classes: Sequence[str]) -> int:
-        """Index of the true class among these.
+        """Index of the true class in the model's classes.
 
         Raises:
-            Problem: 422 for a class that is not among them.
+            Problem: 422 for an unknown class.
         """
         if self.label is not None:
             if self.label not in classes:

@@ -1,4 +1,4 @@
-"""What a client may ask for beside its images."""
+"""The parameters of requests, and their validation."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -16,8 +16,8 @@ MAX_SAMPLES = 1000
 # Smaller than the 2**64 - 1 of model.dropout.MAX_SEED: the bulk output stores seeds as signed 64-bit integers.
 MAX_REQUEST_SEED = 2**63 - 1
 
-_LEAST_WORK_OF_AUTO = 200  # masks
-_LARGEST = 1e300  # a float holds what is smaller
+_MIN_AUTO_WORK = 200  # masks
+_MAX_NUMBER = 1e300  # can be converted to float without overflow
 _WHOLE = r"[+-]?[0-9]{1,20}(\.0{1,20})?"
 _DECIMAL = r"[+-]?([0-9]{1,20}(\.[0-9]{0,20})?|\.[0-9]{1,20})([eE][+-]?[0-9]{1,3})?"
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
@@ -27,7 +27,7 @@ RankBy = Literal["bald", "entropy", "margin", "least_confidence"]
 
 
 def _whole_number(value: Any) -> Any:
-    """Let integers through, as JSON numbers or as plain decimal digits; nothing else that pydantic would convert."""
+    """Accept whole numbers, as JSON numbers or as plain decimal text, and nothing else that pydantic would convert."""
     if isinstance(value, str) and re.fullmatch(_WHOLE, value.strip(" ")):
         return int(value.partition(".")[0])
     if isinstance(value, float) and value.is_integer():
@@ -38,16 +38,16 @@ def _whole_number(value: Any) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """Let numbers through, as JSON or as plain decimal text."""
+    """Accept numbers, as JSON numbers or as plain decimal text."""
     if isinstance(value, str) and re.fullmatch(_DECIMAL, value.strip(" ")):
         return float(value)
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _LARGEST:
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MAX_NUMBER:
         return float(value)
     raise ValueError(f"must be a number, got {short(value)}")
 
 
 def _boolean(value: Any) -> Any:
-    """Let true and false through, as JSON or as text."""
+    """Accept true and false, as JSON or as text."""
     if isinstance(value, str) and value.strip(" ").lower() in {*_TRUE, *_FALSE}:
         return value.strip(" ").lower() in _TRUE
     if isinstance(value, bool):
@@ -61,8 +61,8 @@ def _samples(value: Any) -> int | Literal["auto"]:
     samples = _whole_number(value)
     if samples == 0 or 2 <= samples <= MAX_SAMPLES:
         return int(samples)
-    why = ": one mask has no spread" if samples == 1 else ""
-    raise ValueError(f"must be 0, 2..{MAX_SAMPLES} or auto, got {samples}{why}")
+    reason = ": one mask has no spread" if samples == 1 else ""
+    raise ValueError(f"must be 0, 2..{MAX_SAMPLES} or auto, got {samples}{reason}")
 
 
 def _limit(value: Any) -> Any:
@@ -70,7 +70,7 @@ def _limit(value: Any) -> Any:
 
 
 def _one_of(levels: tuple[float, ...]) -> BeforeValidator:
-    """Let one of a few numbers through, as JSON or as text."""
+    """Accept one of a few numbers, as a JSON number or as text."""
     by_text = {str(level): level for level in levels}
 
     def check(value: Any) -> float:
@@ -86,7 +86,7 @@ _WholeText = Annotated[str, StringConstraints(pattern=f"^{_WHOLE}$")]
 _NumberText = Annotated[str, StringConstraints(pattern=f"^{_DECIMAL}$")]
 _Samples = Annotated[
     int | Literal["auto"],
-    Field(description="dropout masks to average: 0 for the eval-mode prediction, 2..1000, or auto"),
+    Field(description="number of dropout masks: 0 for the eval-mode prediction, 2..1000, or auto"),
     BeforeValidator(
         _samples, json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_SAMPLES)] | Literal["auto"] | _WholeText
     ),
@@ -95,62 +95,69 @@ _IS_BOOLEAN = BeforeValidator(_boolean, json_schema_input_type=bool | Literal[("
 
 
 class Sampling(BaseModel):
-    """How images are read and predicted."""
+    """Parameters that determine how images are read and predicted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Annotated[
         Literal["masks", "moments"],
-        Field(description="how dropout is taken into account: by sampled masks, or by moments without sampling"),
+        Field(
+            description="how to average over dropout masks: masks samples them, moments propagates mean and variance"
+        ),
     ] = "masks"
     samples: _Samples = 0
     tolerance: Annotated[
         float,
-        Field(gt=0, le=1, description="with samples=auto: standard error of the top class that suffices"),
+        Field(gt=0, le=1, description="with samples=auto: sample until the top class has this standard error"),
         BeforeValidator(_number, json_schema_input_type=Annotated[float, Field(gt=0, le=1)] | _NumberText),
     ] = 0.005
     max_samples: Annotated[
         int,
-        Field(ge=2, le=MAX_SAMPLES, description="with samples=auto: where to stop in any case"),
+        Field(ge=2, le=MAX_SAMPLES, description="with samples=auto: maximum number of masks"),
         BeforeValidator(_whole_number, json_schema_input_type=Annotated[int, Field(ge=2, le=MAX_SAMPLES)] | _WholeText),
     ] = MAX_SAMPLES
     seed: Annotated[
         int,
-        Field(ge=0, le=MAX_REQUEST_SEED, description="seed of the masks; the same seed gives the same answer"),
+        Field(ge=0, le=MAX_REQUEST_SEED, description="random seed of the masks; the same seed gives the same answer"),
         BeforeValidator(
             _whole_number, json_schema_input_type=Annotated[int, Field(ge=0, le=MAX_REQUEST_SEED)] | _WholeText
         ),
     ] = 0
-    calibrated: Annotated[bool, Field(description="false for the raw mean probabilities"), _IS_BOOLEAN] = True
-    invert: Annotated[Invert, Field(description="swap dark and light; auto decides by the border")] = Invert.AUTO
+    calibrated: Annotated[
+        bool, Field(description="whether to return calibrated probabilities instead of raw ones"), _IS_BOOLEAN
+    ] = True
+    invert: Annotated[
+        Invert, Field(description="swap dark and light; auto decides by the brightness of the border")
+    ] = Invert.AUTO
     dtype: Annotated[
-        Literal["uint8", "float"], Field(description="values of an array: integers 0..255, or numbers in [0, 1]")
+        Literal["uint8", "float"],
+        Field(description="value range of arrays: integers 0..255 (uint8), or numbers in [0, 1] (float)"),
     ] = "uint8"
 
     @property
-    def most_samples(self) -> int:
-        """How many masks may be drawn for each image."""
+    def max_masks(self) -> int:
+        """The maximum number of masks for each image."""
         if self.method == "moments":
             return 0
         return self.max_samples if self.samples == "auto" else self.samples
 
     @property
-    def most_work(self) -> int:
-        """The same, in masks that cost as much: samples=auto takes several rounds, however few masks they have."""
-        return max(self.most_samples, _LEAST_WORK_OF_AUTO) if self.samples == "auto" else self.most_samples
+    def max_work(self) -> int:
+        """The maximum cost for each image, in masks; samples=auto has a minimum, as it samples in several rounds."""
+        return max(self.max_masks, _MIN_AUTO_WORK) if self.samples == "auto" else self.max_masks
 
     @property
     def has_spread(self) -> bool:
-        """Whether predictions tell of a spread over masks."""
+        """Whether predictions have an uncertainty over masks."""
         return self.method == "moments" or self.samples != 0
 
     @classmethod
     def gather(cls, *sources: RawParameters) -> Self:
-        """Make parameters of the names and values found in query, form and JSON.
+        """Collect parameters from query, form and JSON, and validate them.
 
         Raises:
-            Problem: 422 for an unknown name, a value that breaks its rule, two different values of one name, or values
-                that don't go together.
+            Problem: 422 for an unknown name, an invalid value, two different values of one name, or parameters that
+                can't be combined.
         """
         values: dict[str, Any] = {}
         for name, value in (pair for source in sources for pair in source):
@@ -166,50 +173,55 @@ class Sampling(BaseModel):
         return parameters
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
-        """Yield each parameter that doesn't go with another, with the reason."""
+        """Yield each parameter that contradicts another one, with the reason."""
         if self.method == "moments" and "samples" in self.model_fields_set and self.samples != 0:
-            yield "samples", "must be left out with method=moments, which draws none"
+            yield "samples", "must be left out with method=moments, which does not sample"
             return
         for name in ("tolerance", "max_samples"):
             if name in self.model_fields_set and self.samples != "auto":
-                yield name, "goes with samples=auto only"
+                yield name, "can be used with samples=auto only"
 
     @classmethod
     def _rule(cls, error: dict[str, Any]) -> str:
         if error["type"] == "extra_forbidden":
-            return f"is unknown; known are {', '.join(['image', *cls.model_fields])}"
+            return f"is unknown; valid names are {', '.join(['image', *cls.model_fields])}"
         message = str(error["msg"]).removeprefix("Value error, ")
         return message if "got" in message else f"{message[:1].lower()}{message[1:]}, got {short(error['input'])}"
 
 
 class Parameters(Sampling):
-    """What a client may ask for beside the images that are predicted."""
+    """Parameters of predictions."""
 
     coverage: Annotated[
-        float, Field(description="how often the prediction set shall hold the true class"), _one_of(COVERAGES)
+        float,
+        Field(description="probability with which the prediction set contains the true class"),
+        _one_of(COVERAGES),
     ] = 0.9
     set_method: Annotated[
-        SetMethod, Field(description="of the prediction set: lac makes the smallest ones, aps adapts to hard images")
+        SetMethod,
+        Field(description="method of the prediction set: lac gives the smallest sets, aps adapts to hard images"),
     ] = "lac"
     max_risk: Annotated[
-        float, Field(description="abstain, so that at most this part of the answers is wrong"), _one_of(RISKS)
+        float, Field(description="abstain so that at most this fraction of the answers is wrong"), _one_of(RISKS)
     ] = 0.05
     false_alarm_rate: Annotated[
-        float, Field(description="part of ordinary images that may be taken for novel"), _one_of(FALSE_ALARM_RATES)
+        float,
+        Field(description="fraction of in-distribution images that may be flagged as novel"),
+        _one_of(FALSE_ALARM_RATES),
     ] = 0.01
-    return_samples: Annotated[bool, Field(description="also the raw class probabilities of each mask"), _IS_BOOLEAN] = (
-        False
-    )
-    return_pixels: Annotated[bool, Field(description="also the image as the network saw it"), _IS_BOOLEAN] = False
+    return_samples: Annotated[
+        bool, Field(description="also return the uncalibrated class probabilities of each mask"), _IS_BOOLEAN
+    ] = False
+    return_pixels: Annotated[bool, Field(description="also return the network's input image"), _IS_BOOLEAN] = False
 
     @property
-    def most_work(self) -> int:
-        """As for all sampling; probabilities of each mask cost as much again to write."""
-        return super().most_work + (self.most_samples if self.return_samples else 0)
+    def max_work(self) -> int:
+        """The maximum cost for each image, in masks; returning the probabilities of each mask doubles it."""
+        return super().max_work + (self.max_masks if self.return_samples else 0)
 
     @property
     def decision_options(self) -> DecisionOptions:
-        """Those that decide on a prediction."""
+        """The options of the decision."""
         return DecisionOptions(
             coverage=self.coverage,
             set_method=self.set_method,
@@ -218,38 +230,38 @@ class Parameters(Sampling):
         )
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
-        """As for all sampling, and more."""
+        """Yield each parameter that contradicts another one, with the reason."""
         yield from super().contradictions()
         if self.return_samples and self.samples == 0:
-            yield "return_samples", "goes with samples only: without masks there is nothing to return"
+            yield "return_samples", "needs samples: without masks there is nothing to return"
 
 
 class RankParameters(Sampling):
-    """What a client may ask for beside the images that are ranked."""
+    """Parameters of rankings."""
 
     samples: _Samples = 100
     by: Annotated[
         RankBy,
         Field(
-            description="what makes an image worth a label: mutual information (bald), entropy, a small margin between "
-            "the two most probable classes, or little confidence"
+            description="score of an image: mutual information (bald), entropy, a small margin between the two most "
+            "probable classes, or least confidence"
         ),
     ] = "bald"
     limit: Annotated[
         int | None,
-        Field(ge=1, description="how many to name at most; all unless said"),
+        Field(ge=1, description="maximum number of images to return; all by default"),
         BeforeValidator(_limit, json_schema_input_type=Annotated[int, Field(ge=1)] | _WholeText | None),
     ] = None
 
     def contradictions(self) -> Iterator[tuple[str, str]]:
-        """As for all sampling, and more."""
+        """Yield each parameter that contradicts another one, with the reason."""
         yield from super().contradictions()
         if self.by == "bald" and not self.has_spread:
             yield "samples", "must be 2 or more, or auto, for by=bald with method=masks"
 
 
 def _plain(value: Any) -> Any:
-    """A value, or what its text says, so that spellings can be compared."""
+    """A value in a normal form, in which different spellings are equal."""
     text = str(value).strip(" ").lower()
     return float(text) if re.fullmatch(_DECIMAL, text) else text
 

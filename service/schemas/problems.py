@@ -1,4 +1,4 @@
-"""What is answered to a request that can't be: problem details (RFC 9457)."""
+"""Problem details (RFC 9457): the answers to requests that fail."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -39,10 +39,10 @@ class Problem(Exception):  # noqa: N818 - the term of RFC 9457
     """A request that can't be answered, as problem details (RFC 9457).
 
     Args:
-        kind: stable name of the problem, the end of its `type`; one of `STATUSES`, which has its HTTP status.
-        detail: what is wrong with this request and what to do.
-        errors: one entry for each parameter at fault, with `parameter` and `detail`.
-        headers: to send with the answer.
+        kind: stable name of the problem, a key of `STATUSES`; the end of its `type`.
+        detail: what is wrong with this request, and how to correct it.
+        errors: one entry for each invalid parameter, with `parameter` and `detail`.
+        headers: additional headers of the answer.
     """
 
     def __init__(
@@ -71,24 +71,32 @@ class Problem(Exception):  # noqa: N818 - the term of RFC 9457
         return document | ({"errors": self.errors} if self.errors else {})
 
     def body(self, *, with_error: bool = False) -> bytes:
-        """Encode as application/problem+json; with the member `error` that the Open Inference Protocol asks for."""
+        """Encode as application/problem+json.
+
+        Args:
+            with_error: whether to add the member `error` of the Open Inference Protocol.
+        """
         return to_json(self.document() | ({"error": self.detail} if with_error else {}))
 
 
 def invalid(*errors: tuple[str, str]) -> Problem:
-    """Refuse parameters: each name with what is wrong about its value."""
+    """Make the problem of invalid parameters.
+
+    Args:
+        errors: for each invalid parameter, its name and what is wrong with its value.
+    """
     listed = [{"parameter": name, "detail": detail} for name, detail in errors]
     detail = "; ".join(f"{error['parameter']} {error['detail']}" for error in listed)
     return Problem("invalid-parameter", detail, errors=listed)
 
 
 def invalid_document(error: ValidationError) -> Problem:
-    """Refuse a document that breaks its rules: each place with what is wrong there."""
+    """Make the problem of an invalid JSON document, with each invalid place in it."""
     return invalid(*((".".join(map(str, one["loc"])) or "body", one["msg"]) for one in error.errors()))
 
 
 def image_problem(error: ImageError) -> Problem:
-    """Refuse an image."""
+    """Make the problem of an invalid image."""
     kind = "invalid-image"
     if isinstance(error, UnknownFormatError):
         kind = "unsupported-image-format"
@@ -100,11 +108,11 @@ def image_problem(error: ImageError) -> Problem:
 
 
 def internal_error(request_id: str) -> Problem:
-    """Answer an unexpected error, which the log describes."""
-    return Problem("internal-error", f"the service failed; its log tells more of the request {request_id}")
+    """Make the problem of an unexpected error, which the log describes."""
+    return Problem("internal-error", f"an unexpected error; the service's log has details of request {request_id}")
 
 
 def short(value: object) -> str:
-    """What was given, cut to what fits into a message."""
+    """A value as text, shortened to fit into a message."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= 40 else f"{text[:40]}…"

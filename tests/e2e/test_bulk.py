@@ -183,7 +183,7 @@ def test_a_killed_or_interrupted_run_resumes_to_the_same_rows(source, expected, 
         assert part * COUNT <= committed(out) < COUNT
         assert not (out / "_SUCCESS").exists()
         assert pq.read_table(out).num_rows == 0
-    assert "--resume goes on" in out.with_suffix(".log").read_text()
+    assert "--resume continues" in out.with_suffix(".log").read_text()
     with running(source, out, "--resume") as process:
         victim, *_ = wait(process, lambda: workers(process, at="submit"))
         assert "ReadImages->MapBatches(Scorer)" in " ".join(victim.cmdline())
@@ -203,7 +203,7 @@ def test_a_full_disk_is_reported_and_nothing_is_lost(cluster: RayCluster, source
         missing("a small disk: only root may mount one")
     try:
         said = bulk(source, disk / "out", "--address", cluster.address, status=1)
-        assert "No space left on device; --resume goes on" in " ".join(said.splitlines()[-1:])
+        assert "No space left on device; --resume continues" in " ".join(said.splitlines()[-1:])
         assert not (disk / "out" / "_SUCCESS").exists()
         subprocess.run(["mount", "-o", "remount,size=100m", str(disk)], check=True)
         bulk(source, disk / "out", "--address", cluster.address, "--resume")

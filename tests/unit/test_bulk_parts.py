@@ -20,10 +20,10 @@ from service.bulk.__main__ import app
 from service.bulk.inputs import array_files, image_files, parquet, source
 from service.bulk.inputs.discovery import open_source
 from service.bulk.inputs.image_files import FileShard
-from service.bulk.inputs.parquet import find_twice
+from service.bulk.inputs.parquet import find_duplicate
 from service.bulk.inputs.source import IMAGES, InputError, Source
 from service.bulk.output import CHECKPOINT, PARTS, Output, OutputError
-from service.bulk.reading import _ahead
+from service.bulk.reading import _read_ahead
 from service.bulk.report import page
 from service.bulk.scoring import Scorer
 from service.bulk.summary import MEASURES, QUANTILES, summarize_output
@@ -41,8 +41,8 @@ def opened(where: Path | str, **options) -> Source:
     return open_source(str(where), **({"image": "image", "identifier": None, "max_bytes": 10_000} | options))
 
 
-def read(source: Source, ids: pa.Array = NONE, *, wanted: bool = False) -> list[dict]:
-    tables = [table for shard in source.shards for table in shard.read(ids, wanted=wanted)]
+def read(source: Source, ids: pa.Array = NONE, *, include: bool = False) -> list[dict]:
+    tables = [table for shard in source.shards for table in shard.read(ids, include=include)]
     assert all(table.schema == IMAGES for table in tables)
     return pa.concat_tables(tables, promote_options="none").to_pylist() if tables else []
 
@@ -53,7 +53,7 @@ def test_files_of_another_filesystem_are_read_as_local_ones(folder):
     sizes = [100] * len(names)
     local = FileShard(fs.LocalFileSystem(), str(folder), names, sizes, 10_000)
     other = FileShard(fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem()), "", names, sizes, 10_000)
-    (one,), (another,) = (list(shard.read(NONE, wanted=False)) for shard in (local, other))
+    (one,), (another,) = (list(shard.read(NONE, include=False)) for shard in (local, other))
     assert one.drop_columns("error").equals(another.drop_columns("error"))
     kinds = [
         [error and error.partition(":")[0] for error in table.column("error").to_pylist()] for table in (one, another)
@@ -63,14 +63,14 @@ def test_files_of_another_filesystem_are_read_as_local_ones(folder):
 
 def test_tables_that_are_read_ahead_are_all_there_in_their_order():
     tables = [pa.table({"x": [number]}) for number in range(5)]
-    assert list(_ahead(iter(tables))) == tables
-    assert list(_ahead(iter(()))) == []
+    assert list(_read_ahead(iter(tables))) == tables
+    assert list(_read_ahead(iter(()))) == []
 
     def broken() -> Iterator[pa.Table]:
         yield tables[0]
         raise InputError("it ends")
 
-    ahead = _ahead(broken())
+    ahead = _read_ahead(broken())
     assert next(ahead) == tables[0]
     with pytest.raises(InputError, match="it ends"):
         next(ahead)
@@ -95,7 +95,7 @@ def test_a_folder_is_read_by_names_below_it(folder):
     (folder / ".hidden").mkdir()
     (folder / ".hidden" / "7.png").write_bytes(b"x")
     source = opened(folder)
-    assert (source.kind, source.encoded, source.count, source.left_out) == ("files", True, 6, 1)
+    assert (source.kind, source.encoded, source.count, source.skipped) == ("files", True, 6, 1)
     rows = read(source)
     assert [row["id"] for row in rows] == [f"sub{b % 2}/{b}.{('png', 'PNG')[b % 2]}" for b in (0, 2, 4, 1, 3, 5)]
     assert [row["image"] for row in rows] == [png(PIXELS_BHW[b]) for b in (0, 2, 4, 1, 3, 5)]
@@ -138,14 +138,14 @@ def test_arrays_are_read_by_position(tmp_path, kind, monkeypatch):
     assert [row["id"] for row in rows] == [str(b) for b in range(30)]
     assert b"".join(row["image"] for row in rows) == PIXELS_BHW.tobytes()
     ids = pa.array(["4", "29"])
-    assert [row["id"] for row in read(source, ids, wanted=True)] == ["4", "29"]
+    assert [row["id"] for row in read(source, ids, include=True)] == ["4", "29"]
     assert [row["id"] for row in read(source, ids)] == [str(b) for b in range(30) if b not in {4, 29}]
 
 
 @pytest.mark.parametrize("count", [1, 50, 51, 101, 499, 1234])
 def test_parts_are_alike_so_that_no_worker_waits_for_another(tmp_path, count, monkeypatch):
     monkeypatch.setattr(source, "SHARD", 50)
-    monkeypatch.setattr(source, "_MOST_SHARDS", 10)
+    monkeypatch.setattr(source, "_MAX_SHARDS", 10)
     (tmp_path / "x.npy").write_bytes(npy(np.zeros((count, 28, 28), np.uint8)))
     sizes = [shard.count for shard in opened(tmp_path / "x.npy").shards]
     assert sum(sizes) == count
@@ -176,7 +176,7 @@ def test_parquet_is_read_however_it_has_its_images(tmp_path, name, key, monkeypa
     assert [row["id"] for row in rows] == ids
     expected = [png(pixels) if source.encoded else pixels.tobytes() for pixels in PIXELS_BHW]
     assert [row["image"] for row in rows] == expected
-    assert [row["id"] for row in read(source, pa.array([ids[9], ids[20]]), wanted=True)] == [ids[9], ids[20]]
+    assert [row["id"] for row in read(source, pa.array([ids[9], ids[20]]), include=True)] == [ids[9], ids[20]]
 
 
 def test_a_bad_list_is_a_row_with_its_error_and_spoils_no_other(tmp_path):
@@ -210,7 +210,7 @@ def test_what_can_not_be_scored_is_refused(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     assert "no images" in refusal(tmp_path / "empty")
     assert "there is no such file" in refusal(tmp_path / "nothing")
-    assert "no file fits it" in refusal(tmp_path / "*.webp")
+    assert "no file matches it" in refusal(tmp_path / "*.webp")
     assert "Unrecognized filesystem" in refusal("ftp://host/x")
     (tmp_path / "float.npy").write_bytes(npy(np.zeros((2, 28, 28))))
     assert "must have uint8 images" in refusal(tmp_path / "float.npy")
@@ -221,7 +221,7 @@ def test_what_can_not_be_scored_is_refused(tmp_path, folder):
     (tmp_path / "small.idx").write_bytes(idx(PIXELS_BHW[:, :14]))
     assert "must be an IDX file of images of 28 x 28" in refusal(tmp_path / "small.idx")
     (tmp_path / "fake.parquet").write_text("hello")
-    assert "is not what its name says" in refusal(tmp_path / "fake.parquet")
+    assert "its content does not match its name" in refusal(tmp_path / "fake.parquet")
     (folder / "x.parquet").write_text("hello")
     assert "has images and .parquet files" in refusal(folder)
 
@@ -235,9 +235,9 @@ def test_parquet_without_what_is_needed_is_refused(tmp_path):
     assert "no column image; there are picture" in refusal(written(picture=images))
     assert "no column key; there are image" in refusal(written(image=images), identifier="key")
     assert "must have encoded images or lists of numbers, got string" in refusal(written(image=["a", "b", "c"]))
-    assert "must have texts or whole numbers" in refusal(written(id=[0.5, 1, 2], image=images))
+    assert "must have strings or integers" in refusal(written(id=[0.5, 1, 2], image=images))
     assert "has 'a' more than once" in refusal(written(id=["a", "b", "a"], image=images))
-    assert "is empty in a row" in refusal(written(id=["a", "b", None], image=images))
+    assert "has an empty value" in refusal(written(id=["a", "b", None], image=images))
     assert "no rows" in refusal(written(image=pa.array([], pa.binary())))
 
 
@@ -247,9 +247,9 @@ def test_a_repeated_value_is_found_wherever_it_is(tmp_path, count):
     pq.write_table(pa.table({"id": values}), tmp_path / "0.parquet")
     local, paths = fs.LocalFileSystem(), [str(tmp_path / "0.parquet"), str(tmp_path / "1.parquet")]
     pq.write_table(pa.table({"id": ["other"]}), tmp_path / "1.parquet")
-    assert find_twice(local, paths, "id") is None
+    assert find_duplicate(local, paths, "id") is None
     pq.write_table(pa.table({"id": ["other", values[-1]]}), tmp_path / "1.parquet")
-    assert find_twice(local, paths, "id") == values[-1]
+    assert find_duplicate(local, paths, "id") == values[-1]
 
 
 def test_an_input_that_changed_has_another_identity(folder):
@@ -405,7 +405,7 @@ def test_the_summary_is_what_the_rows_say(output, rows):
 
 def scored(source: Source, score: Scorer, output: Output) -> dict:
     """Write all rows; return their summary."""
-    tables = [score(table) for shard in source.shards for table in shard.read(NONE, wanted=False)]
+    tables = [score(table) for shard in source.shards for table in shard.read(NONE, include=False)]
     output.begin(JOB, resume=False)
     commit(output, "a_000000", pa.concat_tables(tables))
     return summarize_output(output)
@@ -465,7 +465,7 @@ def test_an_image_that_the_decoder_fails_on_is_a_row_with_its_error(monkeypatch)
         return decode_all(uploads, **options)
 
     monkeypatch.setattr("service.pipeline.decode_all", fails)
-    first, second, third = scorer(samples=10).read([good, bad, good])
+    first, second, third = scorer(samples=10).prepare([good, bad, good])
     assert isinstance(first, Input)
     assert second == "internal-error: RuntimeError: a fault of ours"
     assert np.array_equal(first.pixels, third.pixels)

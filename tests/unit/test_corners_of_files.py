@@ -7,9 +7,10 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from service.inference.images import read_npy_header
 
-from service.inference.formats import ImageError, read_structure
+from service.inference.arrays import read_npy_header
+from service.inference.errors import ImageError
+from service.inference.formats import read_structure
 
 ORIENTED = b'<x tiff:Orientation="6"/>'
 

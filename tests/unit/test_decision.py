@@ -57,7 +57,7 @@ def test_novelty_goes_before_risk(artifact, threshold, confidence, reason):
     found = decide(with_thresholds(artifact, threshold), predicted(confidence))
     assert found.reason == reason
     assert found.novelty.flagged == (reason == "novelty")
-    assert found.least_confidence == found.calibration.confidences[0.05]
+    assert found.confidence_threshold == found.calibration.confidences[0.05]
 
 
 def test_a_model_without_calibration_says_so_and_decides_nothing(artifact):

@@ -168,7 +168,7 @@ PASSED_OVER = {
 def test_metadata_that_cannot_be_read_are_passed_over_with_a_warning(name):
     grey = decode(accept(with_chunks(PASSED_OVER[name]), max_pixels=1000))
     assert np.array_equal(grey.pixels, np.asarray(GREY))
-    assert [warning.partition(":")[0] for warning in grey.warnings] == ["damaged metadata were passed over"]
+    assert [warning.partition(":")[0] for warning in grey.warnings] == ["damaged metadata were ignored"]
 
 
 @pytest.mark.parametrize(
@@ -314,5 +314,5 @@ def test_too_little_memory_is_told_as_too_many_pixels(monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(TooManyPixelsError, match="more memory than there is"):
+    with pytest.raises(TooManyPixelsError, match="more memory than is available"):
         decoded(encoded(GREY.convert("RGB")))

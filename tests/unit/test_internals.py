@@ -82,8 +82,8 @@ def test_deferred_metrics_are_counted_like_those_of_the_client():
     registry = CollectorRegistry()
     histogram = DeferredHistogram("h", "x", registry=registry, buckets=(1, 2))
     counter = DeferredCounter("c", "x", registry=registry)
-    histogram.noted += [0.5, 1.0, 1.5, 5.0]
-    counter.noted += [1, 2.5]
+    histogram.pending += [0.5, 1.0, 1.5, 5.0]
+    counter.pending += [1, 2.5]
     assert registry.get_sample_value("h_count") == 0
     histogram.count()
     counter.count()

@@ -95,7 +95,7 @@ def test_scrapes_at_the_same_time_all_see_all(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"\0", b"\xff" * 100, b"\x40\0\0\0\0\0\0\0" + b"\xff" * 500])
-@pytest.mark.parametrize("pid", [NOBODY, os.getpid()])
+@pytest.mark.parametrize("pid", [NOBODY, os.getpid()], ids=["dead", "alive"])
 def test_a_file_that_is_not_whole_spoils_no_scrape(tmp_path, content, pid):
     write(tmp_path, NOBODY + 1)
     (tmp_path / f"counter_{pid}.db").write_bytes(content)

@@ -32,11 +32,14 @@ def test_text_and_json_values_mean_the_same():
 @pytest.mark.parametrize(
     ("given", "detail"),
     [
-        ({"method": "moments", "samples": 10}, "samples must be left out with method=moments, which draws none"),
-        ({"method": "moments", "samples": "auto"}, "samples must be left out with method=moments, which draws none"),
-        ({"tolerance": 0.01}, "tolerance goes with samples=auto only"),
-        ({"samples": 10, "max_samples": 20}, "max_samples goes with samples=auto only"),
-        ({"method": "moments", "tolerance": 0.01}, "tolerance goes with samples=auto only"),
+        ({"method": "moments", "samples": 10}, "samples must be left out with method=moments, which does not sample"),
+        (
+            {"method": "moments", "samples": "auto"},
+            "samples must be left out with method=moments, which does not sample",
+        ),
+        ({"tolerance": 0.01}, "tolerance can be used with samples=auto only"),
+        ({"samples": 10, "max_samples": 20}, "max_samples can be used with samples=auto only"),
+        ({"method": "moments", "tolerance": 0.01}, "tolerance can be used with samples=auto only"),
     ],
 )
 def test_what_doesnt_go_together_is_refused(given, detail):
@@ -91,7 +94,7 @@ def test_samples_in_range_are_taken(samples):
             "sample",
             "10",
             (
-                "sample is unknown; known are image, method, samples, tolerance, max_samples, seed, calibrated, "
+                "sample is unknown; valid names are image, method, samples, tolerance, max_samples, seed, calibrated, "
                 "invert, dtype, coverage, set_method, max_risk, false_alarm_rate, "
                 "return_samples, return_pixels"
             ),
@@ -134,13 +137,13 @@ def test_a_problem_is_encoded_as_rfc_9457_says():
 def test_samples_are_returned_where_there_are_some():
     assert Parameters.gather([("return_samples", "true"), ("samples", "auto")]).return_samples
     for given in ({"return_samples": True}, {"return_samples": "true", "method": "moments"}):
-        assert "return_samples goes with samples only" in refusal(given.items()).detail
+        assert "return_samples needs samples" in refusal(given.items()).detail
 
 
 def test_a_pool_is_ranked_by_masks_unless_told_otherwise():
-    assert RankParameters.gather([]).most_samples == 100
-    assert RankParameters.gather([("method", "moments")]).most_samples == 0
-    assert RankParameters.gather([("samples", "auto"), ("max_samples", "50")]).most_samples == 50
+    assert RankParameters.gather([]).max_masks == 100
+    assert RankParameters.gather([("method", "moments")]).max_masks == 0
+    assert RankParameters.gather([("samples", "auto"), ("max_samples", "50")]).max_masks == 50
     assert RankParameters.gather([("samples", "0"), ("by", "margin"), ("limit", "3")]).limit == 3
 
 
@@ -148,7 +151,7 @@ def test_a_pool_is_ranked_by_masks_unless_told_otherwise():
     ("given", "detail"),
     [
         ({"samples": 0}, "samples must be 2 or more, or auto, for by=bald with method=masks"),
-        ({"method": "moments", "samples": 10}, "samples must be left out with method=moments, which draws none"),
+        ({"method": "moments", "samples": 10}, "samples must be left out with method=moments, which does not sample"),
         ({"by": "variance"}, "by input should be 'bald', 'entropy', 'margin' or 'least_confidence', got variance"),
         ({"limit": 0}, "limit input should be greater than or equal to 1, got 0"),
         ({"limit": "many"}, "limit must be a whole number, got many"),
@@ -161,7 +164,7 @@ def test_what_a_pool_cannot_be_ranked_by_is_refused(given, detail):
 
 
 def test_what_a_ranking_has_no_use_for_is_unknown():
-    with pytest.raises(Problem, match=r"coverage is unknown; known are image, method, .*, by, limit"):
+    with pytest.raises(Problem, match=r"coverage is unknown; valid names are image, method, .*, by, limit"):
         RankParameters.gather([("coverage", "0.9")])
 
 

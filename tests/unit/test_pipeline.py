@@ -33,7 +33,7 @@ def test_a_predictor_that_gets_the_known_image_wrong_is_not_served(monkeypatch, 
     artifact = load_artifact()
     assert Pipeline(artifact, LIMITS).model == artifact.sha256
     monkeypatch.setattr(Predictor, method, wrong)
-    with pytest.raises(ValueError, match="a known image must get the probabilities"):
+    with pytest.raises(ValueError, match="the example image must get the probabilities"):
         Pipeline(artifact, LIMITS)
 
 

@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from service.inference.images import Grey
+from stages import prepare
 
 from model import MLPConfig, MonteCarloDropout, build_mlp, load_artifact, summarize
 from service.inference.decision import DecisionOptions, DecisionPolicy
+from service.inference.general_decoder import Decoded
 from service.inference.predictor import Predictor
-from service.inference.preparation import Invert, prepare
+from service.inference.preparation import Invert
 
 OPTIONS = DecisionOptions(coverage=0.9, set_method="lac", max_risk=0.05, false_alarm_rate=0.01)
 UNCLEAR = "the border is neither dark nor light: say invert=yes or invert=no"
@@ -23,7 +24,7 @@ BLANK = "the image is blank"
 SIDES = [place for k in range(1, 27) for place in ((0, k), (27, k), (k, 0), (k, 27))]
 
 
-def bordered(total: int) -> Grey:
+def bordered(total: int) -> Decoded:
     """28 x 28, with a border whose four sides have this sum."""
     pixels = np.full((28, 28), 60, np.uint8)
     level = round(total / 112)
@@ -32,7 +33,7 @@ def bordered(total: int) -> Grey:
         pixels[place] = level + (1 if total > 112 * level else -1)
     sides = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
     assert sum(int(side.sum()) for side in sides) == total
-    return Grey(pixels, "array")
+    return Decoded(pixels, "array")
 
 
 @pytest.mark.parametrize(
@@ -68,18 +69,18 @@ def test_a_background_is_busy_if_more_than_half_of_it_differs(off, busy):
     pixels = np.full((28, 28), 240, np.uint8)
     for number, place in enumerate(SIDES[:off]):
         pixels[place] = 40 + 40 * (number % 4)
-    assert (BUSY in prepare(Grey(pixels, "array"), invert=Invert.NO).warnings) == busy
+    assert (BUSY in prepare(Decoded(pixels, "array"), invert=Invert.NO).warnings) == busy
 
 
 @pytest.mark.parametrize(("contrast", "plain"), [(13, True), (14, False)])
 def test_pixels_within_13_levels_are_plain(contrast, plain):
     pixels = np.full((28, 28), 20, np.uint8)
     pixels[3, 3] = 20 + contrast
-    assert (BLANK in prepare(Grey(pixels, "array")).warnings) == plain
+    assert (BLANK in prepare(Decoded(pixels, "array")).warnings) == plain
     larger = np.full((40, 40), 20, np.uint8)
     larger[10:20, 10:20] = 20 + contrast
     larger[30, 30] = 20 - contrast
-    found = prepare(Grey(larger, "array"))
+    found = prepare(Decoded(larger, "array"))
     assert found.steps == (("resized",) if plain else ("trimmed", "resized"))
 
 

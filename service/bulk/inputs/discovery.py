@@ -1,4 +1,4 @@
-"""What an input is: files, Parquet, .npy or IDX, on any filesystem that pyarrow opens."""
+"""Detects the kind of an input: image files, Parquet, .npy or IDX, on any filesystem of PyArrow."""
 
 import hashlib
 import posixpath
@@ -19,31 +19,31 @@ _MAGIC = {b"PAR1": "parquet", b"\x93NUM": "npy", b"\x00\x00\x08\x03": "idx", b"\
 
 
 def open_source(where: str, *, image: str, identifier: str | None, max_bytes: int) -> Source:
-    """Find out what the input is, and list it.
+    """Detect the kind of an input, and list its images.
 
     Args:
-        where: a folder, a file, or a pattern with *, ? or [], as path or URL.
-        image: column of a Parquet data set that has the images.
-        identifier: column that has their ids; None for "id" if there is one, else file and row.
-        max_bytes: of an image file.
+        where: path or URL of a folder or a file, or a pattern with *, ? or [].
+        image: column with the images of a Parquet data set.
+        identifier: column with their ids; None for "id" if it exists, else ids are made of file and row.
+        max_bytes: maximum size of an image file.
 
     Raises:
         InputError: nothing there, nothing to score, a column is missing, or ids are not unique.
     """
     filesystem, path = locate(where)
     try:
-        root, files, left_out = _list(filesystem, path)
+        root, files, skipped = _list(filesystem, path)
         if not files:
-            raise InputError(f"{where}: no images ({', '.join(SUFFIXES)}) and no {_PARQUET} files there")
+            raise InputError(f"{where}: has no images ({', '.join(SUFFIXES)}) and no {_PARQUET} files")
         kind = _kind(filesystem, files)
         identity = _identity(root, files)
         if kind == "files":
             shards = file_shards(filesystem, root, files, max_bytes)
-            return Source(kind, encoded=True, shards=shards, identity=identity, left_out=left_out)
+            return Source(kind, encoded=True, shards=shards, identity=identity, skipped=skipped)
         if kind == "parquet":
             return parquet_source(filesystem, root, files, image, identifier, identity)
         if len(files) > 1:
-            raise InputError(f"{where}: {len(files)} files, of which the first is an array: score one at a time")
+            raise InputError(f"{where}: {len(files)} files, and the first is an array: score one array file at a time")
         array = npy_shards(filesystem, files[0].path) if kind == "npy" else idx_shards(filesystem, files[0].path, kind)
         return Source(kind.partition(".")[0], encoded=False, shards=array, identity=identity)
     except (OSError, pa.ArrowException) as error:
@@ -51,7 +51,7 @@ def open_source(where: str, *, image: str, identifier: str | None, max_bytes: in
 
 
 def _list(filesystem: fs.FileSystem, path: str) -> tuple[str, list[fs.FileInfo], int]:
-    """Folder that names are relative to, files in the order of their names, and how many others there are."""
+    """List the folder that names are relative to, the files sorted by name, and the number of skipped files."""
     info = filesystem.get_file_info(path)
     if info.type is fs.FileType.File:
         return posixpath.dirname(path), [info], 0
@@ -61,16 +61,16 @@ def _list(filesystem: fs.FileSystem, path: str) -> tuple[str, list[fs.FileInfo],
         files = [file for file in listed if file.type is fs.FileType.File and not _is_hidden(file.path, root)]
     else:
         root = posixpath.dirname(re.split(r"[*?\[]", path, maxsplit=1)[0])
-        found = ArrowFSWrapper(filesystem).glob(path)
-        if not found:
-            raise InputError(f"{path}: there is no such file or folder, and no file fits it as a pattern")
-        files = [file for file in filesystem.get_file_info(found) if file.type is fs.FileType.File]
+        matches = ArrowFSWrapper(filesystem).glob(path)
+        if not matches:
+            raise InputError(f"{path}: there is no such file or folder, and no file matches it as a pattern")
+        files = [file for file in filesystem.get_file_info(matches) if file.type is fs.FileType.File]
         return root, sorted(files, key=lambda file: file.path), 0
     files.sort(key=lambda file: file.path)
     images = [file for file in files if file.path.lower().endswith(SUFFIXES)]
     tables = [file for file in files if file.path.endswith(_PARQUET)]
     if images and tables:
-        raise InputError(f"{path}: has images and {_PARQUET} files: name the ones to score with a pattern like *.png")
+        raise InputError(f"{path}: has images and {_PARQUET} files: select the files to score by a pattern like *.png")
     return root, images or tables, len(files) - len(images or tables)
 
 
@@ -83,7 +83,7 @@ def _kind(filesystem: fs.FileSystem, files: Sequence[fs.FileInfo]) -> str:
         start = stream.read(4)
     kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), "files")
     if kind == "files" and len(files) == 1 and files[0].path.endswith((_PARQUET, ".npy", ".gz")):
-        raise InputError(f"{files[0].path}: is not what its name says")
+        raise InputError(f"{files[0].path}: its content does not match its name")
     return kind
 
 

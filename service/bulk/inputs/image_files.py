@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from pyarrow import fs
 
-from service.bulk.inputs.source import AT_ONCE, IMAGES, is_chosen, one_line, shard_size
+from service.bulk.inputs.source import AT_ONCE, IMAGES, one_line, select, shard_size
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 _BYTES_AT_ONCE = 2**24
@@ -19,7 +19,7 @@ _CONNECTIONS = 16  # to a filesystem that is not local
 
 @dataclass(frozen=True)
 class FileShard:
-    """Image files; the id is the name below the folder, or below the pattern's first part without a wildcard."""
+    """Image files; the id is the path relative to the folder, or to the part of a pattern without wildcards."""
 
     filesystem: fs.FileSystem
     root: str
@@ -29,19 +29,19 @@ class FileShard:
 
     @property
     def count(self) -> int:
-        """Files."""
+        """Number of files."""
         return len(self.names)
 
-    def read(self, ids: pa.Array, *, wanted: bool) -> Iterator[pa.Table]:
-        """Read them in the order of their names."""
-        flags = is_chosen(pa.array(self.names, pa.string()), ids, wanted=wanted).to_pylist()
-        chosen = itertools.compress(zip(self.names, self.sizes, strict=True), flags)
+    def read(self, ids: pa.Array, *, include: bool) -> Iterator[pa.Table]:
+        """Read the files in the order of their names, see `Shard.read`."""
+        flags = select(pa.array(self.names, pa.string()), ids, include=include).to_pylist()
+        selected = itertools.compress(zip(self.names, self.sizes, strict=True), flags)
         is_local = isinstance(self.filesystem, fs.LocalFileSystem)
         with ThreadPoolExecutor(_CONNECTIONS) as pool:
-            for group in _groups(chosen, self.max_bytes):
-                found = list((map if is_local else pool.map)(self._read, group))
-                images = [one if isinstance(one, bytes) else None for one in found]
-                errors = [one if isinstance(one, str) else None for one in found]
+            for group in _groups(selected, self.max_bytes):
+                contents = list((map if is_local else pool.map)(self._read, group))
+                images = [one if isinstance(one, bytes) else None for one in contents]
+                errors = [one if isinstance(one, str) else None for one in contents]
                 yield pa.table([group, images, errors], schema=IMAGES)
 
     def _read(self, name: str) -> bytes | str:
@@ -54,39 +54,39 @@ class FileShard:
             return f"image-too-large: the file has {size} bytes, more than {self.max_bytes}"
         return data
 
-    def _content(self, path: str, most: int) -> tuple[int, bytes | None]:
-        """Size of a file, and its content if it has at most so many bytes."""
+    def _content(self, path: str, max_bytes: int) -> tuple[int, bytes | None]:
+        """Size of a file, and its content if it has at most `max_bytes` bytes."""
         with self.filesystem.open_input_file(path) as file:
             size = file.size()
-            return size, file.read(size) if size <= most else None
+            return size, file.read(size) if size <= max_bytes else None
 
 
-def _local_content(path: str, most: int) -> tuple[int, bytes | None]:
-    """The same by the system's own calls, which take half of the time that PyArrow does for a small file."""
+def _local_content(path: str, max_bytes: int) -> tuple[int, bytes | None]:
+    """The same by system calls, which take half of PyArrow's time for a small file."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(descriptor).st_size
-        return size, os.read(descriptor, size) if size <= most else None
+        return size, os.read(descriptor, size) if size <= max_bytes else None
     finally:
         os.close(descriptor)
 
 
-def _groups(files: Iterable[tuple[str, int]], largest: int) -> Iterator[list[str]]:
-    """Cut names into lists that are neither long nor large."""
+def _groups(files: Iterable[tuple[str, int]], max_bytes: int) -> Iterator[list[str]]:
+    """Divide files into groups of limited length and size; files larger than `max_bytes` are not read."""
     group: list[str] = []
     size = 0
-    for name, more in files:
-        if group and (len(group) == AT_ONCE or size + more > _BYTES_AT_ONCE):
+    for name, file_size in files:
+        if group and (len(group) == AT_ONCE or size + file_size > _BYTES_AT_ONCE):
             yield group
             group, size = [], 0
         group.append(name)
-        size += min(more, largest)
+        size += min(file_size, max_bytes)
     if group:
         yield group
 
 
 def file_shards(filesystem: fs.FileSystem, root: str, files: Sequence[fs.FileInfo], max_bytes: int) -> list[FileShard]:
-    """Cut a list of files into shards."""
+    """Divide files into shards."""
     step = shard_size(len(files))
     parts = [files[first : first + step] for first in range(0, len(files), step)]
     return [

@@ -1,4 +1,4 @@
-"""What bulk scoring reads: all images of an input, in parts that are read independently."""
+"""The source of bulk scoring: all images of an input, divided into shards that are read independently."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,30 +10,38 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
-# What is read: an encoded file or the 784 bytes of an array, or why there is neither.
+# Schema of read images: an encoded file or the 784 bytes of an array, or the error that prevented reading.
 IMAGES = pa.schema([("id", pa.string()), ("image", pa.binary()), ("error", pa.string())])
-SHARD = 4096  # images that are read, scored and written together, unless there are many millions
-AT_ONCE = 1024  # rows, or fewer where they are large
-_MOST_SHARDS = 1000
+SHARD = 4096  # images of a shard, unless the number of shards would exceed its maximum
+AT_ONCE = 1024  # maximum number of images that are read at once
+_MAX_SHARDS = 1000
 
 
 class InputError(ValueError):
-    """An input that can't be scored; one line says why."""
+    """An input that can't be scored; the message has the reason in one line."""
 
 
 class Shard(Protocol):
-    """A part of the input, read by one task wherever that runs."""
+    """A part of the input, read by one task on any machine."""
 
     @property
     def filesystem(self) -> fs.FileSystem:
-        """Where it lies."""
+        """Filesystem of the input."""
 
     @property
     def count(self) -> int:
-        """Rows, those that are done already included."""
+        """Number of images, including those that are done."""
 
-    def read(self, ids: pa.Array, *, wanted: bool) -> Iterator[pa.Table]:
-        """Yield tables of `IMAGES`: those of the ids if they are wanted, else all others."""
+    def read(self, ids: pa.Array, *, include: bool) -> Iterator[pa.Table]:
+        """Read images by their ids.
+
+        Args:
+            ids: ids of images.
+            include: whether to read the images with these ids, instead of all others.
+
+        Yields:
+            Tables with schema `IMAGES`.
+        """
 
 
 @dataclass(frozen=True)
@@ -42,51 +50,51 @@ class Source:
 
     Attributes:
         kind: "files", "parquet", "npy" or "idx".
-        encoded: whether they are image files, or arrays.
-        shards: together, every image once.
-        identity: stands for names, sizes and times of what is read: another one, and the input changed.
-        left_out: files of a folder that are taken for no images.
+        encoded: whether the images are image files instead of arrays.
+        shards: the shards; together they have every image once.
+        identity: hash of the files' names, sizes and modification times; it changes with the input.
+        skipped: number of other files in the folder.
     """
 
     kind: str
     encoded: bool
     shards: Sequence[Shard]
     identity: str
-    left_out: int = 0
+    skipped: int = 0
 
     @property
     def count(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return sum(shard.count for shard in self.shards)
 
 
 def locate(where: str) -> tuple[fs.FileSystem, str]:
-    """Filesystem and path of a local path or a URL.
+    """Find filesystem and path of a local path or a URL.
 
     Raises:
         InputError: no such filesystem.
     """
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", where):
         try:
-            found: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(where)
+            location: tuple[fs.FileSystem, str] = fs.FileSystem.from_uri(where)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"{where}: can't be opened ({error})") from error
-        return found
+        return location
     return fs.LocalFileSystem(), str(Path(where).expanduser().absolute())
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, without the rest of its story."""
+    """Message of an error in one line, shortened."""
     return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def shard_size(count: int) -> int:
-    """How many images a shard has, so that all have about the same number."""
-    shards = min(-(-count // SHARD), _MOST_SHARDS)
-    return -(-count // max(shards, 1))  # all alike, so that no worker waits at the end for another's
+    """Number of images in a shard, such that all shards have about the same size."""
+    shards = min(-(-count // SHARD), _MAX_SHARDS)
+    return -(-count // max(shards, 1))  # equal sizes, so that all workers finish at about the same time
 
 
-def is_chosen(names: pa.Array, ids: pa.Array, *, wanted: bool) -> pa.Array:
-    """Which names are among the ids if those are wanted, else which are not."""
+def select(names: pa.Array, ids: pa.Array, *, include: bool) -> pa.Array:
+    """Boolean mask of the names that are among the ids, or with `include=False`, of the others."""
     is_in = pc.is_in(names, value_set=ids)
-    return is_in if wanted else pc.invert(is_in)
+    return is_in if include else pc.invert(is_in)

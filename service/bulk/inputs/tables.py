@@ -1,4 +1,4 @@
-"""Columns of images in every known form -> tables of `IMAGES`."""
+"""Converts columns of images in all supported forms into tables with schema `IMAGES`."""
 
 import numpy as np
 import pyarrow as pa
@@ -10,19 +10,19 @@ from service.inference.errors import ImageError
 from service.inference.pixels import SIDE
 
 PIXELS = SIDE * SIDE
-_MISSING = "invalid-image: there is none"
+_MISSING = "invalid-image: the image is missing"
 
 
 def pixel_table(ids: pa.Array, data: bytes) -> pa.Table:
-    """Make a table of arrays that lie one after the other."""
+    """Make a table from the bytes of consecutive arrays."""
     images = pa.FixedSizeBinaryArray.from_buffers(pa.binary(PIXELS), len(ids), [None, pa.py_buffer(data)])
     return pa.table([ids, images.cast(pa.binary()), pa.nulls(len(ids), pa.string())], schema=IMAGES)
 
 
 def column_table(ids: pa.Array, column: pa.Array) -> pa.Table:
-    """Make a table of a column with images in one of the ways that are known."""
+    """Make a table from a column of image files or arrays."""
     if pa.types.is_struct(column.type):
-        column = column.field("bytes")  # what lies below a missing value is missing too
+        column = column.field("bytes")  # a field of a null struct is null, too
     if is_array(column.type):
         return _array_table(ids, column)
     images = column.cast(pa.binary())
@@ -31,7 +31,7 @@ def column_table(ids: pa.Array, column: pa.Array) -> pa.Table:
 
 
 def _array_table(ids: pa.Array, column: pa.Array) -> pa.Table:
-    """Make a table of lists of numbers: whole ones of 0..255, or others of 0..1."""
+    """Make a table from lists of numbers: integers 0..255, or floating-point numbers in [0, 1]."""
     unit_range = pa.types.is_floating(_leaf(column.type))
     top = 1 if unit_range else 255
     values_BP = _regular(column)
@@ -56,7 +56,7 @@ def _leaf(kind: pa.DataType) -> pa.DataType:
 
 
 def _regular(column: pa.Array) -> np.ndarray | None:
-    """Numbers of lists that all have the shape of an image, (B, 784); None if any has not."""
+    """Values of lists, (B, 784), if all have the shape of an image, else None."""
     count, sides = len(column), []
     while hasattr(column.type, "value_type"):
         lengths = pc.list_value_length(column)
@@ -71,14 +71,14 @@ def _regular(column: pa.Array) -> np.ndarray | None:
 
 
 def is_encoded(kind: pa.DataType) -> bool:
-    """Whether a column has image files: bytes, or bytes beside a path as Hugging Face's data sets do."""
+    """Whether a column has image files: bytes, or structs with bytes and path as in Hugging Face data sets."""
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and is_encoded(kind.field("bytes").type)
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
 def is_array(kind: pa.DataType) -> bool:
-    """Whether a column has lists of numbers, nested or not."""
+    """Whether a column has flat or nested lists of numbers."""
     while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         kind = kind.value_type
         if pa.types.is_integer(kind) or pa.types.is_floating(kind):

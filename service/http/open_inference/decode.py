@@ -1,4 +1,4 @@
-"""Requests of the protocol -> images and parameters."""
+"""Decodes requests of the protocol into images and parameters."""
 
 import itertools
 import struct
@@ -22,22 +22,22 @@ _NUMBERS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype(
 _LENGTH_BYTES = 4  # before each element of BYTES
 _PIXELS = SIDE * SIDE
 _SHAPES = ((SIDE, SIDE), (1, SIDE, SIDE), (_PIXELS,))  # of one image
-# What Triton's client sends beside our parameters; a deadline is the only one that means something here.
-_TOLERATED = {"binary_data_output", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end"}
-_TOLERATED |= {"content_type", "headers"}  # MLServer's, of what the datatypes say already
+# Further parameters of Triton's client; only binary_data_output and timeout have an effect.
+_CLIENT_PARAMETERS = {"binary_data_output", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end"}
+_CLIENT_PARAMETERS |= {"content_type", "headers"}  # MLServer's client; redundant with the datatypes
 
 
 @dataclass(frozen=True)
 class Inference:
-    """What is asked: images, parameters, and which outputs in which form.
+    """A decoded inference request: images, parameters, and the requested outputs.
 
     Attributes:
-        id: given back.
-        images: in order.
-        parameters: of all of them.
-        outputs: asked for by name; None for all that there are.
-        is_binary: whether outputs are raw bytes unless they say otherwise.
-        seconds: until the client stops waiting, if it says so.
+        id: id of the request, repeated in the answer.
+        images: the images in order; a `Problem` takes the place of an invalid one.
+        parameters: parameters of all images.
+        outputs: the requested outputs; None for all available outputs.
+        is_binary: whether outputs are raw bytes by default.
+        seconds: the client's timeout; None without one.
     """
 
     id: str | None
@@ -49,10 +49,15 @@ class Inference:
 
 
 def read_inference(body: bytes, header_length: str | None, limits: Settings) -> Inference:
-    """Read the body of an inference request: JSON, and raw tensors behind the bytes that the header counts.
+    """Read the body of an inference request: JSON, followed by raw tensors.
+
+    Args:
+        body: the complete body.
+        header_length: the header with the length of the JSON in bytes; None if the body is JSON only.
+        limits: limits on JSON and images.
 
     Raises:
-        Problem: 400 for a body that is not JSON, 422 for what is not such a request.
+        Problem: 400 for a body that is not JSON, 422 for an invalid request.
     """
     length = len(body)
     if header_length is not None:
@@ -60,46 +65,46 @@ def read_inference(body: bytes, header_length: str | None, limits: Settings) -> 
             raise Problem("malformed-body", f"{HEADER_LENGTH} must be 0..{length}, got {short(header_length)}")
         length = int(header_length)
     try:
-        asked = InferenceRequest.model_validate(parse_json(body[:length], limits))
+        request = InferenceRequest.model_validate(parse_json(body[:length], limits))
     except ValidationError as error:
         raise invalid_document(error) from error
-    (tensor,) = asked.inputs
+    (tensor,) = request.inputs
     if "binary_data_size" in tensor.parameters:
         images = _read_binary(tensor, body[length:], limits)
     else:
         images = _read_data(tensor, limits)
     if not images:
-        raise invalid(("inputs", "must have an image"))
+        raise invalid(("inputs", "must have at least one image"))
     return Inference(
-        asked.id,
+        request.id,
         images,
-        _parameters(asked),
-        asked.outputs or None,
-        is_binary=asked.parameters.get("binary_data_output") is True,
-        seconds=_deadline(asked.parameters.get("timeout")),
+        _parameters(request),
+        request.outputs or None,
+        is_binary=request.parameters.get("binary_data_output") is True,
+        seconds=_timeout_seconds(request.parameters.get("timeout")),
     )
 
 
-def _parameters(asked: InferenceRequest) -> Parameters:
-    given = {name: value for name, value in asked.parameters.items() if name not in _TOLERATED}
+def _parameters(request: InferenceRequest) -> Parameters:
+    parameters = {name: value for name, value in request.parameters.items() if name not in _CLIENT_PARAMETERS}
     for name in ("dtype", "return_samples"):
-        if name in given:
-            raise invalid((name, "is told by the tensors' datatypes and names"))
-    if "return_pixels" in given:
-        raise invalid(("return_pixels", "goes with /predict and /predict_batch only"))
-    if asked.outputs is not None and any(output.name == SAMPLES for output in asked.outputs):
-        given["return_samples"] = True
-    return Parameters.gather(given.items())
+        if name in parameters:
+            raise invalid((name, "must be left out: the tensors' datatypes and names determine it"))
+    if "return_pixels" in parameters:
+        raise invalid(("return_pixels", "can be used with /predict and /predict_batch only"))
+    if request.outputs is not None and any(output.name == SAMPLES for output in request.outputs):
+        parameters["return_samples"] = True
+    return Parameters.gather(parameters.items())
 
 
-def _deadline(microseconds: object) -> float | None:
+def _timeout_seconds(microseconds: object) -> float | None:
     if isinstance(microseconds, int) and not isinstance(microseconds, bool) and 0 < microseconds < 2**63:
         return microseconds / 1e6
     return None
 
 
-def _shape(tensor: RequestInput) -> int:
-    """How many images there are."""
+def _image_count(tensor: RequestInput) -> int:
+    """Number of images by the tensor's shape, which is checked."""
     shape = tuple(tensor.shape)
     if tensor.datatype == "BYTES":
         if len(shape) == 1 or shape[1:] == (1,):
@@ -114,7 +119,7 @@ def _shape(tensor: RequestInput) -> int:
 
 
 def _read_data(tensor: RequestInput, limits: Settings) -> list[RawImage | Problem]:
-    count, values = _shape(tensor), list(_flat(tensor.data or [], depth=len(tensor.shape)))
+    count, values = _image_count(tensor), list(_flat(tensor.data or [], depth=len(tensor.shape)))
     if tensor.datatype == "BYTES":
         _check_count(len(values), count, "elements")
         check_count(count, limits)
@@ -129,7 +134,7 @@ def _read_data(tensor: RequestInput, limits: Settings) -> list[RawImage | Proble
 
 
 def _flat(data: list[Any], depth: int) -> Sequence[Any]:
-    """Values in row-major order, nested as the shape is or not at all."""
+    """Values in row-major order; they may be nested by the shape, or flat."""
     for _ in range(depth - 1):
         if not (data and all(isinstance(part, list) for part in data)):
             break
@@ -138,9 +143,11 @@ def _flat(data: list[Any], depth: int) -> Sequence[Any]:
 
 
 def _read_binary(tensor: RequestInput, raw: bytes, limits: Settings) -> list[RawImage | Problem]:
-    count, size = _shape(tensor), tensor.parameters["binary_data_size"]
+    count, size = _image_count(tensor), tensor.parameters["binary_data_size"]
     if tensor.data is not None or size != len(raw):
-        raise invalid(("inputs", f"must have the binary_data_size of what follows, {len(raw)}, and no data"))
+        raise invalid(
+            ("inputs", f"must have binary_data_size {len(raw)}, the number of bytes after the JSON, and no data")
+        )
     if tensor.datatype == "BYTES":
         if count * _LENGTH_BYTES <= len(raw):
             check_count(count, limits)
@@ -164,9 +171,9 @@ def _elements(raw: bytes) -> Iterator[bytes]:
         yield raw[start - length : start]
 
 
-def _check_count(found: int, expected: int, what: str) -> None:
-    if found != expected:
-        raise invalid(("inputs", f"must have {expected} {what} by their shape, got {found}"))
+def _check_count(count: int, expected: int, unit: str) -> None:
+    if count != expected:
+        raise invalid(("inputs", f"must have {expected} {unit} by their shape, got {count}"))
 
 
 def _pixels(values: np.ndarray, datatype: str) -> list[RawImage | Problem]:

@@ -1,4 +1,4 @@
-"""Answers -> tensors of the protocol, in JSON or as raw bytes."""
+"""Encodes answers as tensors of the protocol, in JSON or as raw bytes."""
 
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +20,15 @@ Values = np.ndarray | list[str] | None
 
 
 @dataclass(frozen=True)
-class _Kind:
-    """An output: its datatype, whether it has a value for each class, and how it is made of answers, None of some."""
+class _Output:
+    """An output of the model.
+
+    Attributes:
+        datatype: datatype of the tensor.
+        per_class: whether it has a value for each class.
+        of: makes the values from answers and class names; None if an answer does not have the value.
+        needs_spread: whether it is available with masks or moments only.
+    """
 
     datatype: str
     per_class: bool
@@ -35,8 +42,8 @@ def _each(name: str) -> Callable[[Sequence[Answer], Sequence[str]], Values]:
 
 def _spread(name: str) -> Callable[[Sequence[Answer], Sequence[str]], Values]:
     def of(answers: Sequence[Answer], _: Sequence[str]) -> Values:
-        found = [answer.uncertainty and getattr(answer.uncertainty, name) for answer in answers]
-        return None if any(one is None for one in found) else np.array(found)
+        values = [answer.uncertainty and getattr(answer.uncertainty, name) for answer in answers]
+        return None if any(one is None for one in values) else np.array(values)
 
     return of
 
@@ -56,73 +63,81 @@ def _prediction_set(answers: Sequence[Answer], classes: Sequence[str]) -> Values
 
 
 def _sample_probabilities(answers: Sequence[Answer], _: Sequence[str]) -> Values:
-    found = [answer.sample_probabilities for answer in answers]
-    if any(one is None or len(one) != len(found[0] or ()) for one in found):
-        return None  # not asked for, or as many as it took for each image
-    return np.array(found).swapaxes(0, 1)
+    values = [answer.sample_probabilities for answer in answers]
+    if any(one is None or len(one) != len(values[0] or ()) for one in values):
+        return None  # not requested, or a different number of masks for each image (samples=auto)
+    return np.array(values).swapaxes(0, 1)
 
 
-_OUTPUTS: Mapping[str, _Kind] = {
-    "probabilities": _Kind("FP64", per_class=True, of=_each("probabilities")),
-    "label": _Kind("BYTES", per_class=False, of=_labels),
-    "class_index": _Kind("INT64", per_class=False, of=_each("class_index")),
-    "confidence": _Kind("FP64", per_class=False, of=_each("confidence")),
-    "abstain": _Kind("BOOL", per_class=False, of=_each("abstain")),
-    "prediction_set": _Kind("BOOL", per_class=True, of=_prediction_set),
-    "novelty": _Kind("FP64", per_class=False, of=_novelty),
+_OUTPUTS: Mapping[str, _Output] = {
+    "probabilities": _Output("FP64", per_class=True, of=_each("probabilities")),
+    "label": _Output("BYTES", per_class=False, of=_labels),
+    "class_index": _Output("INT64", per_class=False, of=_each("class_index")),
+    "confidence": _Output("FP64", per_class=False, of=_each("confidence")),
+    "abstain": _Output("BOOL", per_class=False, of=_each("abstain")),
+    "prediction_set": _Output("BOOL", per_class=True, of=_prediction_set),
+    "novelty": _Output("FP64", per_class=False, of=_novelty),
     **{
-        name: _Kind("FP64", per_class=name in {"variance", "standard_error"}, of=_spread(name), needs_spread=True)
+        name: _Output("FP64", per_class=name in {"variance", "standard_error"}, of=_spread(name), needs_spread=True)
         for name in UncertaintyAnswer.model_fields
     },
-    SAMPLES: _Kind("FP64", per_class=True, of=_sample_probabilities),
+    SAMPLES: _Output("FP64", per_class=True, of=_sample_probabilities),
 }
 
 
-def check_outputs(asked: Inference) -> None:
-    """Refuse outputs that there never are, before any work is done.
+def check_outputs(inference: Inference) -> None:
+    """Refuse unavailable outputs before any work is done.
 
     Raises:
-        Problem: 422.
+        Problem: 422 for an unknown or unavailable output.
     """
-    names = [output.name for output in asked.outputs or []]
+    names = [output.name for output in inference.outputs or []]
     if len(set(names)) < len(names):
-        raise invalid(("outputs", "must be named once each"))
-    for output in asked.outputs or []:
+        raise invalid(("outputs", "must have different names"))
+    for output in inference.outputs or []:
         if output.name not in _OUTPUTS:
-            raise invalid(("outputs", f"has no {short(output.name)}; known are {', '.join(_OUTPUTS)}"))
+            raise invalid(("outputs", f"has no {short(output.name)}; available are {', '.join(_OUTPUTS)}"))
         kind = _OUTPUTS[output.name]
         if output.parameters.classification and not kind.per_class:
-            raise invalid(("outputs", f"{output.name} has no classes to choose from"))
-        if kind.needs_spread and not asked.parameters.has_spread:
-            raise invalid(("outputs", f"{output.name} is not there without masks or moments"))
+            raise invalid(("outputs", f"{output.name} has no values per class to classify"))
+        if kind.needs_spread and not inference.parameters.has_spread:
+            raise invalid(("outputs", f"{output.name} is available with masks or moments only"))
 
 
 def write_inference(
-    asked: Inference, answers: Sequence[Answer | Problem], classes: Sequence[str]
+    inference: Inference, answers: Sequence[Answer | Problem], classes: Sequence[str]
 ) -> tuple[bytes, int | None]:
-    """Make the body of the answer, and the length of its JSON if raw tensors follow.
+    """Encode the body of the answer.
+
+    Args:
+        inference: the request.
+        answers: for each image its answer, or the problem with it.
+        classes: the class names.
+
+    Returns:
+        The body, and the length of its JSON in bytes if raw tensors follow, else None.
 
     Raises:
-        Problem: that of the first image that has one; 422 for an output that these answers don't have.
+        Problem: the problem of the first invalid image; 422 for an output that not all answers have.
     """
     for index, answer in enumerate(answers):
         if isinstance(answer, Problem):
             raise Problem(answer.kind, f"image {index}: {answer.detail}", errors=answer.errors)
     good = [answer for answer in answers if isinstance(answer, Answer)]
-    named = asked.outputs if asked.outputs is not None else [RequestOutput(name=name) for name in _OUTPUTS]
+    outputs = inference.outputs if inference.outputs is not None else [RequestOutput(name=name) for name in _OUTPUTS]
     tensors, raw = [], []
-    for output in named:
+    for output in outputs:
         values = _OUTPUTS[output.name].of(good, classes)
         if values is None:
-            if asked.outputs is None:
+            if inference.outputs is None:
                 continue
-            needs = "a calibration, or one number of masks"
-            raise invalid(("outputs", f"{output.name} is not there for each image: it needs {needs}"))
-        tensor, data = _tensor(output, values, classes, is_binary=asked.is_binary)
+            needs = "a calibration, or the same number of masks for all images"
+            raise invalid(("outputs", f"{output.name} is not available for every image: it needs {needs}"))
+        tensor, data = _tensor(output, values, classes, is_binary=inference.is_binary)
         tensors.append(tensor)
         raw.append(data)
     document = {"model_name": MODEL, "model_version": VERSION, "outputs": tensors}
-    head = to_json(document | ({} if asked.id is None else {"id": asked.id}))
+    head = to_json(document | ({} if inference.id is None else {"id": inference.id}))
     tail = b"".join(raw)
     is_raw = any("data" not in tensor for tensor in tensors)
     return head + tail, len(head) if is_raw else None
@@ -137,8 +152,8 @@ def _tensor(
     shape = list(np.shape(values))
     tensor: dict[str, Any] = {"name": output.name, "shape": shape, "datatype": datatype}
     flat = np.asarray(values, dtype=object).ravel().tolist() if datatype == "BYTES" else np.ravel(values)
-    wanted = output.parameters.binary_data
-    if not (is_binary if wanted is None else wanted):
+    binary_data = output.parameters.binary_data
+    if not (is_binary if binary_data is None else binary_data):
         return tensor | {"data": flat if isinstance(flat, list) else flat.tolist()}, b""
     data = b"".join(map(_element, flat)) if isinstance(flat, list) else flat.astype(_RAW[datatype]).tobytes()
     return tensor | {"parameters": {"binary_data_size": len(data)}}, data
@@ -150,7 +165,7 @@ def _element(text: str) -> bytes:
 
 
 def _classified(values: np.ndarray, count: int, classes: Sequence[str]) -> Any:
-    """The highest of the last axis as "value:index:label", in Triton's way."""
+    """The highest values of the last axis as "value:index:label", in Triton's format."""
     order = np.argsort(-values.astype(float), axis=-1, kind="stable")[..., :count]
     top = np.take_along_axis(values.astype(float), order, axis=-1)
     texts = [f"{value:f}:{index}:{classes[int(index)]}" for value, index in zip(top.flat, order.flat, strict=True)]
@@ -158,7 +173,11 @@ def _classified(values: np.ndarray, count: int, classes: Sequence[str]) -> Any:
 
 
 def describe_outputs(classes: int) -> list[dict[str, Any]]:
-    """Name, datatype and shape of each output of a model with so many classes; -1 is any number."""
+    """Name, datatype and shape of each output; -1 stands for any size.
+
+    Args:
+        classes: number of the model's classes.
+    """
     return [
         {
             "name": name,

@@ -1,4 +1,4 @@
-"""Names and paths of the protocol; what server and model say of themselves."""
+"""Names and paths of the protocol, and the metadata of server and model."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,11 +14,11 @@ SAMPLES = "sample_probabilities"
 
 
 def documents(outputs: Sequence[Mapping[str, Any]], max_images: int) -> dict[str, bytes]:
-    """What server and model say of themselves, by path.
+    """The metadata documents of server and model, by path.
 
     Args:
         outputs: name, datatype and shape of each output.
-        max_images: of a request.
+        max_images: maximum number of images of a request.
     """
     server = {"name": MODEL, "version": VERSION, "extensions": EXTENSIONS}
     model = {
@@ -28,7 +28,7 @@ def documents(outputs: Sequence[Mapping[str, Any]], max_images: int) -> dict[str
         "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, SIDE, SIDE]}],
         "outputs": list(outputs),
     }
-    found: dict[str, Any] = {
+    contents: dict[str, Any] = {
         "/v2": server,
         "/v2/": server,
         "/v2/health/live": {"live": True},
@@ -36,10 +36,10 @@ def documents(outputs: Sequence[Mapping[str, Any]], max_images: int) -> dict[str
         "/v2/models": {"models": [MODEL]},
     }
     for path in model_paths():
-        found[path] = model
-        found[f"{path}/ready"] = {"name": MODEL, "ready": True}
-        found[f"{path}/config"] = {"name": MODEL, "platform": model["platform"], "max_batch_size": max_images}
-    return {path: to_json(document) for path, document in found.items()}
+        contents[path] = model
+        contents[f"{path}/ready"] = {"name": MODEL, "ready": True}
+        contents[f"{path}/config"] = {"name": MODEL, "platform": model["platform"], "max_batch_size": max_images}
+    return {path: to_json(document) for path, document in contents.items()}
 
 
 def document_paths() -> list[str]:
@@ -48,10 +48,10 @@ def document_paths() -> list[str]:
 
 
 def model_paths() -> tuple[str, str]:
-    """Where the model is, without and with its version."""
+    """Paths of the model, without and with its version."""
     return f"/v2/models/{MODEL}", f"/v2/models/{MODEL}/versions/{VERSION}"
 
 
 def is_open_inference(path: str) -> bool:
-    """Whether a path belongs to the protocol, which wants errors to be told in its own way too."""
+    """Whether a path belongs to the protocol, whose errors have an additional member."""
     return path == "/v2" or path.startswith("/v2/")

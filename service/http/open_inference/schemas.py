@@ -1,4 +1,4 @@
-"""What requests and answers of the protocol look like."""
+"""Schemas of the protocol's requests and answers."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,12 +6,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _or_missing(kind: Any) -> BeforeValidator:
-    """Take null for a missing object: many serializers write it for what isn't there."""
+    """Treat null as a missing object: many serializers write null for missing values."""
     return BeforeValidator(lambda value: {} if value is None else value, json_schema_input_type=kind | None)
 
 
 class RequestInput(BaseModel):
-    """A tensor that is sent: nested or flat data, or raw bytes behind the JSON, as many as `binary_data_size` says."""
+    """An input tensor: nested or flat data, or `binary_data_size` raw bytes after the JSON."""
 
     model_config = ConfigDict(strict=True)
 
@@ -23,7 +23,7 @@ class RequestInput(BaseModel):
 
 
 class OutputParameters(BaseModel):
-    """How an output is wanted: as raw bytes, or as so many of the highest classes."""
+    """Format of an output: as raw bytes, or as the `classification` highest classes."""
 
     model_config = ConfigDict(strict=True)
 
@@ -32,7 +32,7 @@ class OutputParameters(BaseModel):
 
 
 class RequestOutput(BaseModel):
-    """An output that is asked for."""
+    """A requested output."""
 
     model_config = ConfigDict(strict=True)
 
@@ -41,7 +41,7 @@ class RequestOutput(BaseModel):
 
 
 class InferenceRequest(BaseModel):
-    """What is sent; `parameters` are those of /predict, but `dtype`, `return_samples` and `return_pixels`."""
+    """An inference request; `parameters` are those of /predict except `dtype`, `return_samples` and `return_pixels`."""
 
     model_config = ConfigDict(strict=True)
 
@@ -52,7 +52,7 @@ class InferenceRequest(BaseModel):
 
 
 class ResponseOutput(BaseModel):
-    """A tensor that is answered; without data its bytes follow the JSON, as many as `binary_data_size` says."""
+    """An output tensor; without data, its `binary_data_size` raw bytes follow the JSON."""
 
     name: str
     shape: list[int]
@@ -62,7 +62,7 @@ class ResponseOutput(BaseModel):
 
 
 class InferenceResponse(BaseModel):
-    """What is answered."""
+    """An inference answer."""
 
     model_name: str
     model_version: str

@@ -36,7 +36,7 @@ def test_a_named_origin_is_allowed_and_needs_no_key_for_preflight():
 
 @pytest.mark.parametrize("listed", ["page.example", "https://page.example/", "https://a.example/b", "https://", "a, *"])
 def test_an_invalid_origin_is_refused(listed):
-    with pytest.raises(ValueError, match="an origin is like"):
+    with pytest.raises(ValueError, match="an origin must be like"):
         read_origins(listed)
 
 
