@@ -17,7 +17,7 @@ class SettingsError(ValueError):
 
 
 class Settings(BaseModel):
-    """Settings of a server. Field `workers` is read from the variable MCD_WORKERS; the other fields likewise."""
+    """Settings of a server. Each field is read from the variable MCD_ and its name, for example MCD_WORKERS."""
 
     model_config = ConfigDict(frozen=True)
 
