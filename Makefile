@@ -23,7 +23,8 @@ FOR_BULK := $(VENV)/installed-bulk
 INSTALLED := $(VENV)/installed
 PIP_INSTALL := -m pip install --disable-pip-version-check --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
-TWO_PROCESSES := -n 2 --dist loadfile
+# Files in the order of tests/conftest.py.
+TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
 BENCH := .venv-bench
 CHAPTER := runs/chapter/artifact
 SEEDS := 1 2 3 4

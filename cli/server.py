@@ -14,7 +14,7 @@ _PATHS = ("MCD_MODEL", "MCD_API_KEYS_FILE", "MCD_ADMIN_KEYS_FILE", "MCD_RECENT_F
 
 # Idle connections stay open longer than clients and proxies keep theirs: were it shorter, a busy server could close one
 # on which a request has just arrived.
-_TIMEOUTS = ("--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "30")
+TIMEOUTS = ("--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "30")
 
 
 def serve_forever(host: str, port: int) -> None:
@@ -25,7 +25,7 @@ def serve_forever(host: str, port: int) -> None:
         port: TCP port to listen on.
     """
     words = [
-        *(sys.executable, "-P", "-m", "bentoml", "serve", *_TIMEOUTS, "--host", host, "--port", str(port)),
+        *(sys.executable, "-P", "-m", "bentoml", "serve", *TIMEOUTS, "--host", host, "--port", str(port)),
         *("--working-dir", str(_ROOT), _SERVICE),
     ]
     os.execve(sys.executable, words, server_environment(os.environ))  # noqa: S606 - no shell is meant

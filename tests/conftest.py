@@ -19,6 +19,11 @@ torch.set_num_threads(1)
 threadpool_limits(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the page's tests last: Playwright keeps an event loop running, in which no other can be started."""
+    items.sort(key=lambda item: "page" in item.path.parts)
+
+
 def missing(what: str) -> NoReturn:
     """Skip where a real part is missing; in CI that is a failure."""
     if os.environ.get("CI") == "true":

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from model import MLPConfig, build_mlp, save_artifact
 from training.compare import app, interval
+from training.terminal import console
 
 CONFIG = MLPConfig(hidden=(4,), dropout=(0.5,), classes=2)
 
@@ -29,9 +30,10 @@ def test_the_interval_is_students():
         interval([0.9])
 
 
-def test_a_table_shows_mean_and_interval(tmp_path):
+def test_a_table_shows_mean_and_interval(tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "_width", 200)
     runs = [str(run(tmp_path, seed, 0.9 + 0.01 * seed)) for seed in range(3)]
-    done = CliRunner().invoke(app, runs, env={"COLUMNS": "200"})
+    done = CliRunner().invoke(app, runs)
     assert done.exit_code == 0, done.output
     assert "3 runs, seeds 0, 1, 2" in done.output
     assert "0.9100 ± 0.0248" in done.output

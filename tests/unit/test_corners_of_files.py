@@ -76,5 +76,5 @@ def test_versions_1_0_and_2_0_of_npy_are_known(version, known):
     if known:
         assert read_npy_header(io.BytesIO(data)) == 3
     else:
-        with pytest.raises(ValueError, match=r"version \(\d, \d\) of the format is not known"):
+        with pytest.raises(ValueError, match=r"version \(\d, \d\) of the format is not supported"):
             read_npy_header(io.BytesIO(data))

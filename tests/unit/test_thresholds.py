@@ -15,8 +15,8 @@ from service.inference.predictor import Predictor
 from service.inference.preparation import Invert
 
 OPTIONS = DecisionOptions(coverage=0.9, set_method="lac", max_risk=0.05, false_alarm_rate=0.01)
-UNCLEAR = "the border is neither dark nor light: say invert=yes or invert=no"
-BUSY = "the background is not plain: Fashion-MNIST shows one garment on an even background"
+UNCLEAR = "the border is neither dark nor light: set invert=yes or invert=no"
+BUSY = "the background is not plain: Fashion-MNIST shows one item of clothing on a plain background"
 BLANK = "the image is blank"
 
 

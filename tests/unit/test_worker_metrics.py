@@ -32,7 +32,7 @@ def values(metrics: Metrics) -> dict[tuple[str, ...], float]:
 
 
 def prediction(**changed) -> Prediction:
-    fields = {"mode": "eval", "label": "coat", "class_index": 1, "probabilities": [0.1, 0.7, 0.2]}
+    fields = {"estimator": "eval", "label": "coat", "class_index": 1, "probabilities": [0.1, 0.7, 0.2]}
     return Prediction(**(fields | {"predictive_entropy": 0.8} | changed))
 
 

@@ -36,7 +36,7 @@ def test_api_page_links_to_the_page(browser, server):
     page = context.new_page()
     page.goto(f"{server.url}/")
     with context.expect_page() as opened:
-        page.get_by_role("link", name="See it in the browser").click()
+        page.get_by_role("link", name="Try it in the browser").click()
     wait_for_figure(opened.value)
     assert opened.value.url == f"{server.url}/ui"
     context.close()
