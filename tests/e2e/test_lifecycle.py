@@ -98,7 +98,7 @@ def refusals_of(server: Server) -> int:
     return server.log.read_text().count("model refused")
 
 
-def test_a_good_model_replaces_the_old_one_a_bad_one_does_not(swapped):
+def test_only_a_valid_model_replaces_the_old_one(swapped):
     server, place = swapped
     (first,) = answers_of(server)
     for headers in ({}, {"X-API-Key": "wrong"}):

@@ -55,7 +55,7 @@ def attributes(span: Span) -> dict:
     return {one.key: getattr(one.value, one.value.WhichOneof("value")) for one in span.attributes}
 
 
-def test_requests_become_spans_in_the_clients_trace_or_a_new_one(collector, tmp_path):
+def test_requests_become_spans(collector, tmp_path):
     settings = {"MCD_OTLP_ENDPOINT": collector.url, "MCD_TRACED_RATIO": "1"}
     with (
         serve(tmp_path / "home", **settings) as server,

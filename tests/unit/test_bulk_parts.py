@@ -61,7 +61,7 @@ def test_files_of_another_filesystem_are_read_as_local_ones(folder):
     assert kinds[0] == kinds[1] == ["image-too-large", *[None] * 6, "unreadable-file"]
 
 
-def test_tables_that_are_read_ahead_are_all_there_in_their_order():
+def test_tables_read_ahead_keep_their_order():
     tables = [pa.table({"x": [number]}) for number in range(5)]
     assert list(_read_ahead(iter(tables))) == tables
     assert list(_read_ahead(iter(()))) == []
@@ -109,7 +109,7 @@ def test_a_pattern_is_read_by_names_below_its_first_part(folder):
     assert single == {"id": "2.png", "image": png(PIXELS_BHW[2]), "error": None}
 
 
-def test_a_file_that_is_too_large_or_gone_is_a_row_with_its_error(folder):
+def test_large_or_missing_file_is_a_row_with_error(folder):
     (folder / "large.png").write_bytes(bytes(10_001))
     source = opened(folder)
     (folder / "sub0" / "0.png").unlink()
@@ -179,7 +179,7 @@ def test_parquet_is_read_however_it_has_its_images(tmp_path, name, key, monkeypa
     assert [row["id"] for row in read(source, pa.array([ids[9], ids[20]]), include=True)] == [ids[9], ids[20]]
 
 
-def test_a_bad_list_is_a_row_with_its_error_and_spoils_no_other(tmp_path):
+def test_invalid_list_is_a_row_with_error(tmp_path):
     good = PIXELS_BHW[0].tolist()
     lists = [good, [[1]], None, [[256] * 28] * 28, [[-1] * 28] * 28, [good[0]] * 27, [[None] * 28] * 28, good]
     pq.write_table(pa.table({"id": [str(b) for b in range(8)], "image": lists}), tmp_path / "x.parquet")
@@ -323,7 +323,7 @@ def rows(fashion) -> pa.Table:
     return scorer(samples=10)(images(*((png(pixels), None) for pixels in pixels_BHW), (b"x", None)))
 
 
-def test_an_output_is_whole_or_holds_nothing_that_a_reader_takes_for_it(output, rows):
+def test_unfinished_output_looks_empty_to_readers(output, rows):
     output.begin(JOB, resume=False)
     commit(output, "a_000000", rows.slice(0, 60))
     commit(output, "a_000001", rows.slice(60))
@@ -455,7 +455,7 @@ def test_a_wrong_option_is_refused_in_one_line(tmp_path, monkeypatch, option, va
     assert (tmp_path / "out").exists() == (option == "address")  # the cluster is reached last
 
 
-def test_an_image_that_the_decoder_fails_on_is_a_row_with_its_error(monkeypatch):
+def test_decoder_failure_is_a_row_with_error(monkeypatch):
     """Also where it fails on many images at once."""
     good, bad = encoded(Image.new("L", (28, 28), 90)), encoded(Image.new("L", (28, 28), 91))
 

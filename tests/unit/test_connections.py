@@ -220,7 +220,7 @@ def test_a_request_ends_where_it_says_however_it_is_cut(name):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_others_may_read_otherwise_is_refused_and_nothing_behind_it_is_read(name):
+def test_ambiguous_framing_is_refused_and_ends_reading(name):
     async def all_cuts() -> None:
         for segments in cuts(NEXT + BAD[name] + HIDDEN):
             found = await talk(*segments)
@@ -251,7 +251,7 @@ def test_a_trailer_that_closes_ends_the_connection_behind_its_answer():
     asyncio.run(all_cuts())
 
 
-def test_such_a_trailer_behind_an_early_answer_ends_the_connection_too():
+def test_trailer_after_early_answer_closes_connection():
     head = b"POST /early HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked" + END
     last = b"0\r\nConnection: close\r\n\r\n"
     found = asyncio.run(talk(head, b"5\r\nhello\r\n", last, NEXT))
@@ -265,7 +265,7 @@ def test_what_was_offered_is_not_passed_on():
     assert found.headers == [{b"host", b"connection", b"content-length"}]
 
 
-def test_http_1_0_is_answered_once_with_or_without_a_host():
+def test_http_1_0_is_answered_once():
     for head in (b"GET /one HTTP/1.0", b"GET /one HTTP/1.0\r\nHost: a", b"GET /one HTTP/1.0\r\nExpect: 100-continue"):
         found = asyncio.run(talk(head + END + HIDDEN))
         assert [path for _, path, _ in found.requests] == ["/one"]
@@ -274,7 +274,7 @@ def test_http_1_0_is_answered_once_with_or_without_a_host():
         assert b"100 Continue" not in found.wire.written
 
 
-def test_who_waits_to_be_told_to_send_a_body_is_told():
+def test_expect_100_continue_is_answered():
     found = asyncio.run(talk(POST + b"Expect: 100-continue\r\nContent-Length: 5\r\n\r\n", b"hello"))
     assert found.requests == [("POST", "/one", b"hello")]
     assert found.wire.written.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200")
@@ -303,6 +303,6 @@ def test_extensions_and_trailers_are_bounded(endless):
     assert found.ended
 
 
-def test_many_offers_in_one_segment_are_read_one_after_the_other():
+def test_many_upgrade_offers_in_one_segment_are_read():
     found = asyncio.run(talk(GOOD["h2c offered, with a body"] * 40))
     assert found.requests == [("POST", "/one", HIDDEN)] * 40

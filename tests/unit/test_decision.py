@@ -67,7 +67,7 @@ def test_a_model_without_calibration_says_so_and_decides_nothing(artifact):
     assert (found.calibration, found.probabilities, found.prediction_set, found.reason, found.novelty) == (None,) * 5
 
 
-def test_a_coverage_that_was_not_calibrated_has_no_set_but_all_else(artifact):
+def test_uncalibrated_coverage_gives_no_set(artifact):
     one = next(one for one in artifact.calibrations if one.estimator == "eval")
     poor = replace(one, set_scores={"lac": dict.fromkeys(one.set_scores["lac"]), "aps": one.set_scores["aps"]})
     found = decide(replace(artifact, calibrations=(poor,)), predicted(0.9, samples=0))

@@ -86,7 +86,7 @@ def test_what_has_not_drifted_seldom_seems_to():
     assert np.mean(few) <= 0.05
 
 
-def test_only_the_newest_of_a_mode_and_of_this_model_count():
+def test_window_has_newest_predictions_of_one_estimator_and_model():
     estimator, model = np.repeat([0, 1, 0], 400), np.full(1200, REFERENCE.model, "<u8")
     model[:100] = 1
     confidence = np.repeat([0.5, 0.6, 0.9], 400)

@@ -248,7 +248,7 @@ def philox4x64(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...
     return a, b, c, d
 
 
-def test_the_generator_written_out_gives_its_authors_known_answers():
+def test_philox_gives_published_test_vectors():
     """Two lines of `kat_vectors` in Random123, the code of the paper: of zeros and of the digits of pi."""
     assert philox4x64((0, 0, 0, 0), (0, 0)) == (
         0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B,

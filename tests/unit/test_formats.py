@@ -165,7 +165,7 @@ PASSED_OVER = {
 
 
 @pytest.mark.parametrize("name", PASSED_OVER)
-def test_metadata_that_cannot_be_read_are_passed_over_with_a_warning(name):
+def test_damaged_metadata_is_ignored_with_a_warning(name):
     grey = decode(accept(with_chunks(PASSED_OVER[name]), max_pixels=1000))
     assert np.array_equal(grey.pixels, np.asarray(GREY))
     assert [warning.partition(":")[0] for warning in grey.warnings] == ["damaged metadata were ignored"]
@@ -257,7 +257,7 @@ def test_many_bad_tags_leave_nothing_behind(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_file_of_several_pictures_is_of_its_first_ones_format():
+def test_multi_picture_file_has_format_of_first_picture():
     file = io.BytesIO()
     GREY.save(file, "MPO", save_all=True, append_images=[GREY])
     grey = decode(accept(file.getvalue(), max_pixels=1000))
@@ -267,7 +267,7 @@ def test_a_file_of_several_pictures_is_of_its_first_ones_format():
 @pytest.mark.parametrize(
     "data", [b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\0\x10JFIF"]
 )
-def test_the_start_of_a_file_is_a_broken_file_of_its_format(data):
+def test_truncated_file_is_a_broken_file(data):
     with pytest.raises(ImageError, match="broken") as found:
         read_structure(data)
     assert not isinstance(found.value, UnknownFormatError)
@@ -300,7 +300,7 @@ def test_limits_are_those_that_are_given():
 
 
 @pytest.mark.parametrize("raised", [AssertionError, RuntimeError, RecursionError, NotImplementedError, KeyError])
-def test_whatever_a_decoder_raises_is_the_images_fault(monkeypatch, raised):
+def test_any_decoder_exception_is_an_image_error(monkeypatch, raised):
     def fail(*_: object, **__: object) -> None:
         raise raised("inside")
 
@@ -309,7 +309,7 @@ def test_whatever_a_decoder_raises_is_the_images_fault(monkeypatch, raised):
         decoded(encoded(GREY.convert("RGB")))
 
 
-def test_too_little_memory_is_told_as_too_many_pixels(monkeypatch):
+def test_lack_of_memory_is_too_many_pixels(monkeypatch):
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 

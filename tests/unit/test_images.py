@@ -52,7 +52,7 @@ def test_a_lossless_28_by_28_grey_image_keeps_every_pixel(garment, kind):
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_photograph_comes_out_as_the_data_set_would_have_made_it(garment, kind):
+def test_photograph_is_prepared_as_in_the_data_set(garment, kind):
     prepared = decode(encoded(photo(garment), kind))
     columns = np.flatnonzero((garment > 0).any(axis=0))
     centred = np.roll(garment, 14 - (columns[0] + columns[-1] + 1) // 2, axis=1)
@@ -68,7 +68,7 @@ def test_the_aspect_is_kept():
     assert len(rows) == pytest.approx(28 * 20 / 180, abs=1)
 
 
-def test_a_light_on_dark_image_is_not_inverted_and_a_dark_on_light_one_is(garment):
+def test_only_dark_on_light_images_are_inverted(garment):
     as_is, turned = prepare(Decoded(garment, "PNG")), prepare(Decoded(255 - garment, "PNG"))
     assert not as_is.inverted
     assert turned.inverted
@@ -80,7 +80,7 @@ def test_polarity_can_be_said(garment):
     assert np.array_equal(prepare(Decoded(255 - garment, "PNG"), invert=Invert.NO).pixels, 255 - garment)
 
 
-def test_every_real_image_keeps_its_polarity_and_its_negative_is_turned(fashion):
+def test_polarity_of_every_test_image_is_found(fashion):
     for pixels in fashion.test.images_B.numpy():
         assert not prepare(Decoded(pixels, "array")).inverted
         assert np.array_equal(prepare(Decoded(255 - pixels, "array")).pixels, pixels)
@@ -165,7 +165,7 @@ def test_other_formats_are_refused_by_name_of_what_is_taken(kind):
 
 
 @pytest.mark.parametrize("data", [b"", b"\x89PNG", b"hello", b"\xff\xd8\xff", b"%PDF-1.4", b"<svg/>", bytes(1000)])
-def test_what_is_no_image_is_refused(data):
+def test_invalid_image_is_refused(data):
     with pytest.raises(ImageError):
         decode(data)
 

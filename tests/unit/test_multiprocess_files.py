@@ -56,7 +56,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("step", range(20))
-def test_a_merge_that_is_killed_loses_nothing_and_counts_nothing_twice(tmp_path, monkeypatch, step):
+def test_killed_merge_counts_everything_once(tmp_path, monkeypatch, step):
     for death in range(3):
         write(tmp_path, NOBODY + death)
     totals(tmp_path)
@@ -135,7 +135,7 @@ print([line for line in text.splitlines() if line.startswith(("counter_total", "
 """
 
 
-def test_a_worker_that_gets_the_id_of_a_dead_one_loses_no_counts(tmp_path):
+def test_worker_with_reused_process_id_loses_no_counts(tmp_path):
     """The merge was killed between its plan and the removals."""
     path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
     environ = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": path}
@@ -145,7 +145,7 @@ def test_a_worker_that_gets_the_id_of_a_dead_one_loses_no_counts(tmp_path):
     assert 'mcd_http_requests_total{code="200",method="POST",route="/x"} 7.0' in done.stdout
 
 
-def test_who_starts_waits_for_a_merge_that_runs(tmp_path):
+def test_new_worker_waits_for_running_merge(tmp_path):
     with ThreadPoolExecutor(1) as pool:
         with merged(tmp_path):
             waiting = pool.submit(finish_merge, tmp_path)

@@ -47,7 +47,7 @@ def test_what_doesnt_go_together_is_refused(given, detail):
     assert refusal([(name, str(value)) for name, value in given.items()]).detail == detail
 
 
-def test_moments_take_no_samples_but_may_be_told_so():
+def test_moments_accept_zero_samples_only():
     assert Parameters.gather([("method", "moments"), ("samples", "0")]).method == "moments"
 
 
@@ -115,7 +115,7 @@ def test_numbers_too_large_for_anything_are_refused(name, value):
     ] == [name]
 
 
-def test_every_fault_of_a_request_is_told_at_once():
+def test_all_invalid_parameters_are_reported_together():
     assert [error["parameter"] for error in refusal([("samples", "1"), ("seed", "x"), ("foo", "1")]).errors] == [
         "samples",
         "seed",
@@ -140,7 +140,7 @@ def test_samples_are_returned_where_there_are_some():
         assert "return_samples needs samples" in refusal(given.items()).detail
 
 
-def test_a_pool_is_ranked_by_masks_unless_told_otherwise():
+def test_ranking_uses_masks_by_default():
     assert RankParameters.gather([]).max_masks == 100
     assert RankParameters.gather([("method", "moments")]).max_masks == 0
     assert RankParameters.gather([("samples", "auto"), ("max_samples", "50")]).max_masks == 50
@@ -163,7 +163,7 @@ def test_what_a_pool_cannot_be_ranked_by_is_refused(given, detail):
     assert refused.value.detail == detail
 
 
-def test_what_a_ranking_has_no_use_for_is_unknown():
+def test_ranking_refuses_unused_parameters():
     with pytest.raises(Problem, match=r"coverage is unknown; valid names are image, method, .*, by, limit"):
         RankParameters.gather([("coverage", "0.9")])
 

@@ -23,7 +23,7 @@ LIMITS = ImageLimits(25_000_000)
 
 
 @pytest.mark.parametrize("method", ["predict", "sample"])
-def test_a_predictor_that_gets_the_known_image_wrong_is_not_served(monkeypatch, method):
+def test_wrong_predictor_is_not_served(monkeypatch, method):
     right = getattr(Predictor, method)
 
     def wrong(self, pixels_BHW, **asked):
@@ -110,7 +110,7 @@ def told(caplog, event: str) -> list[str]:
     return [record.fields["request_id"] for record in caplog.records if record.message == event]
 
 
-def test_what_a_decoder_raises_on_one_image_is_that_images_problem(pipeline, monkeypatch, caplog):
+def test_decoder_error_affects_only_its_image(pipeline, monkeypatch, caplog):
     def fails_on_one(file, **options):
         if file.getvalue() == read_structure(ONE).data:
             raise AssertionError("deep inside")

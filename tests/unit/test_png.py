@@ -120,7 +120,7 @@ def damaged() -> Iterator[bytes]:
         yield file(bytes(changed))
 
 
-def test_a_damaged_file_is_what_the_general_reader_takes_it_for():
+def test_damaged_file_gives_result_of_general_reader():
     kinds = {"plain": 0, "picture": 0, "error": 0}
     for data in damaged():
         assert_alike(data)

@@ -39,7 +39,7 @@ def test_every_field_is_given_back(recent):
     assert everything(recent).tolist() == [values]
 
 
-def test_outcomes_are_told_of_all_that_match(recent):
+def test_outcomes_are_noted_for_all_matches(recent):
     for predicted in (3, 4, 3, 3):
         add(recent, image=7, predicted=predicted)
     add(recent, image=8, predicted=3)

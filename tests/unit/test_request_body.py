@@ -46,7 +46,7 @@ def refused(read, content_type: str, body: bytes) -> Problem:
     return found.value
 
 
-def test_json_carries_an_array_or_base64_with_or_without_a_data_url():
+def test_json_carries_array_or_base64():
     encoded = base64.b64encode(b"\x89PNG").decode()
     assert one(JSON, b'{"image": [1, 2]}').images == [[1, 2]]
     for text in (encoded, f"data:image/png;base64,{encoded}", f"{encoded[:3]}\n{encoded[3:]}"):
@@ -68,7 +68,7 @@ def test_any_other_body_is_a_file(content_type):
     assert refused(one, content_type, b"").kind == refused(many, content_type, b"").kind == "invalid-parameter"
 
 
-def test_a_json_list_is_images_and_what_is_none_stays_in_its_place():
+def test_json_list_keeps_invalid_images_in_place():
     for body in (b'["eA==", [1], 5, "?"]', b'{"images": ["eA==", [1], 5, "?"]}'):
         text, array, number, broken = many(JSON, body).images
         assert (text, array) == (b"x", [1])
@@ -109,7 +109,7 @@ def header(text: str) -> bytes:
         b"\x93NUMPY\x03\x00" + bytes(99), b"\x93NUMPY\x02\x00\xff\xff\xff\xff",
     ],
 )  # fmt: skip
-def test_what_is_no_npy_file_is_refused_before_anything_is_made_of_it(body):
+def test_invalid_npy_is_refused_before_allocation(body):
     problem = refused(many, NPY, body)
     assert problem.status in {400, 422}
     assert len(problem.detail) < 300
@@ -170,7 +170,7 @@ def test_json_without_a_list_of_images_is_refused(body):
         (FORM_TYPE, form(file("image", b"x")).replace(b'name="image"; ', b"")),
     ],
 )
-def test_what_is_no_form_is_refused(content_type, body):
+def test_invalid_form_is_refused(content_type, body):
     problem = refused(many, content_type, body)
     assert (problem.status, problem.kind) == (400, "malformed-body")
 
@@ -203,7 +203,7 @@ BODIES = st.one_of(st.binary(), st.lists(PARTS, max_size=4).map(lambda parts: fo
 @settings(max_examples=500, deadline=None)
 @given(TYPES, BODIES, st.integers(0, 300), st.binary(max_size=3))
 @example(FORM_TYPE, form(("image", b"\r\nContent-Transfer-Encoding: base64", b"?")), 0, b"")
-def test_whatever_comes_is_read_or_a_clients_mistake(content_type, body, cut, insertion):
+def test_any_body_is_parsed_or_refused(content_type, body, cut, insertion):
     body = body[:cut] + insertion + body[cut:]
     for read in (one, many):
         status = 200
@@ -218,7 +218,7 @@ def test_whatever_comes_is_read_or_a_clients_mistake(content_type, body, cut, in
 PICTURE = png(PIXELS_BHW[0])
 
 
-def test_a_part_is_a_file_by_its_bytes_where_no_filename_says_so():
+def test_part_without_filename_is_recognized_by_its_bytes():
     for more in (b"\r\nContent-Type: image/png", b"; filename*=UTF-8''x.png", b'; filename=""', b""):
         assert one(FORM_TYPE, form(("image", more, PICTURE))).images == [PICTURE]
     assert many(FORM_TYPE, form(*(("images[]", b'; filename="x"', PICTURE) for _ in range(3)))).images == [PICTURE] * 3
@@ -250,7 +250,7 @@ def test_bytes_tell_what_an_image_of_any_type_is():
         assert one(kind, b'{"image": [1]}').images == [[1]]
 
 
-def test_json_may_begin_with_a_byte_order_mark_and_must_be_utf_8():
+def test_json_is_utf_8_with_optional_byte_order_mark():
     text = '{"image": [1]}'
     assert one(JSON, text.encode("utf-8-sig")).images == [[1]]
     for encoding in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"):
@@ -276,7 +276,7 @@ def test_a_name_that_is_there_twice_must_mean_one_thing(body, is_ambiguous):
         assert one(JSON, body).images == [[1]]
 
 
-def test_json_of_more_than_images_need_is_refused_before_it_is_read():
+def test_oversized_json_is_refused_before_parsing():
     limits = Settings(max_images=2)
     for body in (b"[" + b"0," * 4000 + b"0]", b"[" + b"[]," * 2000 + b"0]", b"{" + b'"a":0,' * 2000 + b'"a":0}'):
         with pytest.raises(Problem, match="than 2 images need"):

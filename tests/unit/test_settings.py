@@ -20,7 +20,7 @@ def test_each_setting_is_read_from_its_variable():
     assert settings == Settings(model="runs/x/artifact", workers=3, max_body_bytes=2000, max_pixels=784)
 
 
-def test_variables_of_others_are_ignored_as_kubernetes_sets_some_of_our_prefix():
+def test_unknown_variables_with_our_prefix_are_ignored():
     assert Settings.from_mapping({"MCD_SERVICE_HOST": "10.0.0.1", "MCD_DATA_DIR": "/data"}) == Settings()
 
 
@@ -29,7 +29,7 @@ def test_an_empty_variable_keeps_the_default():
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "two", "1.5"])
-def test_a_bad_value_is_refused_in_one_line_that_names_the_variable(value):
+def test_invalid_value_is_refused_naming_the_variable(value):
     with pytest.raises(SettingsError, match=rf"MCD_WORKERS: .*got '{value}'") as refusal:
         Settings.from_mapping({"MCD_WORKERS": value})
     assert "\n" not in str(refusal.value)

@@ -65,7 +65,7 @@ def test_a_border_of_96_to_160_is_unclear(total, unclear):
 
 
 @pytest.mark.parametrize(("off", "busy"), [(55, False), (56, False), (57, True)])
-def test_a_background_is_busy_if_more_than_half_of_it_differs(off, busy):
+def test_background_is_busy_if_over_half_differs(off, busy):
     pixels = np.full((28, 28), 240, np.uint8)
     for number, place in enumerate(SIDES[:off]):
         pixels[place] = 40 + 40 * (number % 4)

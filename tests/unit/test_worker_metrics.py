@@ -41,7 +41,7 @@ def decision(**changed) -> Decision:
     return Decision(**(nothing | changed))
 
 
-def test_a_new_worker_is_not_ready_and_says_what_it_is(metrics):
+def test_new_worker_reports_itself_and_is_not_ready(metrics):
     found = values(metrics)
     assert found["mcd_workers",] == 1
     assert found["mcd_ready",] == 0

@@ -17,7 +17,7 @@ def test_by_default_no_other_origin_is_allowed(client):
     assert not any(name.startswith("access-control") for name in response.headers)
 
 
-def test_a_named_origin_is_allowed_and_needs_no_key_for_preflight():
+def test_named_origin_needs_no_key_for_preflight():
     with client_of(MCD_CORS_ORIGINS=f"{PAGE}, http://localhost:8080", MCD_API_KEYS="key") as client:
         for path in ("/predict", "/rank", "/v2/models/mcd/infer", "/livez"):
             preflight = client.options(path, headers={"Origin": PAGE} | PREFLIGHT)
