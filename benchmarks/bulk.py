@@ -31,7 +31,7 @@ from rich.console import Console
 
 from benchmarks.common import machine, table, write
 from model import MonteCarloDropout, load_artifact, summarize
-from service.bulk.inputs import IMAGES
+from service.bulk.inputs.source import IMAGES
 from service.bulk.job import KEEP_MEMORY
 from service.bulk.scoring import AT_ONCE, Scorer
 from service.inference.limits import ImageLimits

@@ -132,7 +132,7 @@ def scored(source: Path, **asked: str) -> pa.Table:
         encoded=images.encoded,
         limits=ImageLimits(2**20),
     )
-    tables = [score(table) for shard in images.shards for table in shard.read(pa.array([], pa.string()), wanted=False)]
+    tables = [score(table) for shard in images.shards for table in shard.read(pa.array([], pa.string()), include=False)]
     return pa.concat_tables(tables).sort_by("id")
 
 
@@ -177,7 +177,7 @@ def test_a_killed_or_interrupted_run_resumes_to_the_same_rows(source, expected, 
     out = tmp_path / "out"
     for part, number, status in ((0.3, signal.SIGKILL, -signal.SIGKILL), (0.5, signal.SIGTERM, 130)):
         with running(source, out, "--resume") as process:
-            wait(process, lambda part=part: committed(out) >= part * COUNT)
+            wait(process, lambda part=part: workers(process) and committed(out) >= part * COUNT)
             process.send_signal(number)
             assert process.wait(SECONDS) == status
         assert part * COUNT <= committed(out) < COUNT

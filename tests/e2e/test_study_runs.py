@@ -148,7 +148,7 @@ def test_an_interrupted_run_leaves_nothing_behind(fashion, mnist_file, tmp_path)
         process.send_signal(signal.SIGINT)
         said = finish(process)
     assert process.returncode == 130
-    assert "nothing was finished: the same command goes on" in said
+    assert "nothing was finished; run the same command to continue" in said
     assert not psutil.wait_procs(workers, timeout=SECONDS)[1]
     assert not list(tmp_path.iterdir())
 
