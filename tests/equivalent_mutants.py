@@ -34,12 +34,15 @@ _NEVER = "the two differ only for what never comes here"
 
 EQUIVALENT = (
     Equivalent(
-        "model/chain.py", "_CACHED_CHUNKS = 64  # of masks, for each dropout layer and chunk of samples", None, _CACHE
+        "model/chain.py",
+        "_CACHED_CHUNKS = 64  # of masks, one for each dropout layer and chunk of samples",
+        None,
+        _CACHE,
     ),
     Equivalent("model/dropout.py", "@lru_cache", "", _CACHE),
     Equivalent(
         "model/uncertainty.py",
-        "_NUMBERS_AT_ONCE = 2**15  # float64, which fits into a cache; larger arrays the system maps anew each time",
+        "_MAX_CHUNK_SIZE = 2**15  # float64 numbers that fit into a cache; the system maps larger arrays again for each call",
         None,
         _CACHE,
     ),
