@@ -42,7 +42,8 @@ EQUIVALENT = (
     Equivalent("model/dropout.py", "@lru_cache", "", _CACHE),
     Equivalent(
         "model/uncertainty.py",
-        "_MAX_CHUNK_SIZE = 2**15  # float64 numbers that fit into a cache; the system maps larger arrays again for each call",
+        "_MAX_CHUNK_SIZE = 2**15  # float64 numbers that fit into a cache; "
+        "the system maps larger arrays again for each call",
         None,
         _CACHE,
     ),
