@@ -144,3 +144,40 @@ def test_the_images_of_a_request_share_its_pixels(pipeline):
     small = encoded(Image.new("L", (10, 10)))
     assert outcomes(pipeline, [large, large, small])[0] == label
     assert outcomes(pipeline, [large, large, small])[1:] == ["image-too-large", *outcomes(pipeline, [small])]
+
+
+@pytest.fixture(scope="module")
+def roomy() -> Pipeline:
+    return Pipeline(load_artifact(), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "steps"), [({}, 3), ({"samples": 200}, 5), ({"samples": "auto", "max_samples": 20}, 130)]
+)
+def test_a_long_request_is_answered_in_steps_as_each_alone(fashion, roomy, parameters, steps):
+    """Also where an image that can't be read is the last of a step or the first of the next."""
+    images = [png(pixels) for pixels in fashion.test.images_B[:130].numpy()]
+    for index in (0, 31, 32, 63, 64, 129):
+        images[index] = b"not an image"
+    asked, checked = Parameters(**parameters), []
+    answers = list(roomy.answers(images, asked, Run(checkpoint=lambda: checked.append(True))))
+    assert len(checked) == steps
+    for image, answer in zip(images, answers, strict=True):
+        (alone,) = roomy.answers([image], asked, Run())
+        if isinstance(answer, Problem):
+            assert answer.document() == alone.document()
+        else:
+            assert answer.model_dump_json() == alone.model_dump_json()
+
+
+def test_a_checkpoint_ends_a_request_between_its_steps(roomy):
+    def stop_at_the_second() -> None:
+        if next(steps):
+            raise TimeoutError
+
+    steps = iter([False, True])
+    answers = roomy.answers([ONE] * 65, Parameters(), Run(checkpoint=stop_at_the_second))
+    for _ in range(64):
+        next(answers)
+    with pytest.raises(TimeoutError):
+        next(answers)
