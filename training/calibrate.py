@@ -124,9 +124,5 @@ def confidence_threshold(probs_BC: Array, labels_B: Array, risk: float) -> float
     return threshold
 
 
-def _upper_bound(error_console: int, answered: int) -> float:
-    return (
-        1.0
-        if error_console == answered
-        else float(stats.beta.ppf(CONFIDENCE, error_console + 1, answered - error_console))
-    )
+def _upper_bound(errors: int, answered: int) -> float:
+    return 1.0 if errors == answered else float(stats.beta.ppf(CONFIDENCE, errors + 1, answered - errors))

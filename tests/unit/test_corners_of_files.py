@@ -78,3 +78,72 @@ def test_versions_1_0_and_2_0_of_npy_are_known(version, known):
     else:
         with pytest.raises(ValueError, match=r"version \(\d, \d\) of the format is not supported"):
             read_npy_header(io.BytesIO(data))
+
+
+def png_header(width=5, height=4, depth=8, colour=0, compression=0, filters=0, interlace=0) -> bytes:
+    content = struct.pack(">IIBBBBB", width, height, depth, colour, compression, filters, interlace)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", content)
+
+
+def chunk(name: bytes, content: bytes = b"") -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "defined"),
+    [
+        *(("width", 0, False), ("width", 1, True), ("width", 2**31 - 1, True), ("width", 2**31, False)),
+        *(("height", 0, False), ("height", 1, True), ("height", 2**31 - 1, True), ("height", 2**31, False)),
+        *(("compression", 1, False), ("filters", 1, False), ("interlace", 1, True), ("interlace", 2, False)),
+    ],
+)
+def test_values_of_a_png_header_have_bounds(field, value, defined):
+    data = png_header(**{field: value}) + chunk(b"IDAT", b"pixels")
+    if defined:
+        read_structure(data)
+    else:
+        with pytest.raises(ImageError, match="values that are not defined"):
+            read_structure(data)
+
+
+@pytest.mark.parametrize(
+    ("colour", "depth", "transparency", "cost"),
+    [(2, 16, bytes(6), 4), (2, 16, b"", 2), (2, 16, bytes(5), 2), (2, 8, bytes(6), 1), (0, 16, bytes(2), 1)],
+)
+def test_a_transparent_colour_doubles_the_cost_of_16_bits(colour, depth, transparency, cost):
+    parts = (chunk(b"tRNS", transparency) if transparency else b"") + chunk(b"IDAT", b"pixels")
+    structure = read_structure(png_header(6, 5, depth, colour) + parts)
+    assert structure.cost == cost * 30
+    assert (structure.transparent is None) == (len(transparency) not in {2, 6})
+
+
+@pytest.mark.parametrize("damaged", range(5))
+def test_a_warning_lists_three_damaged_parts(damaged):
+    names = [b"gAMA", b"tIME", b"hIST", b"sBIT"][:damaged]
+    wrong = b"".join(chunk(name, b"content")[:-4] + bytes(4) for name in names)
+    structure = read_structure(png_header() + wrong + chunk(b"IDAT", b"pixels"))
+    listed = ", ".join(name.decode() for name in names[:3]) + " and more" * (damaged > 3)
+    assert structure.warnings == ((f"damaged metadata were ignored: {listed}",) if damaged else ())
+
+
+@pytest.mark.parametrize(("scans", "cost"), [(1, 240), (20, 240), (21, 252), (40, 480), (100, 1200)])
+def test_a_jpeg_costs_more_from_21_scans_on(scans, cost):
+    assert read_structure(jpeg_of_scans(scans)).cost == cost
+
+
+def test_a_jpeg_has_at_most_100_scans():
+    with pytest.raises(ImageError, match="has 101 scans; at most 100"):
+        read_structure(jpeg_of_scans(101))
+
+
+def jpeg_of_scans(scans: int) -> bytes:
+    """A file of 20 x 12 pixels and three components."""
+    frame = segment(0xC0, struct.pack(">BHHB", 8, 12, 20, 3) + bytes(9))
+    return b"\xff\xd8" + frame + scans * (segment(0xDA, bytes(10)) + b"coded") + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("frames", range(4))
+def test_an_empty_last_chunk_of_webp_is_a_frame(frames):
+    canvas = struct.pack("<4sI", b"VP8X", 10) + bytes(4) + (4).to_bytes(3, "little") + (2).to_bytes(3, "little")
+    structure = read_structure(b"RIFF\0\0\0\0WEBP" + canvas + frames * struct.pack("<4sI", b"ANMF", 0))
+    assert (structure.width, structure.height, structure.frames) == (5, 3, max(frames, 1))

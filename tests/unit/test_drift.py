@@ -9,7 +9,9 @@ from scipy import stats
 from model import load_artifact
 from service.inference.predictor import ESTIMATORS
 from service.monitoring.drift import Reference, summarize_feedback
+from service.monitoring.metrics import PredictionCollector
 from service.monitoring.prediction_log import RECORD_TYPE, RIGHT, UNKNOWN, WRONG, PredictionLog, Record
+from service.schemas.answers import MODES
 
 ARTIFACT = load_artifact()
 REFERENCE = Reference(ARTIFACT)
@@ -142,3 +144,43 @@ def test_a_model_without_calibration_has_no_drift(monkeypatch):
     monkeypatch.setattr(bare, "_calibrations", ())
     assert bare.estimators() == []
     assert list(bare.drifts(PredictionLog(None, 5), images=5)) == []
+
+
+def test_collector_exposes_windows_and_reference():
+    count = 50
+    entropy_B = np.linspace(0, 2, count)
+    recent = window(
+        estimator=np.arange(count) % len(ESTIMATORS),
+        samples=100,
+        predictive_entropy=entropy_B,
+        mutual_information=entropy_B / 3,
+        confidence=0.9,
+        outcome=np.where(np.arange(count) % 5 == 0, WRONG, RIGHT),
+    )
+    families = PredictionCollector(recent, lambda: REFERENCE, images=10**6).collect()
+    found = {
+        (one.name, *(one.labels[name] for name in sorted(one.labels))): one.value
+        for family in families
+        for one in family.samples
+    }
+    expected = {
+        ("mcd_feedback_window_images",): count,
+        ("mcd_feedback_accuracy_ratio",): 0.8,
+        ("mcd_feedback_calibration_error_ratio",): 0.1,
+    }
+    for estimator in ESTIMATORS:
+        mode, result = MODES[estimator], drift(recent, estimator)
+        expected["mcd_drift_window_images", mode] = result.images
+        expected["mcd_estimated_accuracy_ratio", mode] = 0.9
+        expected["mcd_reference_accuracy_ratio", mode] = ARTIFACT.card["metrics"]["test"][mode]["accuracy"]
+        for statistic in REFERENCE.statistics(estimator):
+            expected["mcd_drift_score", mode, statistic] = result.distances[statistic]
+            expected["mcd_drift_p_value", mode, statistic] = result.p_values[statistic]
+            name = f"mcd_reference_{statistic}_bucket_ratio"
+            bounds = [float(key[1]) for key in found if (key[0], key[-1]) == (name, mode)]
+            assert bounds == sorted(bounds)
+            assert bounds[-1] == 1
+            assert len(bounds) > 5
+            for bound, part in zip(bounds, REFERENCE.cumulative(estimator, statistic, bounds), strict=True):
+                expected[name, str(bound), mode] = part
+    assert found == pytest.approx(expected)

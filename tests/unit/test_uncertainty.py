@@ -47,8 +47,34 @@ def variance_of_mean(probs_SBC: np.ndarray, masks: str) -> np.ndarray:
     return ((blocks - probs_SBC.mean(axis=0)) ** 2).sum(axis=0) / (len(blocks) * (len(blocks) - 1))
 
 
+def variance_from_log_odds(probs_S: np.ndarray, masks: str) -> float:
+    """(V - L + r L) / S of one class, as docs/method.md derives it."""
+    passes = len(probs_S)
+    odds_S = np.log(probs_S + 1e-30) - np.log(np.maximum(1 - probs_S, 1e-16))
+    towards_half_S = (odds_S - odds_S.mean()) * (1 if probs_S.mean() < 0.5 else -1)
+    scale = (math.sqrt(math.pi / 2) * (np.maximum(towards_half_S, 0) ** 3).mean()) ** (1 / 3)
+    z = np.linspace(-4.5, 4.5, 19)
+    weights = stats.norm.pdf(z) / stats.norm.pdf(z).sum()
+    probs_Z = expit(odds_S.mean() + scale * z)
+    variance = weights @ (probs_Z - weights @ probs_Z) ** 2
+    linear = (weights @ (z * probs_Z)) ** 2 / (weights @ z**2)
+    independent = odds_S.var() / (passes - 1)
+    ratio = min(variance_of_mean(odds_S[:, None], masks)[0] / max(independent, 1e-30), 1)
+    return max(variance - linear + ratio * linear, 0) / passes
+
+
 def uncorrected(found: Uncertainty) -> torch.Tensor:
     return found.predictive_entropy - found.expected_entropy
+
+
+@pytest.mark.parametrize("masks", DESIGNS)
+@pytest.mark.parametrize("passes", [2, 7, 19, 20, 30, 47, 100])
+@pytest.mark.parametrize("sharp", [0.3, 1, 20])
+def test_standard_error_is_the_larger_of_both_formulas(sharp, passes, masks):
+    probs_SBC = np.random.default_rng(passes).dirichlet(np.full(4, sharp), size=(passes, 3))
+    from_odds_BC = [[variance_from_log_odds(probs_SBC[:, b, c], masks) for c in range(4)] for b in range(3)]
+    expected_BC = np.sqrt(np.maximum(variance_of_mean(probs_SBC, masks), from_odds_BC))
+    assert np.allclose(summarize(probs_SBC, masks=masks).standard_error, expected_BC, rtol=1e-7, atol=1e-12)
 
 
 @given(draws, designs)
