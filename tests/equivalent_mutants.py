@@ -30,6 +30,7 @@ class Equivalent(NamedTuple):
 
 
 _CACHE = "how much is kept or done at once: it changes the time only"
+_CHOICE = "another choice that is as good"
 _NEVER = "the two differ only for what never comes here"
 
 EQUIVALENT = (
@@ -38,6 +39,101 @@ EQUIVALENT = (
         "_CACHED_CHUNKS = 64  # of masks, one for each dropout layer and chunk of samples",
         None,
         _CACHE,
+    ),
+    Equivalent("model/dropout.py", "if p == 1:", "if p >= 1:", _NEVER),
+    Equivalent(
+        "model/monte_carlo.py",
+        "images = [images_B] if len(images_B) == 1 else torch.split(images_B, 1)",
+        "images = [images_B] if len(images_B) == 0 else torch.split(images_B, 1)",
+        "a short cut for one image",
+    ),
+    Equivalent(
+        "model/monte_carlo.py",
+        "error = float(summary.standard_error.gather(1, top_B).amax()) if len(top_B) else 0.0",
+        "error = float(summary.standard_error.gather(1, top_B).amax()) if len(top_B) else -1.0",
+        "both are within any tolerance",
+    ),
+    Equivalent("model/moments.py", "@lru_cache", "", _CACHE),
+    Equivalent(
+        "model/moments.py",
+        "_INACTIVE_STANDARD_SCORE = 3.0  "
+        "# omit units whose mean lies this far below 0: they add 0.0004 standard deviations",
+        "_INACTIVE_STANDARD_SCORE = 4.0  "
+        "# omit units whose mean lies this far below 0: they add 0.0004 standard deviations",
+        _CHOICE,
+    ),
+    Equivalent(
+        "model/moments.py",
+        "engine = torch.quasirandom.SobolEngine(classes, scramble=True, seed=0)  # type: ignore[no-untyped-call]",
+        "engine = torch.quasirandom.SobolEngine(classes, scramble=True, seed= -1)  # type: ignore[no-untyped-call]",
+        _CHOICE,
+    ),
+    Equivalent(
+        "model/moments.py",
+        "half = max(_QUADRATURE_POINTS, 4 * classes) // 2",
+        "half = max(_QUADRATURE_POINTS, 4 * classes) // 1",
+        "more points are as good, and slower",
+    ),
+    Equivalent(
+        "model/novelty.py",
+        "if len(active) < len(matrix_FG) / 2:",
+        None,
+        "which of two ways of computing a product is taken: it changes the time only",
+    ),
+    Equivalent(
+        "service/inference/preparation.py",
+        "_BAND_PIXELS = 2**20  # processed at once, which bounds the memory needed",
+        None,
+        _CACHE,
+    ),
+    Equivalent(
+        "service/inference/pillow_decoder.py",
+        "_BAND_PIXELS = 2**20  # converted to grey at once, which bounds the memory needed",
+        None,
+        _CACHE,
+    ),
+    Equivalent(
+        "service/inference/png.py",
+        "or zlib.crc32(data[_HEADER.size - 4 : end]) != _CHECKSUM.unpack_from(data, end)[0]",
+        "or zlib.crc32(data[_HEADER.size - 4 : end]) != _CHECKSUM.unpack_from(data, end)[ -1]",
+        "there is one number",
+    ),
+    Equivalent("service/inference/predictor.py", "for samples in (1000, 100):", None, _CACHE),
+    Equivalent(
+        "service/inference/formats.py",
+        "width, height = _WEBP_SIZES[name](bytes(content[:10]))",
+        "width, height = _WEBP_SIZES[name](bytes(content[: 11]))",
+        "readers take the first ten bytes",
+    ),
+    Equivalent(
+        "service/inference/formats.py",
+        "return max(_tiff_integer(content.removeprefix(_MULTI_PICTURE), _PICTURES) or 1, 1)",
+        "return max(_tiff_integer(content.removeprefix(_MULTI_PICTURE), _PICTURES) or 1, 0)",
+        _NEVER,
+    ),
+    Equivalent(
+        "service/inference/formats.py",
+        "return max(_tiff_integer(content.removeprefix(_MULTI_PICTURE), _PICTURES) or 1, 1)",
+        "return max(_tiff_integer(content.removeprefix(_MULTI_PICTURE), _PICTURES) or 0, 1)",
+        _NEVER,
+    ),
+    Equivalent(
+        "service/monitoring/metrics.py",
+        "_SCORES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)",
+        None,
+        _CHOICE,
+    ),
+    Equivalent(
+        "service/monitoring/metrics.py",
+        'self._histogram("batch_size_images", "Number of images of a request.", (1, 3, 10, 30, 100, 300, 1000))',
+        None,
+        _CHOICE,
+    ),
+    Equivalent(
+        "training/calibrate.py",
+        "first = next(count for count in itertools.count(2) if _upper_bound(1, count) <= risk)",
+        "first = next(count for count in itertools.count(2) if _upper_bound(1, count) < risk)",
+        "no bound equals a risk",
     ),
     Equivalent("model/dropout.py", "@lru_cache", "", _CACHE),
     Equivalent(

@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from stages import accept, decode
 
 from service.inference.arrays import read_npy_header
 from service.inference.errors import ImageError
@@ -147,3 +148,74 @@ def test_an_empty_last_chunk_of_webp_is_a_frame(frames):
     canvas = struct.pack("<4sI", b"VP8X", 10) + bytes(4) + (4).to_bytes(3, "little") + (2).to_bytes(3, "little")
     structure = read_structure(b"RIFF\0\0\0\0WEBP" + canvas + frames * struct.pack("<4sI", b"ANMF", 0))
     assert (structure.width, structure.height, structure.frames) == (5, 3, max(frames, 1))
+
+
+@pytest.mark.parametrize(
+    ("marker", "content", "orientation"),
+    [
+        (0xE1, b"http://ns.adobe.com/xap/1.0/\0" + ORIENTED, 6),
+        (0xE1, b"something else\0" + ORIENTED, 1),
+        (0xFE, b"http://ns.adobe.com/xap/1.0/\0" + ORIENTED, 1),
+    ],
+)
+def test_xmp_of_a_jpeg_has_marker_and_name(marker, content, orientation):
+    data = jpeg()
+    assert read_structure(data[:2] + segment(marker, content) + data[2:]).orientation == orientation
+
+
+def test_a_second_start_of_image_is_skipped():
+    data = jpeg()
+    assert read_structure(data[:2] + b"\xff\xd8" + data[2:]).data == read_structure(data).data
+
+
+def tiff(tag: int, value: int) -> bytes:
+    return struct.pack("<4sIHHHII", b"II*\0", 8, 1, tag, 4, 1, value) + bytes(4)
+
+
+@pytest.mark.parametrize(("pictures", "frames"), [(0, 1), (1, 1), (3, 3)])
+def test_a_list_of_pictures_gives_their_number(pictures, frames):
+    data = jpeg()
+    assert read_structure(data[:2] + segment(0xE2, b"MPF\0" + tiff(0xB001, pictures)) + data[2:]).frames == frames
+
+
+@pytest.mark.parametrize("width", [2, 26, 1000])
+def test_exif_in_text_is_read_from_the_fourth_line(width):
+    digits = tiff(0x0112, 6).hex()
+    lines = "\n".join(digits[first : first + width] for first in range(0, len(digits), width))
+    content = b"Raw profile type exif\0\nexif\n      30\n" + lines.encode()
+    assert read_structure(png_with(b"tEXt", content)).orientation == 6
+
+
+@pytest.mark.parametrize(("controls", "frames"), [(0, 4), (1, 3), (2, 3)])
+def test_a_default_image_without_control_is_one_more_frame(controls, frames):
+    animation = chunk(b"acTL", struct.pack(">II", 3, 0)) + controls * chunk(b"fcTL", bytes(26))
+    assert read_structure(png_header() + animation + chunk(b"IDAT", b"pixels")).frames == frames
+
+
+@pytest.mark.parametrize("names", [(b"zTXt",), (b"zTXt", b"iCCP"), (b"iTXt", b"zTXt", b"iTXt")])
+def test_all_metadata_inflate_to_at_most_8_mib(names):
+    def file(size: int) -> bytes:
+        sizes = [size // len(names)] * (len(names) - 1)
+        parts = [bytes(one) for one in (*sizes, size - sum(sizes))]
+        starts = {b"zTXt": b"a\0\0", b"iCCP": b"a\0\0", b"iTXt": b"a\0\1\0\0\0"}
+        texts = b"".join(
+            chunk(name, starts[name] + zlib.compress(part)) for name, part in zip(names, parts, strict=True)
+        )
+        return png_header() + texts + chunk(b"IDAT", b"pixels")
+
+    assert read_structure(file(2**23)).warnings == ()
+    with pytest.raises(ImageError, match="inflate to more than 8388608 bytes"):
+        read_structure(file(2**23 + 1))
+
+
+def test_a_webp_chunk_ends_where_its_length_says():
+    canvas = struct.pack("<4sI", b"VP8X", 10) + bytes(4) + bytes(3) + bytes(3)
+    others = struct.pack("<4sI", b"XMP ", 2) + b"ab" + struct.pack("<4sI", b"none", len(ORIENTED)) + ORIENTED
+    assert read_structure(b"RIFF\0\0\0\0WEBP" + canvas + others).orientation == 1
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_what_is_transparent_is_white(mode):
+    file = io.BytesIO()
+    Image.new(mode, (6, 5)).save(file, "PNG")
+    assert (decode(accept(file.getvalue(), max_pixels=100)).pixels == 255).all()

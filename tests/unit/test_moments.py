@@ -18,7 +18,7 @@ from model import (
     load_artifact,
     summarize,
 )
-from model.moments import _propagate, _third_cumulants
+from model.moments import _cornish_fisher_matrix, _LogitCumulants, _propagate, _third_cumulants
 
 Cumulants = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -328,6 +328,24 @@ def test_a_gpu_gives_the_same_moments():
     found = MomentPropagation(network.cuda()).predict(images_B.cuda())
     assert torch.allclose(found.mean, expected.mean, atol=1e-5)
     assert torch.allclose(found.mutual_information, expected.mutual_information, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [0.02, 0.05, 0.1])
+def test_quadratic_term_leaves_the_covariance_as_it_is(size):
+    """A quadratic function L z + Q (z z' - 1) of standard normal variables has the covariance L L' + 2 Q Q'."""
+    rng = np.random.default_rng(12)
+    root_CC = rng.normal(size=(4, 4)) + 3 * np.eye(4)
+    pairs_CT, singles_CT = (rng.normal(size=(4, 6)) for _ in range(2))
+    logits = _LogitCumulants(
+        rng.normal(size=4), root_CC @ root_CC.T, np.zeros((4, 4)), root_CC @ pairs_CT, size * root_CC @ singles_CT
+    )
+    matrix = _cornish_fisher_matrix(logits).astype(np.float64)
+    linear_CC, quadratic_CCC = matrix[:, 1:5], matrix[:, 5:].reshape(4, 4, 4)
+    covariance_CC = linear_CC @ linear_CC.T + 2 * np.einsum("aij,bij->ab", quadratic_CCC, quadratic_CCC)
+    of_quadratic = np.abs(2 * np.einsum("aij,bij->ab", quadratic_CCC, quadratic_CCC)).max()
+    assert of_quadratic > 1e-4
+    bound = of_quadratic**2 + 1e-5 * np.abs(logits.covariance_CC).max()
+    assert np.abs(covariance_CC - logits.covariance_CC).max() < bound
 
 
 def test_third_cumulants_are_symmetric_and_match_many_masks():

@@ -146,6 +146,13 @@ def test_files_decoded_together_are_those_decoded_alone(fashion):
     assert decode_plain([]) == []
 
 
+def test_files_of_several_sizes_are_decoded_together():
+    shapes = [(28, 28), (9, 7), (28, 28), (7, 9), (9, 7), (1, 1)]
+    images = [np.random.default_rng(number).integers(0, 256, shape, np.uint8) for number, shape in enumerate(shapes)]
+    for pixels, decoded in zip(images, decode_plain([PlainPng.of(png(one)) for one in images]), strict=True):
+        assert np.array_equal(pixels, decoded)
+
+
 def alone(data: bytes) -> Input | ImageError:
     try:
         return prepare(decode_upload(accept(data, max_pixels=1000)))

@@ -6,13 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest
 from stages import prepare
 
 from model import MLPConfig, MonteCarloDropout, build_mlp, load_artifact, summarize
-from service.inference.decision import DecisionOptions, DecisionPolicy
+from model.novelty import Novelty
+from service.inference.decision import DecisionOptions, DecisionPolicy, _uniform
 from service.inference.general_decoder import Decoded
 from service.inference.predictor import Predictor
-from service.inference.preparation import Invert
+from service.inference.preparation import Invert, prepare_all
 
 OPTIONS = DecisionOptions(coverage=0.9, set_method="lac", max_risk=0.05, false_alarm_rate=0.01)
 UNCLEAR = "the border is neither dark nor light: set invert=yes or invert=no"
@@ -64,6 +66,22 @@ def test_a_border_of_96_to_160_is_unclear(total, unclear):
         assert UNCLEAR not in prepare(bordered(total), invert=invert).warnings
 
 
+@pytest.mark.parametrize("side", [np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]])
+def test_each_side_of_the_border_counts(side):
+    pixels = np.full((28, 28), 110, np.uint8)
+    pixels[side] = 255  # with it the mean of the four sides is over 127.5, without it under
+    assert prepare(Decoded(pixels, "array")).inverted
+    pixels[side] = 150
+    assert not prepare(Decoded(pixels, "array")).inverted
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_few_images_together_are_each_prepared(count):
+    images = [bordered(total) for total in (0, 112 * 200, 112 * 127)[:count]]
+    for image, found in zip(images, prepare_all(images), strict=True):
+        assert np.array_equal(found.pixels, prepare(image).pixels)
+
+
 @pytest.mark.parametrize(("off", "busy"), [(55, False), (56, False), (57, True)])
 def test_background_is_busy_if_over_half_differs(off, busy):
     pixels = np.full((28, 28), 240, np.uint8)
@@ -100,11 +118,36 @@ def test_an_image_is_novel_only_above_the_threshold(together):
         assert (found.reason == "novelty") == novel
 
 
+@pytest.mark.parametrize(("offset", "exact"), [(0.0009, True), (-0.0009, True), (0.0011, False), (-0.0011, False)])
+def test_scores_near_the_threshold_are_those_of_images_alone(monkeypatch, offset, exact):
+    artifact, pixels = load_artifact(), np.zeros((3, 28, 28), np.uint8)
+    predictions = Predictor(artifact).predict(pixels)
+    monkeypatch.setattr(Novelty, "score", lambda *_: np.array([9.0, 5 + offset, 1.0]))
+    monkeypatch.setattr(Novelty, "score_alone", lambda *_: 5 - offset)
+    found = scored(artifact, predictions, pixels, 5.0, together=True)
+    expected = 5 - offset if exact else 5 + offset
+    assert [one.novelty.score for one in found] == [9.0, expected, 1.0]
+    assert [one.novelty.flagged for one in found] == [True, expected > 5, False]
+
+
+def test_randomness_depends_on_every_bit_of_the_seed():
+    pixels = np.zeros((28, 28), np.uint8)
+    numbers = [_uniform(pixels, seed) for seed in (0, 1, 2**55, 2**56, 2**63, 2**64 - 1)]
+    numbers += [_uniform(pixels + np.uint8(level), 0) for level in range(1, 256)]
+    assert len(set(numbers)) == len(numbers)
+    assert all(0 <= number < 1 for number in numbers)
+    assert kstest(numbers, "uniform").pvalue > 0.001
+
+
 def decided(artifact, predictions, pixels, threshold, together):
+    (found,) = scored(artifact, predictions, pixels, threshold, together)
+    return found
+
+
+def scored(artifact, predictions, pixels, threshold, together):
     novelty = replace(artifact.novelty, thresholds=dict.fromkeys(artifact.novelty.thresholds, threshold))
     policy = DecisionPolicy(replace(artifact, novelty=novelty), together=together)
-    (found,) = policy.decide(predictions, pixels, OPTIONS, seed=0).each()
-    return found
+    return policy.decide(predictions, pixels, OPTIONS, seed=0).each()
 
 
 def expected_growth(mc: MonteCarloDropout, images_B: torch.Tensor, tolerance: float, most: int) -> list[int]:

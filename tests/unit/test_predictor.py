@@ -1,0 +1,44 @@
+"""Predictions of several images, split."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from model import load_artifact
+from service.inference.predictor import Predictor
+
+PREDICTOR = Predictor(load_artifact())
+PIXELS = np.random.default_rng(3).integers(0, 256, (5, 28, 28), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "predict",
+    [
+        PREDICTOR.predict,
+        PREDICTOR.propagate,
+        lambda pixels: PREDICTOR.sample(pixels, samples=20, seed=4),
+    ],
+)
+def test_predictions_of_a_batch_are_those_of_each_image(predict):
+    together = predict(PIXELS).each()
+    assert len(together) == len(PIXELS)
+    for index, one in enumerate(together):
+        (alone,) = predict(PIXELS[index : index + 1]).each()
+        assert (one.label, one.class_index, one.samples, one.agreement) == (
+            alone.label,
+            alone.class_index,
+            alone.samples,
+            alone.agreement,
+        )
+        assert one.probabilities == alone.probabilities
+        assert one.label == PREDICTOR.classes[int(np.argmax(one.probabilities))]
+        assert one.mutual_information == alone.mutual_information
+        assert (one.uncertainty is None) == (one.estimator == "eval")
+        if one.uncertainty is not None:
+            for field in dataclasses.fields(one.uncertainty):
+                values = [np.asarray(getattr(each.uncertainty, field.name)) for each in (one, alone)]
+                assert np.array_equal(*values)
+        if one.probs_SBC is not None:
+            votes = np.asarray(one.probs_SBC)[:, 0].argmax(axis=1)
+            assert one.agreement == np.mean(votes == one.class_index)
