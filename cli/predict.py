@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, NoReturn
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -71,8 +70,7 @@ def main(
 
 def _start(model: Path | None, parameters: Parameters) -> Ask:
     """Load a model; return what the service does with the bytes of one image."""
-    torch.set_num_threads(1)  # as in the service: the bits depend on the number of threads
-    threadpool_limits(1, user_api="blas")
+    threadpool_limits(1, user_api="blas")  # as in the service
     settings = Settings.from_mapping(os.environ)
     pipeline = Pipeline(load_artifact(model), ImageLimits(settings.max_pixels, settings.max_aspect_ratio))
     return lambda image: pipeline.answer(pipeline.accept(image), parameters, Run())

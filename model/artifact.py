@@ -1,29 +1,42 @@
-"""A trained network on disk: `weights.safetensors` and `card.json`, verified on loading, never unpickled.
+"""A trained network on disk, verified on loading, never unpickled: `card.json` and the files whose hashes it has.
 
-A calibrated artifact may also contain `novelty.safetensors`.
+Format 2 has the compiled network, `network.onnx` and for some networks `prefix.onnx`; `chain.safetensors` with what
+moment propagation needs, if the network allows it; `novelty.safetensors` if it was fitted; and `weights.safetensors` of
+a network of ours, for further training. Format 1 had weights only; its graph is compiled when it is first used.
 """
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import torch
+import numpy as np
+import safetensors.numpy
 from safetensors import SafetensorError
-from torch import nn
 
 from model.calibration import Calibration
-from model.mlp import MLPConfig, build_mlp
+from model.chain import Chain
+from model.graph import MAIN, PREFIX, Graph, GraphSpec
+from model.mlp import MLPConfig
+from model.moments import MAX_CLASSES, ChainMoments
 from model.novelty import Novelty
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMAT = 2
+FORMATS = (1, 2)
 CARD = "card.json"
 WEIGHTS = "weights.safetensors"
 NOVELTY = "novelty.safetensors"
+POINTS = "quadrature.safetensors"
+_KNOWN_MASKS = 3
+_KNOWN_TOLERANCE = 1e-3  # of an answer, relative to the largest logit: kernels differ between processors
 PRETRAINED = Path(__file__).parent / "pretrained"
 
 
@@ -39,16 +52,28 @@ class Artifact:
     """A verified network with its card.
 
     Attributes:
-        network: `nn.Sequential` in eval mode, from images in [0, 1] of shape (B, *image) to logits (B, C).
-        card: the contents of card.json: architecture, classes, recipe, data, metrics, versions, sha256 of the weights.
+        card: the contents of card.json: classes, recipe, data, metrics, versions, hashes of the files.
         calibrations: one for each calibrated estimator; empty if the network is not calibrated.
         novelty: model of the novelty score; None if the artifact has none.
+        config: architecture of a network of ours; None for others.
+        weights: arrays of a network of ours, by name; empty for others.
+        spec: what the graph takes; None in format 1.
+        files: contents of the graph's files, by name; empty in format 1.
+        points: quasi-random points for moment propagation, (P, C); None if the artifact has none.
     """
 
-    network: nn.Sequential
     card: dict[str, Any]
     calibrations: tuple[Calibration, ...] = ()
     novelty: Novelty | None = None
+    config: MLPConfig | None = None
+    weights: Mapping[str, np.ndarray] = field(default_factory=dict)
+    spec: GraphSpec | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    points: np.ndarray | None = None
+
+    def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
+        """Pickle or copy the fields; everything else is derived from them."""
+        return type(self), tuple(getattr(self, one.name) for one in fields(self))
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -57,44 +82,113 @@ class Artifact:
 
     @property
     def sha256(self) -> str:
-        """Hexadecimal SHA-256 digest of the weights file; it identifies the model."""
-        return str(self.card["weights"]["sha256"])
+        """Hexadecimal SHA-256 digest of the weights, or of the graph of other networks; it identifies the model."""
+        return str(self.card["weights" if "weights" in self.card else "graph"]["sha256"])
+
+    @cached_property
+    def engine(self) -> Graph:
+        """The compiled network, which needs no torch. A network of format 1 is compiled first, with torch.
+
+        Raises:
+            ArtifactError: the artifact has no graph, and what compiles it is not installed.
+        """
+        if self.spec is not None:
+            return Graph(self.spec, self.files)
+        if self.card["format"] != 1:
+            raise ArtifactError("the artifact has no graph: its network has no active dropout")
+        try:
+            from model.network.compile import compile_network  # noqa: PLC0415 - needs torch
+        except ImportError as error:
+            raise ArtifactError(
+                f"an artifact of format 1 has no graph, and compiling one needs the extra `train` ({error}): "
+                "convert it with python -m training.convert"
+            ) from error
+        return compile_network(self.network, np.zeros((1, *self._architecture().image), np.float32))
+
+    @cached_property
+    def network(self) -> "nn.Sequential":
+        """The network of ours as torch modules, in eval mode: from images (B, *image) in [0, 1] to logits (B, C).
+
+        Raises:
+            ArtifactError: the artifact has a graph only.
+        """
+        from model.network.mlp import build_with_weights  # noqa: PLC0415 - needs torch
+
+        return build_with_weights(self._architecture(), self.weights)
+
+    @cached_property
+    def chain(self) -> Chain | None:
+        """The layers of a network of ours as arrays; None for others, and without active dropout."""
+        if self.config is None or not any(self.config.dropout):
+            return None
+        return Chain.of_mlp(self.config, self.weights)
+
+    @cached_property
+    def moments(self) -> ChainMoments | None:
+        """Moment propagation; None if the network does not allow it."""
+        if self.chain is None or len(self.classes) > MAX_CLASSES:
+            return None
+        points = self.points
+        if points is None:  # format 1
+            from model.network.moments import sobol_points  # noqa: PLC0415 - needs torch
+
+            points = sobol_points(len(self.classes))
+        return ChainMoments(self.chain, points)
+
+    def _architecture(self) -> MLPConfig:
+        if self.config is None:
+            raise ArtifactError("the artifact has a graph only: its network can't be built as torch modules")
+        return self.config
 
 
 def load_artifact(path: str | os.PathLike[str] | None = None) -> Artifact:
-    """Load and verify the artifact in a folder.
+    """Load and verify the artifact in a folder, without torch.
 
     Args:
         path: the folder; None for the embedded default artifact.
 
     Raises:
-        ArtifactError: a file is missing or unreadable, or its hash or tensors differ from the card.
+        ArtifactError: a file is missing or unreadable, its hash or contents differ from the card, or the graph does not
+            give the answer to a known image that the card has.
     """
     folder = PRETRAINED if path is None else Path(path)
     card = _read_card(folder / CARD)
-    config = _read_config(folder / CARD, card)
-    state = _read_tensors(folder / WEIGHTS, _required_entry(folder / CARD, card, "weights", "sha256"))
-    network = _build_without_weights(folder / CARD, config)
-    _check_tensors(folder / WEIGHTS, _tensor_types(network.state_dict()), _tensor_types(state))
-    network.load_state_dict(state, assign=True)
-    return Artifact(
-        network=network.eval().requires_grad_(requires_grad=False),
+    config, weights = None, {}
+    if {"architecture", "weights"} & card.keys() or card["format"] == 1:
+        config = _read_config(folder / CARD, card)
+        weights = _read_tensors(folder / WEIGHTS, _required_entry(folder / CARD, card, "weights", "sha256"))
+        _check_tensors(folder / WEIGHTS, config.tensors(), _tensor_types(weights))
+    spec, files, points = (None, {}, None) if card["format"] == 1 else _read_graph(folder, card)
+    if config is None and spec is None:
+        _required_entry(folder / CARD, card, "graph")
+    if config is not None and spec is not None:
+        _check_graph(folder / CARD, spec, config)
+    _check_classes(folder / CARD, card, (spec or config).classes)  # type: ignore[union-attr]
+    artifact = Artifact(
         card=card,
         calibrations=_read_calibrations(folder / CARD, card),
         novelty=_read_novelty(folder, card, config),
+        config=config,
+        weights=weights,
+        spec=spec,
+        files=files,
+        points=points,
     )
+    if spec is not None:
+        _check_known_answer(folder, artifact)
+    return artifact
 
 
 def save_artifact(
     folder: Path,
-    network: nn.Sequential,
+    network: "nn.Sequential",
     config: MLPConfig,
     card: Mapping[str, Any],
     *,
     calibrations: Sequence[Calibration] = (),
     novelty: Novelty | None = None,
 ) -> dict[str, Any]:
-    """Write a network of `build_mlp(config)` and its card into a folder; each file is written atomically.
+    """Compile a network of `build_mlp(config)` and write it with its card; each file is written atomically.
 
     The card is written last, after the files whose hashes it contains.
 
@@ -112,33 +206,61 @@ def save_artifact(
     Raises:
         ArtifactError: the network has another architecture, or the number of class names is not that of its outputs.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    _check_tensors(
-        folder / WEIGHTS,
-        _tensor_types(_build_without_weights(folder / CARD, config).state_dict()),
-        _tensor_types(state),
-    )
-    _check_classes(folder / CARD, card, config)
-    data = safetensors.torch.save(state)
-    files = {WEIGHTS: data}
-    computed = {
+    weights = {
+        name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in network.state_dict().items()
+    }
+    _check_tensors(folder / WEIGHTS, config.tensors(), _tensor_types(weights))
+    _check_classes(folder / CARD, card, config.classes)
+    files = {WEIGHTS: safetensors.numpy.save(weights)}
+    computed: dict[str, Any] = {
         "format": FORMAT,
         "architecture": asdict(config),
-        "weights": {"file": WEIGHTS, "sha256": hashlib.sha256(data).hexdigest()},
+        "weights": {"file": WEIGHTS, "sha256": _sha256(files[WEIGHTS])},
     }
+    if any(config.dropout):
+        from model.network.compile import compile_to_files  # noqa: PLC0415 - needs torch
+        from model.network.mlp import build_with_weights  # noqa: PLC0415 - needs torch
+        from model.network.moments import sobol_points  # noqa: PLC0415 - needs torch
+
+        compiled = compile_to_files(build_with_weights(config, weights), np.zeros((1, *config.image), np.float32))
+        computed["graph"] = _graph_entry(compiled.spec, compiled.files)
+        files |= compiled.files
+        if config.classes <= MAX_CLASSES:
+            files[POINTS] = safetensors.numpy.save({"points": sobol_points(config.classes)})
+            computed["quadrature"] = {"file": POINTS, "sha256": _sha256(files[POINTS])}
     fitted: dict[str, Any] = {"calibrations": [calibration.to_json() for calibration in calibrations]}
     if novelty is not None:
-        files[NOVELTY] = safetensors.torch.save(novelty.tensors())
-        sha256 = hashlib.sha256(files[NOVELTY]).hexdigest()
-        fitted["novelty"] = {"file": NOVELTY, "sha256": sha256, **novelty.to_json()}
+        files[NOVELTY] = safetensors.numpy.save(novelty.arrays())
+        fitted["novelty"] = {"file": NOVELTY, "sha256": _sha256(files[NOVELTY]), **novelty.to_json()}
     full_card = computed | dict(card) | computed | fitted  # computed entries come first and can't be overridden
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomically(folder / name, content)
     write_atomically(folder / CARD, (json.dumps(full_card, indent=2) + "\n").encode())
-    if novelty is None:
-        (folder / NOVELTY).unlink(missing_ok=True)  # left by an older artifact
+    for name in {MAIN, PREFIX, POINTS, NOVELTY} - files.keys():
+        (folder / name).unlink(missing_ok=True)  # left by an older artifact
     return full_card
+
+
+def _graph_entry(spec: GraphSpec, files: Mapping[str, bytes]) -> dict[str, Any]:
+    """What the card says of the graph, with the answer to a known image."""
+    graph = Graph(spec, files)
+    known = _known_answers(graph)
+    return {
+        "file": MAIN,
+        "sha256": _sha256(files[MAIN]),
+        "files": {name: _sha256(content) for name, content in files.items()},
+        **spec.to_json(),
+        "known_answers": {name: answer.tolist() for name, answer in known.items()},
+    }
+
+
+def _known_answers(graph: Graph) -> dict[str, np.ndarray]:
+    """Logits of an image of ramps, in eval mode and under three masks, (K,) and (3, K)."""
+    size = math.prod(graph.spec.image)
+    image_1 = np.linspace(0, 1, size, dtype=np.float32).reshape(1, *graph.spec.image)
+    masked = graph.logits(image_1, (range(_KNOWN_MASKS), 0, "stratified"))
+    return {"eval": graph.logits(image_1)[0, 0], "masks": masked[:, 0]}
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -169,14 +291,24 @@ def _read(path: Path) -> bytes:
         raise ArtifactError(f"{path}: expected a readable file, got {error.strerror or error}") from error
 
 
-def _read_tensors(path: Path, expected: str) -> dict[str, torch.Tensor]:
-    data = _read(path)  # read once, so that the hashed bytes are the loaded bytes
-    actual = hashlib.sha256(data).hexdigest()
+def _read_verified(path: Path, expected: str) -> bytes:
+    """Read once, so that the hashed bytes are the loaded bytes."""
+    data = _read(path)
+    actual = _sha256(data)
     if actual != expected:
         raise ArtifactError(f"{path}: expected sha256 {expected}, got {actual}")
+    return data
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _read_tensors(path: Path, expected: str) -> dict[str, np.ndarray]:
+    data = _read_verified(path, expected)
     try:
-        return safetensors.torch.load(data)
-    except (SafetensorError, KeyError) as error:  # KeyError: a dtype that torch does not support
+        return safetensors.numpy.load(data)
+    except (SafetensorError, KeyError, TypeError, AttributeError) as error:  # the others: a dtype that NumPy lacks
         raise ArtifactError(f"{path}: expected safetensors, got a file that can't be read ({error})") from error
 
 
@@ -190,7 +322,50 @@ def _read_calibrations(path: Path, card: Mapping[str, Any]) -> tuple[Calibration
         raise ArtifactError(f"{path}: calibrations: {error}") from error
 
 
-def _read_novelty(folder: Path, card: Mapping[str, Any], config: MLPConfig) -> Novelty | None:
+def _read_graph(folder: Path, card: Mapping[str, Any]) -> tuple[GraphSpec | None, dict[str, bytes], np.ndarray | None]:
+    if "graph" not in card:
+        return None, {}, None
+    try:
+        spec = GraphSpec.from_json(card["graph"])
+    except ValueError as error:
+        raise ArtifactError(f"{folder / CARD}: graph: {error}") from error
+    hashes = _required_entry(folder / CARD, card, "graph", "files")
+    if not isinstance(hashes, Mapping) or MAIN not in hashes or not hashes.keys() <= {MAIN, PREFIX}:
+        raise ArtifactError(f"{folder / CARD}: graph.files: expected {MAIN}, perhaps {PREFIX}, got {hashes!r}")
+    files = {name: _read_verified(folder / name, str(sha256)) for name, sha256 in hashes.items()}
+    points = None
+    if "quadrature" in card:
+        tensors = _read_tensors(folder / POINTS, _required_entry(folder / CARD, card, "quadrature", "sha256"))
+        points = tensors.get("points")
+        if points is None or points.ndim != 2 or points.shape[1] != spec.classes or points.dtype != np.float64:
+            raise ArtifactError(f"{folder / POINTS}: expected float64 points of {spec.classes} classes")
+    return spec, files, points
+
+
+def _check_graph(path: Path, spec: GraphSpec, config: MLPConfig) -> None:
+    """Compare the graph's description with the architecture."""
+    expected = [list(config.image), config.classes, [p for p in config.dropout if p > 0]]
+    actual = [list(spec.image), spec.classes, [site.p for site in spec.sites]]
+    for name, of_config, of_graph in zip(("image", "classes", "dropout"), expected, actual, strict=True):
+        if of_config != of_graph:
+            raise ArtifactError(f"{path}: graph.{name}: expected {of_config} as in architecture, got {of_graph}")
+
+
+def _check_known_answer(folder: Path, artifact: Artifact) -> None:
+    """Run an image whose logits the card has."""
+    try:
+        answers = _known_answers(artifact.engine)
+    except ValueError as error:
+        raise ArtifactError(f"{folder / MAIN}: {error}") from error
+    expected = _required_entry(folder / CARD, artifact.card, "graph", "known_answers")
+    for name, answer in answers.items():
+        given = np.array(expected.get(name, ()) if isinstance(expected, Mapping) else (), dtype=np.float64)
+        scale = max(float(np.abs(answer).max()), 1e-6)
+        if given.shape != answer.shape or not np.abs(answer - given).max() <= _KNOWN_TOLERANCE * scale:
+            raise ArtifactError(f"{folder / MAIN}: expected the known answer of the card, got another ({name})")
+
+
+def _read_novelty(folder: Path, card: Mapping[str, Any], config: MLPConfig | None) -> Novelty | None:
     if "novelty" not in card:
         return None
     tensors = _read_tensors(folder / NOVELTY, _required_entry(folder / CARD, card, "novelty", "sha256"))
@@ -198,7 +373,7 @@ def _read_novelty(folder: Path, card: Mapping[str, Any], config: MLPConfig) -> N
         novelty = Novelty.from_parts(card["novelty"], tensors)
     except ValueError as error:
         raise ArtifactError(f"{folder / CARD}: novelty: {error}") from error
-    sizes = {"first layer": config.hidden[0], "activations": sum(config.hidden)} if config.hidden else {}
+    sizes = {"first layer": config.hidden[0], "activations": sum(config.hidden)} if config and config.hidden else {}
     for name, size in sizes.items():
         actual = len(novelty.gaussians[name].whiten_FF)
         if actual != size:
@@ -214,8 +389,8 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path}: expected JSON, got {error}") from error
     if not isinstance(card, dict):
         raise ArtifactError(f"{path}: expected a JSON object, got {type(card).__name__}")
-    if card.get("format") != FORMAT:
-        raise ArtifactError(f"{path}: format: expected {FORMAT}, got {card.get('format')!r}")
+    if card.get("format") not in FORMATS:
+        raise ArtifactError(f"{path}: format: expected {' or '.join(map(str, FORMATS))}, got {card.get('format')!r}")
     return card
 
 
@@ -230,14 +405,13 @@ def _read_config(path: Path, card: dict[str, Any]) -> MLPConfig:
         raise ArtifactError(
             f"{path}: architecture: expected sizes and probabilities, got {entries} ({error})"
         ) from error
-    _check_classes(path, card, config)
     return config
 
 
-def _check_classes(path: Path, card: Mapping[str, Any], config: MLPConfig) -> None:
+def _check_classes(path: Path, card: Mapping[str, Any], count: int) -> None:
     classes = _required_entry(path, card, "classes")
-    if not (isinstance(classes, list) and len(classes) == config.classes and all(isinstance(c, str) for c in classes)):
-        raise ArtifactError(f"{path}: classes: expected {config.classes} names, got {classes!r}")
+    if not (isinstance(classes, list) and len(classes) == count and all(isinstance(c, str) for c in classes)):
+        raise ArtifactError(f"{path}: classes: expected {count} names, got {classes!r}")
 
 
 def _required_entry(path: Path, card: Mapping[str, Any], *keys: str) -> Any:
@@ -249,17 +423,8 @@ def _required_entry(path: Path, card: Mapping[str, Any], *keys: str) -> Any:
     return value
 
 
-def _build_without_weights(path: Path, config: MLPConfig) -> nn.Sequential:
-    """Build the network on the meta device: without memory or initial values for its weights."""
-    try:
-        with torch.device("meta"):
-            return build_mlp(config)
-    except (RuntimeError, TypeError) as error:  # torch, for sizes whose product overflows 64 bits
-        raise ArtifactError(f"{path}: architecture: expected sizes that memory can hold, got {config}") from error
-
-
-def _tensor_types(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    return {name: f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}" for name, tensor in state.items()}
+def _tensor_types(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    return {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
 
 
 def _check_tensors(path: Path, expected: dict[str, str], actual: dict[str, str]) -> None:

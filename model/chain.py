@@ -1,34 +1,42 @@
-"""Chains of linear layers, ReLU and dropout, computed with NumPy.
-
-In small networks the overhead of a call exceeds its arithmetic, and a NumPy call has a third of torch's overhead.
-"""
+"""Chains of linear layers, ReLU and dropout as arrays: what moments and novelty need beside the graph."""
 
 import math
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
-import torch
 from threadpoolctl import ThreadpoolController
-from torch import nn
 
-from model.dropout import MaskRange, Masks, keep_masks, mask_chunks, survivor_scale
-from model.layers import has_hooks, split_at_first_dropout
+from model.mlp import MLPConfig
 
 Array = np.ndarray
 
 _BLAS = ThreadpoolController().select(user_api="blas").lib_controllers
-_CHAIN_LAYERS = {nn.Linear, nn.ReLU, nn.Dropout, nn.Flatten}
-_CACHED_CHUNKS = 64  # of masks, one for each dropout layer and chunk of samples
-_CHUNKS_PER_GROUP = 16  # computed for one image before the next image, so that the cached masks are reused
 
 
-def is_chain_layer(layer: nn.Module) -> bool:
-    """Whether a chain can contain the layer: its type is supported, and it has no hooks."""
-    if type(layer) is nn.Flatten and not (layer.start_dim == 1 and layer.end_dim == -1):
-        return False
-    return type(layer) in _CHAIN_LAYERS and not has_hooks(layer)
+class Affine(Protocol):
+    """A linear layer."""
+
+    def arrays(self) -> tuple[Array, Array]:
+        """Return the weight (V, U) and the bias (V,)."""
+
+
+@dataclass(frozen=True)
+class FixedAffine:
+    """A linear layer whose parameters do not change.
+
+    Attributes:
+        weight_VU: the weight.
+        bias_V: the bias.
+    """
+
+    weight_VU: Array
+    bias_V: Array
+
+    def arrays(self) -> tuple[Array, Array]:
+        """Return the weight (V, U) and the bias (V,)."""
+        return self.weight_VU, self.bias_V
 
 
 class Stage(NamedTuple):
@@ -42,7 +50,7 @@ class Stage(NamedTuple):
 
     relu: bool
     dropouts: tuple[tuple[int, float], ...]
-    linear: "Affine"
+    linear: Affine
 
     @property
     def p(self) -> float:
@@ -50,130 +58,46 @@ class Stage(NamedTuple):
         return 1 - math.prod(1 - p for _, p in self.dropouts)
 
 
-class Affine:
-    """Weight (V, U) and bias (V,) of a linear layer as arrays that share the memory of CPU parameters."""
+class Stages(Protocol):
+    """A chain of layers on vectors of units that ends in a linear layer."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        # Accessing `linear.weight` would search three dictionaries.
-        self._parameters: dict[str, Any] = linear._parameters  # noqa: SLF001
-        self._key: object = None
-
-    def arrays(self) -> tuple[Array, Array]:
-        """Return the current parameters."""
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
-        key = (weight.data_ptr(), weight.shape, weight.stride(), None if bias is None else bias.data_ptr())
-        if weight.dtype is torch.bfloat16:  # not a NumPy dtype
-            self._key = None
-            weight_VU = weight.float().numpy(force=True)
-            return weight_VU, np.zeros_like(weight_VU[:, 0]) if bias is None else bias.float().numpy(force=True)
-        if key != self._key or not weight.is_cpu:  # an equal address is the same memory, which the arrays keep alive
-            self._weight_VU: Array = weight.numpy(force=True)
-            self._bias_V = np.zeros_like(self._weight_VU[:, 0]) if bias is None else bias.numpy(force=True)
-            self._key = key
-        return self._weight_VU, self._bias_V
+    def stages(self) -> tuple[Sequence[Stage], Sequence[Stage]]:
+        """Return the stages before the first active dropout, and the stages from there on."""
 
 
+@dataclass(frozen=True)
 class Chain:
-    """A chain of layers on vectors of units that ends in a linear layer.
+    """A chain whose parameters do not change.
 
-    Args:
-        layers: `is_chain_layer` must hold for each; `is_unchanged` checks it again before use.
+    Attributes:
+        before: stages before the first active dropout.
+        after: the other stages.
     """
 
-    def __init__(self, layers: Iterable[nn.Module]) -> None:
-        self._layers = list(layers)
-        self._affine = {layer: Affine(layer) for layer in self._layers if isinstance(layer, nn.Linear)}
-        self._dropouts = [layer for layer in self._layers if isinstance(layer, nn.Dropout)]
-        self._scaled_masks = lru_cache(maxsize=_CACHED_CHUNKS)(_draw_scaled_masks)
-        self._rates: list[float] | None = None
+    before: tuple[Stage, ...]
+    after: tuple[Stage, ...]
 
-    def is_unchanged(self) -> bool:
-        """Whether the layers still have supported types and no hooks."""
-        for layer in self._layers:
-            if layer._forward_hooks or layer._forward_pre_hooks or type(layer) not in _CHAIN_LAYERS:  # noqa: SLF001
-                return False
-        return True
+    def stages(self) -> tuple[Sequence[Stage], Sequence[Stage]]:
+        """Return the stages before the first active dropout, and the stages from there on."""
+        return self.before, self.after
 
-    def stages(self) -> tuple[list[Stage], list[Stage]]:
-        """Read the layers as two lists: stages before the first active dropout, and stages from there on.
+    @classmethod
+    def of_mlp(cls, config: MLPConfig, arrays: Mapping[str, Array]) -> Self:
+        """Read the arrays of `build_mlp(config).state_dict()`.
 
         Raises:
-            ValueError: no active dropout.
+            ValueError: no dropout is active.
         """
-        rates = [layer.p for layer in self._dropouts]
-        if rates != self._rates:
-            split_at_first_dropout(self._layers)
-            stages = self._read()
-            first = next(index for index, stage in enumerate(stages) if stage.dropouts)
-            self._stages = stages[:first], stages[first:]
-            self._rates = rates
-        return self._stages
-
-    def _read(self) -> list[Stage]:
-        stages: list[Stage] = []
-        relu, dropouts, active = False, [], 0
-        for layer in self._layers:
-            if isinstance(layer, nn.ReLU):
-                relu = True
-            elif isinstance(layer, nn.Dropout) and layer.p > 0:
-                dropouts.append((active, layer.p))
-                active += 1
-            elif isinstance(layer, nn.Linear):
-                stages.append(Stage(relu, tuple(dropouts), self._affine[layer]))
-                relu, dropouts = False, []
-        return stages
-
-    def sample(self, units_BU: Sequence[Array], *, samples: int, seed: int, masks: Masks) -> Array:
-        """Run the units of each image through all layers under each mask.
-
-        Returns:
-            The last layer's units, (B, V, S).
-
-        Raises:
-            ValueError: the number of units does not match a layer, or no dropout is active.
-        """
-        before, after = self.stages()
-        prefix_BU = [run(before, units_U) for units_U in units_BU]
-        mask_ranges = [(chunk, seed, masks) for chunk in mask_chunks(samples, prefix_BU[0].size)]
-        parts_BVS = []
-        for first in range(0, len(mask_ranges), _CHUNKS_PER_GROUP):
-            group = mask_ranges[first : first + _CHUNKS_PER_GROUP]
-            images_VS = [self._sample_one(after, units_U, group) for units_U in prefix_BU]
-            parts_BVS.append(images_VS[0][None] if len(images_VS) == 1 else np.stack(images_VS))
-        return _concatenate(parts_BVS)
-
-    def _sample_one(self, stages: Sequence[Stage], units_U: Array, mask_ranges: Sequence[MaskRange]) -> Array:
-        """Run one image's units through stages of which the first has dropout; each column of the result is a mask.
-
-        Units that are 0 (most of them after a ReLU) stay 0 under every mask, so the first masks and weights are
-        restricted to the other units. This saves time and changes no result.
-        """
-        (relu, dropouts, linear), *others = stages
-        weight_VU, bias_V = linear.arrays()
-        check_units(units_U, weight_VU)
-        if relu:
-            units_U = np.maximum(units_U, 0)
-        active = units_U.nonzero()[0]
-        active_U1 = units_U.take(active, mode="clip")[:, None]  # this mode skips NumPy's check of the indices
-        active_weight_VU, bias_V1 = weight_VU.take(active, axis=1, mode="clip"), bias_V[:, None]
-        dtype, parts_VS = units_U.dtype, []
-        for mask_range in mask_ranges:
-            units_US = active_U1
-            for position, p in dropouts:
-                masks_US = self._scaled_masks(units_U.size, p, position, mask_range, dtype)
-                units_US = masks_US.take(active, axis=0, mode="clip") * units_US
-            units_US = active_weight_VU @ units_US
-            units_US += bias_V1
-            for stage in others:
-                if stage.relu:
-                    torch.from_numpy(units_US).relu_()  # np.maximum with a scalar takes four times as long
-                for position, p in stage.dropouts:
-                    units_US *= self._scaled_masks(len(units_US), p, position, mask_range, dtype)
-                weight_VU, bias_V = stage.linear.arrays()
-                units_US = weight_VU @ units_US
-                units_US += bias_V[:, None]
-            parts_VS.append(units_US)
-        return _concatenate(parts_VS)
+        names = [*(f"hidden{number}" for number in range(1, len(config.hidden) + 1)), "logits"]
+        stages, active = [], 0
+        for number, (name, p) in enumerate(zip(names, (0.0, *config.dropout), strict=True)):
+            dropouts = ((active, p),) if p > 0 else ()
+            active += len(dropouts)
+            stages.append(Stage(number > 0, dropouts, FixedAffine(arrays[f"{name}.weight"], arrays[f"{name}.bias"])))
+        first = next((index for index, stage in enumerate(stages) if stage.dropouts), None)
+        if first is None:
+            raise ValueError("the network has no active dropout: it needs an nn.Dropout with p > 0")
+        return cls(tuple(stages[:first]), tuple(stages[first:]))
 
 
 def run(stages: Sequence[Stage], units_U: Array) -> Array:
@@ -194,20 +118,6 @@ def check_units(units_U: Array, weight_VU: Array) -> None:
     """Raise a ValueError if the number of units does not match the layer."""
     if weight_VU.shape[1] != units_U.size:
         raise ValueError(f"{units_U.size} units don't match a linear layer of {weight_VU.shape[1]}")
-
-
-def _concatenate(parts: list[Array]) -> Array:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-
-
-def _draw_scaled_masks(
-    units: int, p: float, position: int, mask_range: MaskRange, dtype: np.dtype[np.floating]
-) -> Array:
-    """Masks of shape (U, S): 0 for a dropped unit, 1 / (1 - p) for a kept unit."""
-    samples, seed, masks = mask_range
-    keep_SU = keep_masks((units,), p, samples=len(samples), first=samples.start, seed=seed, layer=position, masks=masks)
-    masks_US: Array = np.multiply(keep_SU.T, survivor_scale(p), order="C", dtype=dtype)
-    return masks_US
 
 
 class one_thread:  # noqa: N801 - called like a function

@@ -1,10 +1,7 @@
-"""Multilayer perceptron with dropout (d2l.ai, "Dropout")."""
+"""Architecture of the multilayer perceptron with dropout (d2l.ai, "Dropout")."""
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
-
-from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +28,11 @@ class MLPConfig:
         if not all(0 <= p <= 1 for p in self.dropout):
             raise ValueError(f"dropout probabilities must be in [0, 1], got {self.dropout}")
 
-
-def build_mlp(config: MLPConfig) -> nn.Sequential:
-    """Build the network of a configuration: images (B, *image) -> logits (B, classes).
-
-    Weights have PyTorch's default initialization. The layers are named: keys of a state dict read `hidden1.weight`.
-    """
-    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    width = math.prod(config.image)
-    for number, (units, p) in enumerate(zip(config.hidden, config.dropout, strict=True), start=1):
-        layers[f"hidden{number}"] = nn.Linear(width, units)
-        layers[f"relu{number}"] = nn.ReLU()
-        layers[f"dropout{number}"] = nn.Dropout(p)
-        width = units
-    layers["logits"] = nn.Linear(width, config.classes)
-    return nn.Sequential(layers)
+    def tensors(self) -> dict[str, str]:
+        """Dtype and shape of each parameter, by its name in the state dict."""
+        widths = (math.prod(self.image), *self.hidden, self.classes)
+        names = [*(f"hidden{number}" for number in range(1, len(self.hidden) + 1)), "logits"]
+        types: dict[str, str] = {}
+        for name, inputs, outputs in zip(names, widths, widths[1:], strict=False):
+            types |= {f"{name}.weight": f"float32[{outputs}, {inputs}]", f"{name}.bias": f"float32[{outputs}]"}
+        return types

@@ -1,21 +1,19 @@
 """Moments of dropout's predictions without sampling, propagated through the layers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from scipy.linalg.lapack import dpotrf, dtrtri
-from scipy.special import ndtr
-from torch import Tensor, nn
+from scipy.special import ndtr, ndtri
 
-from model.chain import Array, Chain, Stage, check_units, is_chain_layer, one_thread, run
-from model.layers import Structure, as_images, layers_of, split_at_first_dropout
+from model.chain import Array, Stage, Stages, check_units, one_thread, run
 
 _QUADRATURE_POINTS = 128
-_MAX_CLASSES = 100  # memory grows with the cube of the number of classes
+MAX_CLASSES = 100  # memory grows with the cube of the number of classes
 _MAX_QUADRATIC_SHARE = 0.5  # largest fraction of a variance that the quadratic term may explain
 _RELATIVE_JITTER = 1e-6  # added to the covariance, relative to its largest entry, so that it is not singular
 _EPSILON = 1e-20
@@ -38,19 +36,19 @@ class Moments:
         mutual_information: (B,), their difference, between prediction and weights: the epistemic part.
     """
 
-    mean: Tensor
-    covariance: Tensor
-    predictive_entropy: Tensor
-    expected_entropy: Tensor
-    mutual_information: Tensor
+    mean: Any
+    covariance: Any
+    predictive_entropy: Any
+    expected_entropy: Any
+    mutual_information: Any
 
     @property
-    def variance(self) -> Tensor:
+    def variance(self) -> Any:
         """(B, C), variance of each probability."""
-        return self.covariance.diagonal(dim1=-2, dim2=-1)
+        return self.covariance.diagonal(0, -2, -1)
 
 
-class MomentPropagation:
+class ChainMoments:
     """Mean, covariance and mutual information under dropout in a chain of linear layers, ReLU and dropout.
 
     No masks are sampled, so the cost does not depend on a number of samples. Each unit that may be dropped is a source
@@ -72,60 +70,34 @@ class MomentPropagation:
     Softmax is averaged over quasi-random (Sobol') points of that distribution.
 
     Args:
-        network: `nn.Sequential` of `nn.Flatten`, `nn.Linear`, `nn.ReLU` and `nn.Dropout` from images (B, ...) to
-            logits (B, C).
+        chain: the network, applied to vectors of units.
+        points: quasi-random numbers in (0, 1) of shape (P, C), one row for each point of the distribution of the
+            logits; see `point_count`.
 
     Raises:
-        TypeError: the network contains another kind of layer; the message names it.
         ValueError: no dropout is active, or there are more than 100 classes.
     """
 
-    def __init__(self, network: nn.Sequential) -> None:
-        self._network = network
-        self._read()
+    def __init__(self, chain: Stages, points: Array) -> None:
+        _, after = chain.stages()
+        self._chain = chain
+        self._classes = len(after[-1].linear.arrays()[1])
+        if self._classes > MAX_CLASSES:
+            raise ValueError(f"moments are for at most {MAX_CLASSES} classes, got {self._classes}")
+        self._quadrature_basis = _quadrature_basis(points)
 
-    def __reduce__(self) -> tuple[type, tuple[nn.Sequential]]:
-        """Pickle or copy only the network; everything else is derived from it."""
-        return type(self), (self._network,)
-
-    def _read(self) -> None:
-        """Read the current layers of the network."""
-        network = self._network
-        layers = layers_of(network, "MomentPropagation")
-        self._structure = Structure(network)
-        for name, layer in layers:
-            if not is_chain_layer(layer):
-                raise TypeError(
-                    f"layer {name}: moments pass through nn.Flatten, nn.Linear, nn.ReLU and nn.Dropout without hooks, "
-                    f"not {type(layer).__name__}"
-                )
-        self._layers = [layer for _, layer in layers]
-        split_at_first_dropout(self._layers)
-        self._chain = Chain(self._layers)
-        self._classes = _classes(self._layers[-1])
-        self._quadrature_basis = _quadrature_basis(self._classes)
-
-    def predict(self, images_B: Tensor | np.ndarray) -> Moments:
+    def predict(self, units_BU: Array) -> Moments:
         """Predict the moments of the class probabilities over all masks.
 
         Args:
-            images_B: floating-point images of shape (B, ...).
+            units_BU: inputs of the chain, (B, U).
 
         Returns:
-            Moments of each image.
+            Moments of each image, as arrays.
 
         Raises:
-            TypeError: the images are not floating-point, or a layer's type or hooks have changed.
-            ValueError: an image is not finite, or does not match the layers.
+            ValueError: an input is not finite, or does not match the layers.
         """
-        if not self._structure.is_current():
-            self._read()
-        if not self._chain.is_unchanged():
-            raise TypeError("a layer's hooks or type have changed since this MomentPropagation was created")
-        images_B = as_images(images_B, self._structure.parameter)
-        if images_B.dtype is torch.bfloat16:  # not a NumPy dtype
-            images_B = images_B.float()
-        units_BU = images_B.numpy(force=True).reshape(len(images_B), math.prod(images_B.shape[1:]))
         classes = self._classes
         mean_BC = np.empty((len(units_BU), classes))
         covariance_BCC = np.empty((len(units_BU), classes, classes))
@@ -139,11 +111,11 @@ class MomentPropagation:
                 expected_B[b] = expected
         predictive_B = -np.vecdot(mean_BC, np.log(mean_BC + _EPSILON))
         return Moments(
-            mean=torch.from_numpy(mean_BC),
-            covariance=torch.from_numpy(covariance_BCC),
-            predictive_entropy=torch.from_numpy(predictive_B),
-            expected_entropy=torch.from_numpy(expected_B),
-            mutual_information=torch.from_numpy(np.maximum(predictive_B - expected_B, 0)),
+            mean=mean_BC,
+            covariance=covariance_BCC,
+            predictive_entropy=predictive_B,
+            expected_entropy=expected_B,
+            mutual_information=np.maximum(predictive_B - expected_B, 0),
         )
 
     def _average_softmax(self, logits: "_LogitCumulants") -> tuple[Array, Array, float]:
@@ -160,15 +132,12 @@ class MomentPropagation:
         return mean_C, covariance_CC, float(np.log(sums_P).sum() - np.vdot(probs_CP, logits_CP)) / points
 
 
-def _classes(last: nn.Module) -> int:
-    if not isinstance(last, nn.Linear):
-        raise TypeError(f"the network must end in logits from an nn.Linear, not {type(last).__name__}")
-    if last.out_features > _MAX_CLASSES:
-        raise ValueError(f"moments are for at most {_MAX_CLASSES} classes, got {last.out_features}")
-    return last.out_features
+def point_count(classes: int) -> int:
+    """Number of quasi-random points for logits of so many classes; their reflections are used, too."""
+    return max(_QUADRATURE_POINTS, 4 * classes) // 2
 
 
-def _propagate(units_U: Array, before: list[Stage], after: list[Stage]) -> "_LogitCumulants":
+def _propagate(units_U: Array, before: Sequence[Stage], after: Sequence[Stage]) -> "_LogitCumulants":
     first, *others = after
     units = _propagate_first_dropout(run(before, units_U), first)
     for stage in others:
@@ -367,15 +336,13 @@ def _class_pairs(classes: int) -> tuple[Array, Array, Array]:
     return one, other, pair_index.reshape(-1)
 
 
-def _quadrature_basis(classes: int) -> Array:
+def _quadrature_basis(points: Array) -> Array:
     """Stack ones (1, P), P points of the standard normal distribution (C, P) and their centered products (C * C, P).
 
-    The points are Sobol' points and their reflections, transformed so that their covariance is the identity; float32.
+    The points are the given ones and their reflections, transformed so that their covariance is the identity; float32.
     """
-    half = max(_QUADRATURE_POINTS, 4 * classes) // 2
-    engine = torch.quasirandom.SobolEngine(classes, scramble=True, seed=0)  # type: ignore[no-untyped-call]
-    uniform = engine.draw(half, dtype=torch.float64)
-    normal_CP = torch.special.ndtri(uniform.clamp(1e-9, 1 - 1e-9)).numpy().T
+    half, classes = points.shape
+    normal_CP = ndtri(np.clip(points, 1e-9, 1 - 1e-9)).T
     normal_CP = np.concatenate([normal_CP, -normal_CP], axis=1)
     normal_CP = np.linalg.solve(np.linalg.cholesky(normal_CP @ normal_CP.T / (2 * half)), normal_CP)
     products_CCP = normal_CP[:, None] * normal_CP - np.eye(classes)[:, :, None]

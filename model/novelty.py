@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from model.calibration import optional_float
-from model.chain import Array, Chain
+from model.chain import Array, Stages
 
 FALSE_ALARM_RATES = (0.001, 0.01, 0.05)
 FEATURES = ("image", "first layer", "activations")
@@ -20,7 +18,7 @@ _LANES = 16  # float32 numbers in the longest vector register of a processor; ea
 Multiply = Callable[[Array, Array], Array]  # rows (B, F) with a matrix (F, G)
 
 
-def extract_features(chain: Chain, images_B: Array, multiply: Multiply = np.matmul) -> dict[str, Array]:
+def extract_features(chain: Stages, images_B: Array, multiply: Multiply = np.matmul) -> dict[str, Array]:
     """Compute three feature vectors (views) of each image.
 
     Args:
@@ -134,7 +132,7 @@ class Novelty:
     gaussians: Mapping[str, ClassGaussians]
     thresholds: Mapping[float, float | None]
 
-    def score(self, chain: Chain, images_B: Array) -> Array:
+    def score(self, chain: Stages, images_B: Array) -> Array:
         """Score images in [0, 1] with the network to which the distributions were fitted.
 
         A score does not depend on the other images of the batch; it differs from that of `score_alone` by rounding.
@@ -153,15 +151,15 @@ class Novelty:
         )
         return scores[: len(images_B)]
 
-    def score_alone(self, chain: Chain, image_1: Array) -> float:
+    def score_alone(self, chain: Stages, image_1: Array) -> float:
         """Score one image, (1, 1, H, W), in half the time of `score`."""
         views = extract_features(chain, image_1)
         return max(float(self.gaussians[name].score(views[name], _multiply_sparse_row)[0]) for name in FEATURES)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def arrays(self) -> dict[str, Array]:
         """Return the arrays by name, for a file."""
         return {
-            f"{name} {kind}": torch.from_numpy(np.ascontiguousarray(array))
+            f"{name} {kind}": np.ascontiguousarray(array)
             for name, gaussian in self.gaussians.items()
             for kind, array in (("whiten", gaussian.whiten_FF), ("means", gaussian.means_KF))
         }
@@ -174,8 +172,8 @@ class Novelty:
         }
 
     @classmethod
-    def from_parts(cls, fields: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """Build a novelty model from the results of `to_json` and `tensors`.
+    def from_parts(cls, fields: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
+        """Build a novelty model from the results of `to_json` and `arrays`.
 
         Raises:
             ValueError: an entry is missing or invalid.
@@ -183,7 +181,7 @@ class Novelty:
         try:
             gaussians = {}
             for name in FEATURES:
-                whiten_FF, means_KF = (tensors[f"{name} {kind}"].numpy() for kind in ("whiten", "means"))
+                whiten_FF, means_KF = (arrays[f"{name} {kind}"] for kind in ("whiten", "means"))
                 if whiten_FF.ndim != 2 or means_KF.ndim != 2 or means_KF.shape[1:] != whiten_FF.shape[1:]:
                     raise ValueError(f"{name}: shapes {whiten_FF.shape} and {means_KF.shape} don't fit")
                 median, percentile_99 = map(float, fields["scales"][name])

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from scipy.special import entr
 
-from model.dropout import BLOCK, Masks, check_masks
+from model.kinds import ArrayOrTensor, as_array, like
+from model.masks import BLOCK, Masks, check_masks
 
 Array = np.ndarray
 
@@ -23,7 +24,7 @@ _DENSITY_AND_SLOPE_Z2 = np.stack([_DENSITY_Z, _DENSITY_Z * _Z / np.sqrt(_DENSITY
 
 @dataclass(frozen=True, kw_only=True)
 class Uncertainty:
-    """Summary of S passes over B images and C classes; float64, entropies in nats.
+    """Summary of S passes over B images and C classes; float64, entropies in nats; of the kind of the passes.
 
     Attributes:
         mean: (B, C), average probability over the passes.
@@ -34,15 +35,15 @@ class Uncertainty:
         standard_error: (B, C), standard deviation of `mean` around the mean of infinitely many passes.
     """
 
-    mean: Tensor
-    variance: Tensor
-    predictive_entropy: Tensor
-    expected_entropy: Tensor
-    mutual_information: Tensor
-    standard_error: Tensor
+    mean: Any
+    variance: Any
+    predictive_entropy: Any
+    expected_entropy: Any
+    mutual_information: Any
+    standard_error: Any
 
 
-def summarize(probs_SBC: Tensor | np.ndarray, *, masks: Masks = "stratified") -> Uncertainty:
+def summarize(probs_SBC: ArrayOrTensor, *, masks: Masks = "stratified") -> Uncertainty:
     """Average S passes and split their predictive entropy, in nats.
 
     H[mean] = E[H] + I, total = aleatoric + epistemic (Houlsby et al. 2011, arXiv:1112.5745, equation 2; Gal 2016,
@@ -59,7 +60,7 @@ def summarize(probs_SBC: Tensor | np.ndarray, *, masks: Masks = "stratified") ->
     most 1. docs/method.md derives the formulas.
 
     Args:
-        probs_SBC: softmax output of each pass, tensor or array of shape (S, B, C); every row sums to 1.
+        probs_SBC: softmax output of each pass, a tensor or an array of shape (S, B, C); every row sums to 1.
         masks: the design of the passes, see `keep_masks`; passes in train mode are "independent".
 
     Raises:
@@ -77,24 +78,27 @@ def summarize(probs_SBC: Tensor | np.ndarray, *, masks: Masks = "stratified") ->
     merged = (
         parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     )
-    return Uncertainty(**{name: torch.from_numpy(array) for name, array in merged.items()})
+    return Uncertainty(**{name: like(probs_SBC, array) for name, array in merged.items()})
 
 
-def entropy(probs_C: Tensor) -> Tensor:
+def entropy(probs_C: ArrayOrTensor) -> Any:
     """Compute the Shannon entropy over the last axis, in nats; 0 log 0 is 0.
 
     Args:
-        probs_C: probabilities of shape (..., C).
+        probs_C: probabilities of shape (..., C), a tensor or an array.
 
     Returns:
-        A tensor of shape (...).
+        A tensor or an array of shape (...).
     """
-    terms_C: Tensor = torch.special.entr(probs_C)
-    return terms_C.sum(dim=-1)
+    if isinstance(probs_C, np.ndarray):
+        return entr(probs_C).sum(axis=-1)
+    import torch  # noqa: PLC0415 - whoever has a tensor has torch
+
+    return torch.special.entr(probs_C).sum(dim=-1)
 
 
-def _validated(probs_SBC: Tensor | np.ndarray) -> Array:
-    array_SBC = probs_SBC.detach().cpu().numpy() if isinstance(probs_SBC, Tensor) else np.asarray(probs_SBC)
+def _validated(probs_SBC: ArrayOrTensor) -> Array:
+    array_SBC = as_array(probs_SBC)
     if array_SBC.ndim != 3:
         raise ValueError(f"probs_SBC must have axes (samples, images, classes), got shape {array_SBC.shape}")
     if len(array_SBC) < 2:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import bentoml
-import torch
 from bentoml.exceptions import BentoMLException
 from pydantic import Field
 from starlette.types import ASGIApp
@@ -170,9 +169,7 @@ def _tracing() -> "Tracing | None":
 
 @functools.cache
 def _model() -> ReloadableModel:
-    # One thread per worker: add workers to use more cores. The number of threads also changes the bits of results.
-    torch.set_num_threads(1)
-    threadpool_limits(1, user_api="blas")
+    threadpool_limits(1, user_api="blas")  # one thread per worker: add workers to use more cores
     try:
         model = ReloadableModel(_load, _shared_folder(), _metrics())
     except ModelError as error:

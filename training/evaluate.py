@@ -11,7 +11,7 @@ import typer
 
 from model import Artifact, Calibration, find_calibration, load_artifact
 from model.artifact import write_atomically
-from model.dropout import MAX_SEED
+from model.masks import MAX_SEED
 from training.calibrate import fit_calibrations
 from training.data import DataError, FashionMNIST, Images, load_fashion_mnist, split_data
 from training.estimates import Estimates, combine_members, estimate

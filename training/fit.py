@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, pad
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model import build_mlp
-from model.dropout import survivor_scale
+from model.masks import survivor_scale
 from training.data import Images, as_inputs
 from training.recipes import Recipe
 

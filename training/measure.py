@@ -8,7 +8,7 @@ from scipy import stats
 
 from model import Artifact, Calibration, find_calibration
 from model.calibration import COVERAGES, SetMethod
-from model.chain import Chain
+from model.network.chain import LiveChain
 from training.data import Images
 from training.estimates import Estimates
 from training.metrics import classification_metrics, detection_metrics
@@ -133,7 +133,7 @@ def ood_scores(artifact: Artifact, images: Images, estimates: Estimates, *, samp
         "mutual information, moments": estimates["moments", 0]["information_B"],
     }
     if artifact.novelty is not None:
-        chain = Chain(artifact.network)
+        chain = LiveChain(artifact.network)
         parts = [artifact.novelty.score(chain, part.numpy()) for part in images.inputs_B.split(5_000)]
         scores["novelty"] = np.concatenate(parts)
     return scores

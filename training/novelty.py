@@ -4,7 +4,8 @@ import numpy as np
 from scipy import ndimage
 from torch import nn
 
-from model.chain import Chain
+from model.chain import Array, Stages
+from model.network.chain import LiveChain
 from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, extract_features
 from training.calibrate import conformal_quantile
 from training.data import Images
@@ -29,7 +30,7 @@ def fit_novelty(network: nn.Sequential, train: Images, calibration_images: Image
         train: labelled images to which the network was fitted.
         calibration_images: images held out of training.
     """
-    chain, rng = Chain(network), np.random.default_rng(_SEED)
+    chain, rng = LiveChain(network), np.random.default_rng(_SEED)
     train_views, calibration_views = (
         [_extract_in_chunks(chain, inputs_B) for inputs_B in (plain_B, augmented_copies(plain_B, rng))]
         for plain_B in (train.inputs_B.numpy(), calibration_images.inputs_B.numpy())
@@ -61,7 +62,7 @@ def augmented_copies(images_B: Array, rng: np.random.Generator) -> Array:
     return copies_B
 
 
-def _extract_in_chunks(chain: Chain, images_B: Array) -> dict[str, Array]:
+def _extract_in_chunks(chain: Stages, images_B: Array) -> dict[str, Array]:
     parts = [extract_features(chain, part_B) for part_B in np.array_split(images_B, -(-len(images_B) // 5_000))]
     return {name: np.concatenate([part[name] for part in parts]) for name in FEATURES}
 

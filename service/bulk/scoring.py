@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from threadpoolctl import threadpool_limits
 
 from model import Artifact, Uncertainty
@@ -64,7 +63,6 @@ class Scorer:
     """
 
     def __init__(self, artifact: Artifact, parameters: Parameters, *, encoded: bool, limits: ImageLimits) -> None:
-        torch.set_num_threads(1)
         threadpool_limits(1, user_api="blas")
         self._at_once = 1 if parameters.samples == "auto" else AT_ONCE
         self._pipeline = Pipeline(artifact, limits, novelty_together=self._at_once > 1)
@@ -130,11 +128,11 @@ class Scorer:
             "class_index": index_B,
             "confidence": np.take_along_axis(probs_BC, index_B[:, None], axis=1)[:, 0],
             "probabilities": probs_BC,
-            "variance": None if uncertainty is None else uncertainty.variance.numpy(),
-            "standard_error": uncertainty.standard_error.numpy() if isinstance(uncertainty, Uncertainty) else None,
+            "variance": None if uncertainty is None else uncertainty.variance,
+            "standard_error": uncertainty.standard_error if isinstance(uncertainty, Uncertainty) else None,
             "predictive_entropy": predictions.entropy_B,
-            "expected_entropy": None if uncertainty is None else uncertainty.expected_entropy.numpy(),
-            "mutual_information": None if uncertainty is None else uncertainty.mutual_information.numpy(),
+            "expected_entropy": None if uncertainty is None else uncertainty.expected_entropy,
+            "mutual_information": None if uncertainty is None else uncertainty.mutual_information,
             "prediction_set": list(sets),
             "abstain": [reason is not None for reason in decisions.reasons],
             "abstain_reason": decisions.reasons,

@@ -10,7 +10,6 @@ import numpy as np
 
 from model import Artifact
 from model.calibration import Calibration, Estimator, SetMethod, find_calibration
-from model.chain import Chain
 from service.inference.pixels import Pixels
 from service.inference.predictor import Prediction, Predictions
 
@@ -131,8 +130,9 @@ class DecisionPolicy:
     def __init__(self, artifact: Artifact, *, together: bool = False) -> None:
         self._classes, self._together = artifact.classes, together
         self._calibrations = artifact.calibrations
-        self._novelty = artifact.novelty
-        self._chain = Chain(artifact.network)
+        self._novelty = None
+        if artifact.novelty is not None and artifact.chain is not None:
+            self._novelty = artifact.novelty, artifact.chain
 
     def calibration(self, predicted: Prediction | Predictions) -> Calibration | None:
         """The calibration for the estimator and number of masks of predictions; None if there is none."""
@@ -197,15 +197,16 @@ class DecisionPolicy:
         """Novelty scores of the images, and their threshold; None if they are not available."""
         if self._novelty is None:
             return None, None
-        threshold = self._novelty.thresholds[options.false_alarm_rate]
+        novelty, chain = self._novelty
+        threshold = novelty.thresholds[options.false_alarm_rate]
         images_B = pixels_BHW[:, None].astype(np.float32) / np.float32(255)
         scores_B = np.empty(len(images_B))
         inexact_B = np.ones(len(images_B), bool)
         if self._together:
-            scores_B[:] = self._novelty.score(self._chain, images_B)
+            scores_B[:] = novelty.score(chain, images_B)
             inexact_B = np.abs(scores_B - (math.inf if threshold is None else threshold)) < _ROUNDING
         for index in np.flatnonzero(inexact_B):  # rounding must not move an image across the threshold
-            scores_B[index] = self._novelty.score_alone(self._chain, images_B[index : index + 1])
+            scores_B[index] = novelty.score_alone(chain, images_B[index : index + 1])
         return scores_B, threshold
 
     def _not_calibrated(self, estimator: Estimator, samples: int) -> str:

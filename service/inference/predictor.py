@@ -5,9 +5,8 @@ from dataclasses import dataclass, fields
 from typing import get_args
 
 import numpy as np
-import torch
 
-from model import Artifact, MomentPropagation, Moments, MonteCarloDropout, Uncertainty, entropy, summarize
+from model import Artifact, Moments, Uncertainty, entropy
 from model.calibration import Estimator
 from service.inference.pixels import SIDE, Pixels
 
@@ -37,7 +36,7 @@ class Prediction:
     predictive_entropy: float
     uncertainty: Uncertainty | Moments | None = None
     samples: int = 0
-    probs_SBC: torch.Tensor | None = None
+    probs_SBC: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -50,7 +49,7 @@ class Prediction:
         """Fraction of the masks that vote for the predicted class; None if nothing is sampled."""
         if self.probs_SBC is None:
             return None
-        votes_S = self.probs_SBC.numpy()[:, 0].argmax(axis=1)
+        votes_S = self.probs_SBC[:, 0].argmax(axis=1)
         return float(np.count_nonzero(votes_S == self.class_index)) / self.samples
 
 
@@ -75,14 +74,14 @@ class Predictions:
     entropy_B: np.ndarray
     uncertainty: Uncertainty | Moments | None = None
     samples: int = 0
-    probs_SBC: torch.Tensor | None = None
+    probs_SBC: np.ndarray | None = None
     warnings: tuple[str, ...] = ()
 
     def each(self) -> list[Prediction]:
         """Split into one prediction for each image."""
         images = len(self.probs_BC)
         uncertainties = [None] * images if self.uncertainty is None else _split(self.uncertainty)
-        samples = [None] * images if self.probs_SBC is None else torch.split(self.probs_SBC, 1, dim=1)
+        samples = [None] * images if self.probs_SBC is None else np.split(self.probs_SBC, images, axis=1)
         columns = (self.probs_BC.tolist(), self.entropy_B.tolist(), uncertainties, samples)
         return [self._one(*values) for values in zip(*columns, strict=True)]
 
@@ -91,7 +90,7 @@ class Predictions:
         probabilities: list[float],
         predictive_entropy: float,
         uncertainty: Uncertainty | Moments | None,
-        probs_S1C: torch.Tensor | None,
+        probs_S1C: np.ndarray | None,
     ) -> Prediction:
         index = probabilities.index(max(probabilities))
         return Prediction(
@@ -116,40 +115,44 @@ class Predictor:
         artifact: the model to serve.
 
     Raises:
-        TypeError: the model is not a chain of linear layers, ReLU and dropout.
-        ValueError: the model takes other images, has no dropout to sample, or too many classes.
+        ValueError: the model takes other images, has no dropout to sample, or does not allow moment propagation.
     """
 
     def __init__(self, artifact: Artifact) -> None:
-        shape = artifact.card["architecture"]["image"]
-        if shape != [1, SIDE, SIDE]:
-            raise ValueError(f"the model must take images of shape {[1, SIDE, SIDE]}, got {shape}")
         self.classes = artifact.classes
-        self._masks = MonteCarloDropout(artifact.network)
-        self._moments = MomentPropagation(artifact.network)
+        self._graph = artifact.engine
+        shape = self._graph.spec.image
+        if shape != (1, SIDE, SIDE):
+            raise ValueError(f"the model must take images of shape {[1, SIDE, SIDE]}, got {list(shape)}")
+        moments = artifact.moments
+        if moments is None:
+            raise ValueError("the model must be a chain of linear layers, ReLU and dropout of at most 100 classes")
+        self._moments = moments
 
     def predict(self, pixels_BHW: Pixels) -> Predictions:
         """Predict in eval mode."""
-        probs_BC = self._masks.predict(_as_inputs(pixels_BHW)).double()
-        return Predictions("eval", self.classes, probs_BC.numpy(), entropy(probs_BC).numpy())
+        probs_BC = self._graph.predict(_as_inputs(pixels_BHW)).astype(np.float64)
+        return Predictions("eval", self.classes, probs_BC, entropy(probs_BC))
 
     def sample(self, pixels_BHW: Pixels, *, samples: int, seed: int) -> Predictions:
         """Predict with `samples` dropout masks, at least 2, drawn from a seed."""
-        probs_SBC = self._masks.sample(_as_inputs(pixels_BHW), samples=samples, seed=seed)
-        return self._over_masks("masks", summarize(probs_SBC), probs_SBC)
+        probs_SBC, uncertainty = self._graph.sample_and_summarize(_as_inputs(pixels_BHW), samples, seed)
+        return self._over_masks("masks", uncertainty, probs_SBC)
 
     def sample_until(self, pixels_1HW: Pixels, *, tolerance: float, max_samples: int, seed: int) -> Predictions:
         """Predict one image, sampling masks until the standard error of the predicted class is within the tolerance."""
-        probs_S1C, uncertainty = self._masks.sample_until(
+        probs_S1C, uncertainty = self._graph.sample_until(
             _as_inputs(pixels_1HW), tolerance=tolerance, max_samples=max_samples, seed=seed
         )
-        error = uncertainty.standard_error[0, uncertainty.mean[0].numpy().argmax()].item()
+        error = float(uncertainty.standard_error[0, uncertainty.mean[0].argmax()])
         unmet = f"the standard error is {error:.2g} after {max_samples} samples, not {tolerance:g}"
         return self._over_masks("masks", uncertainty, probs_S1C, () if error <= tolerance else (unmet,))
 
     def propagate(self, pixels_BHW: Pixels) -> Predictions:
         """Predict the mean over all masks without sampling, by moment propagation."""
-        return self._over_masks("moments", self._moments.predict(_as_inputs(pixels_BHW)))
+        return self._over_masks(
+            "moments", self._moments.predict(_as_inputs(pixels_BHW).reshape(len(pixels_BHW), SIDE * SIDE))
+        )
 
     def warm_up(self) -> None:
         """Run all modes once, to pay their one-time costs, and draw the masks of the default seed."""
@@ -163,22 +166,23 @@ class Predictor:
         self,
         estimator: Estimator,
         uncertainty: Uncertainty | Moments,
-        probs_SBC: torch.Tensor | None = None,
+        probs_SBC: np.ndarray | None = None,
         warnings: tuple[str, ...] = (),
     ) -> Predictions:
-        probs_BC, entropy_B = uncertainty.mean.numpy(), uncertainty.predictive_entropy.numpy()
+        probs_BC, entropy_B = uncertainty.mean, uncertainty.predictive_entropy
         samples = 0 if probs_SBC is None else len(probs_SBC)
         return Predictions(estimator, self.classes, probs_BC, entropy_B, uncertainty, samples, probs_SBC, warnings)
 
 
 def _split(uncertainty: Uncertainty | Moments) -> Sequence[Uncertainty | Moments]:
     """Split the uncertainty of a batch into batches of one image."""
-    if len(uncertainty.mean) == 1:
+    images = len(uncertainty.mean)
+    if images == 1:
         return [uncertainty]
     names = [field.name for field in fields(uncertainty)]
-    columns = [torch.split(getattr(uncertainty, name), 1) for name in names]
+    columns = [np.split(getattr(uncertainty, name), images) for name in names]
     return [type(uncertainty)(**dict(zip(names, ones, strict=True))) for ones in zip(*columns, strict=True)]
 
 
-def _as_inputs(pixels_BHW: Pixels) -> torch.Tensor:
-    return torch.from_numpy(pixels_BHW[:, None] / np.float32(255))
+def _as_inputs(pixels_BHW: Pixels) -> np.ndarray:
+    return pixels_BHW[:, None] / np.float32(255)

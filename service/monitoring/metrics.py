@@ -116,7 +116,7 @@ class Metrics:
         self._ready = self._gauge("ready", ready, "livemin")
         self._workers = self._gauge("workers", "Number of worker processes.", "livesum")
         versions = {"version": __version__, "python": platform.python_version()}
-        versions |= {name: version(name) for name in ("bentoml", "torch")}
+        versions |= {name: version(name) for name in ("bentoml", "onnxruntime")}
         self._gauge("build_info", "Versions of the service and its libraries.", "livemax", *versions).labels(
             **versions
         ).set(1)

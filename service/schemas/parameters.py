@@ -13,7 +13,7 @@ from service.inference.preparation import Invert
 from service.schemas.problems import invalid, short
 
 MAX_SAMPLES = 1000
-# Smaller than the 2**64 - 1 of model.dropout.MAX_SEED: the bulk output stores seeds as signed 64-bit integers.
+# Smaller than the 2**64 - 1 of model.masks.MAX_SEED: the bulk output stores seeds as signed 64-bit integers.
 MAX_REQUEST_SEED = 2**63 - 1
 
 _MIN_AUTO_WORK = 200  # masks

@@ -3,16 +3,30 @@ import json
 import os
 import pickle
 import re
+import shutil
 import stat
 import struct
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from model import ArtifactError, MLPConfig, build_mlp, load_artifact, save_artifact
-from model.artifact import CARD, WEIGHTS, write_atomically
+from model import (
+    ArtifactError,
+    MLPConfig,
+    MomentPropagation,
+    MonteCarloDropout,
+    build_mlp,
+    load_artifact,
+    save_artifact,
+)
+from model.artifact import CARD, POINTS, WEIGHTS, write_atomically
+from model.graph import MAIN
 
 CONFIG = MLPConfig(image=(1, 4, 4), hidden=(6, 5), dropout=(0.1, 0.3), classes=3)
 CLASSES = ["a", "b", "c"]
@@ -24,10 +38,31 @@ def network():
     return build_mlp(CONFIG)
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    torch.manual_seed(31)
+    folder = tmp_path_factory.mktemp("saved") / "artifact"
+    save_artifact(folder, build_mlp(CONFIG), CONFIG, {"classes": CLASSES, "seed": 7})
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path, network) -> Path:
-    save_artifact(tmp_path / "artifact", network, CONFIG, {"classes": CLASSES, "seed": 7})
-    return tmp_path / "artifact"
+def folder(tmp_path, saved) -> Path:
+    return Path(shutil.copytree(saved, tmp_path / "artifact"))
+
+
+@pytest.fixture
+def first_format(folder) -> Path:
+    """The same network as format 1 had it."""
+
+    def change(card: dict) -> None:
+        card["format"] = 1
+        del card["graph"], card["quadrature"]
+
+    change_card(folder, change)
+    (folder / MAIN).unlink()
+    (folder / POINTS).unlink()
+    return folder
 
 
 def change_card(folder: Path, change) -> None:
@@ -77,14 +112,14 @@ def test_save_is_deterministic_and_keeps_the_network(tmp_path, folder, network):
     save_artifact(tmp_path / "again", network, CONFIG, {"classes": CLASSES, "seed": 7})
     assert network.training
     assert all(parameter.requires_grad for parameter in network.parameters())
-    for file in (CARD, WEIGHTS):
+    for file in (CARD, MAIN, POINTS, WEIGHTS):
         assert (tmp_path / "again" / file).read_bytes() == (folder / file).read_bytes()
 
 
 def test_the_card_is_returned_as_written(tmp_path, network):
     card = save_artifact(tmp_path, network, CONFIG, {"classes": CLASSES})
     assert json.loads(json.dumps(card)) == json.loads((tmp_path / CARD).read_text())
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CARD, WEIGHTS]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CARD, MAIN, POINTS, WEIGHTS]
 
 
 def test_a_card_cant_contradict_the_network_it_is_saved_with(tmp_path, network):
@@ -119,13 +154,13 @@ def test_load_refuses_a_flipped_byte(folder, position):
     assert_refused(folder, WEIGHTS, r"expected sha256 \w{64}, got \w{64}")
 
 
-@pytest.mark.parametrize("file", [CARD, WEIGHTS])
+@pytest.mark.parametrize("file", [CARD, WEIGHTS, MAIN, POINTS])
 def test_a_missing_file_is_named(folder, file):
     (folder / file).unlink()
     assert_refused(folder, file, "expected a readable file, got No such file or directory")
 
 
-@pytest.mark.parametrize("file", [CARD, WEIGHTS])
+@pytest.mark.parametrize("file", [CARD, WEIGHTS, MAIN, POINTS])
 def test_a_folder_in_place_of_a_file_is_named(folder, file):
     (folder / file).unlink()
     (folder / file).mkdir()
@@ -150,8 +185,8 @@ def test_load_refuses_a_card_that_is_not_text(folder):
         ("{", "expected JSON, got .*"),
         ("\x00", "expected JSON, got .*"),
         ("[]", "expected a JSON object, got list"),
-        ("{}", "format: expected 1, got None"),
-        ('{"format": 2}', "format: expected 1, got 2"),
+        ("{}", "format: expected 1 or 2, got None"),
+        ('{"format": 3}', "format: expected 1 or 2, got 3"),
     ],
 )
 def test_load_refuses_an_invalid_card(folder, text, message):
@@ -334,3 +369,93 @@ def test_the_embedded_default_loads_and_says_how_it_was_made():
     artifact = load_artifact()
     assert artifact.card["command"].startswith("python -m training.train")
     assert artifact.network(torch.zeros(2, 1, 28, 28)).shape == (2, len(artifact.classes))
+
+
+def test_graph_and_live_network_give_the_same(folder, network):
+    artifact, images_B = load_artifact(folder), torch.rand(4, 1, 4, 4)
+    masked = MonteCarloDropout(network).sample(images_B, samples=40, seed=3).numpy()
+    assert np.allclose(artifact.engine.sample(images_B.numpy(), 40, 3), masked, atol=1e-6)
+    moments = MomentPropagation(network).predict(images_B)
+    propagated = artifact.moments.predict(images_B.numpy().reshape(4, 16))
+    assert np.allclose(propagated.covariance, moments.covariance, atol=1e-9)
+
+
+def test_format_1_gives_the_same_answers(saved, first_format):
+    new, old, images_B = load_artifact(saved), load_artifact(first_format), torch.rand(3, 1, 4, 4).numpy()
+    assert old.card["format"] == 1
+    assert old.sha256 == new.sha256
+    assert np.array_equal(old.engine.sample(images_B, 20, 3), new.engine.sample(images_B, 20, 3))
+    for name in ("mean", "covariance"):
+        of_old, of_new = (getattr(one.moments.predict(images_B.reshape(3, 16)), name) for one in (old, new))
+        assert np.array_equal(of_old, of_new)
+
+
+@pytest.mark.parametrize("file", [MAIN, POINTS])
+def test_every_file_is_held_against_its_hash(folder, file):
+    (folder / file).write_bytes((folder / file).read_bytes() + b" ")
+    assert_refused(folder, file, r"expected sha256 \w{64}, got \w{64}")
+
+
+@pytest.mark.parametrize("data", [b"", b"no graph", b"\x08\x0a"])
+def test_a_file_that_is_no_graph_is_refused(folder, data):
+    (folder / MAIN).write_bytes(data)
+    change_card(folder, lambda card: card["graph"]["files"].update({MAIN: hashlib.sha256(data).hexdigest()}))
+    assert_refused(folder, MAIN, ".*ONNX Runtime can't read it.*")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda graph: graph.pop("dropout"), "graph: expected a description of a graph, got one with a bad 'dropout'"),
+        (lambda graph: graph.update(dropout=[]), "graph: expected at least one use of dropout.*"),
+        (lambda graph: graph["dropout"][0].update(p=0.2), r"graph\.dropout: expected \[0\.1, 0\.3\] .*"),
+        (lambda graph: graph.update(image=[1, 4, 5]), r"graph\.image: expected \[1, 4, 4\] .*"),
+        (lambda graph: graph.update(mask_bytes=0), "graph: expected a size of at least 1, got 0"),
+        (lambda graph: graph.update(files={"../network.onnx": "0"}), r"graph\.files: expected network\.onnx.*"),
+        (lambda graph: graph.pop("known_answers"), r"expected an entry graph\.known_answers, got none"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(folder, change, message):
+    change_card(folder, lambda card: change(card["graph"]))
+    assert_refused(folder, CARD, message)
+
+
+def test_masks_of_another_shape_are_refused(folder):
+    change_card(folder, lambda card: card["graph"]["dropout"][0].update(shape=[9]))
+    assert_refused(folder, MAIN, r".*input mask_0: expected float .*9.*, got tensor\(float\) .*6.*")
+
+
+@pytest.mark.parametrize("name", ["eval", "masks"])
+def test_another_answer_to_the_known_image_is_refused(folder, name):
+    def change(card: dict) -> None:
+        answers = np.array(card["graph"]["known_answers"][name])
+        card["graph"]["known_answers"][name] = (answers + 0.01 * np.abs(answers).max()).tolist()
+
+    change_card(folder, change)
+    assert_refused(folder, MAIN, rf"expected the known answer of the card, got another \({name}\)")
+
+
+def test_a_network_without_dropout_has_no_graph(tmp_path):
+    config = replace(CONFIG, dropout=(0, 0))
+    save_artifact(tmp_path, build_mlp(config), config, {"classes": CLASSES})
+    artifact = load_artifact(tmp_path)
+    assert artifact.chain is artifact.moments is None
+    with pytest.raises(ArtifactError, match="no active dropout"):
+        artifact.engine  # noqa: B018 - raises
+
+
+def test_artifact_is_copied_without_its_sessions(folder):
+    artifact = load_artifact(folder)
+    images_B = np.zeros((1, 1, 4, 4), np.float32)
+    expected = artifact.engine.predict(images_B)
+    assert np.array_equal(pickle.loads(pickle.dumps(artifact)).engine.predict(images_B), expected)  # noqa: S301
+
+
+def test_loading_and_predicting_imports_no_torch(folder):
+    code = (
+        "import sys, numpy as np; from model import load_artifact, summarize; "
+        f"artifact = load_artifact({str(folder)!r}); artifact.engine.estimate(np.zeros((1, 1, 4, 4), np.float32)); "
+        "artifact.moments.predict(np.zeros((1, 16), np.float32)); "
+        "sys.exit(any(name.split('.')[0] in ('torch', 'torchvision', 'onnx') for name in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from model import MomentPropagation, MonteCarloDropout, dropout_layer, load_artifact, summarize
-from model.chain import Chain
+from model.network.chain import LiveChain
 from service.inference.decision import DecisionOptions, DecisionPolicy
 from service.inference.predictor import Predictor
 
@@ -63,5 +63,5 @@ def test_novelty_is_scored_on_pixels_in_parts_of_255(together):
     options = DecisionOptions(coverage=0.9, set_method="lac", max_risk=0.05, false_alarm_rate=0.01)
     policy = DecisionPolicy(artifact, together=together)
     found = policy.decide(Predictor(artifact).predict(pixels_BHW), pixels_BHW, options, seed=0)
-    expected = artifact.novelty.score(Chain(artifact.network), (pixels_BHW[:, None] / 255).astype(np.float32))
+    expected = artifact.novelty.score(LiveChain(artifact.network), (pixels_BHW[:, None] / 255).astype(np.float32))
     assert np.allclose(found.novelty_B, expected, rtol=1e-5)

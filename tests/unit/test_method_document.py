@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "method.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "method.md"
 TEXT = DOCUMENT.read_text()
 HEADER = "| symbol | meaning | name | in |"
 
@@ -30,8 +31,12 @@ def named_places() -> list[tuple[str, str]]:
 def resolve(place: str) -> Any:
     """Import a module, or get an attribute of one."""
     parts = place.split(".")
-    module: ModuleType = importlib.import_module(".".join(parts[:2]))
-    return reduce(getattr, parts[2:], module)
+    for count in range(len(parts), 0, -1):
+        name = ".".join(parts[:count])
+        if (ROOT / name.replace(".", "/")).with_suffix(".py").exists():
+            module: ModuleType = importlib.import_module(name)
+            return reduce(getattr, parts[count:], module)
+    raise ValueError(f"no module has {place}")
 
 
 @pytest.mark.parametrize(("name", "place"), named_places())

@@ -451,12 +451,29 @@ def test_sequence_with_its_own_forward_uses_it(images_B):
     assert torch.allclose(MonteCarloDropout(network).predict(images_B), network(images_B).softmax(dim=-1), atol=1e-6)
 
 
-def test_dropout_in_a_sequence_with_its_own_forward_is_refused():
-    inner = Skip(nn.Linear(36, 36), nn.Dropout(0.5))
-    with pytest.raises(TypeError, match=r"layer 1\.1: Dropout can't be masked there"):
-        MonteCarloDropout(nn.Sequential(nn.Flatten(), inner, nn.Dropout(0.5), nn.Linear(36, 5)))
-    with pytest.raises(TypeError, match="Skip"):
-        MonteCarloDropout(inner)
+def loop_of_keeps(forward, images_B: Tensor, sites: list[tuple[int, float]], samples: int) -> Tensor:
+    """One image and one mask after the other, through a forward that takes the factors of its uses of dropout."""
+    keeps = [keep_masks((units,), p, samples=samples, seed=4, layer=site) for site, (units, p) in enumerate(sites)]
+    factors = [torch.tensor(keep, dtype=torch.float32) / (1 - p) for keep, (_, p) in zip(keeps, sites, strict=True)]
+    with torch.no_grad():
+        return torch.stack(
+            [
+                torch.cat([forward(image, *one).softmax(dim=-1) for image in images_B.split(1)])
+                for one in zip(*factors, strict=True)
+            ]
+        )
+
+
+def test_dropout_in_a_sequence_with_its_own_forward_is_masked(images_B):
+    linear, last = nn.Linear(36, 36), nn.Linear(36, 5)
+    network = nn.Sequential(nn.Flatten(), Skip(linear, nn.Dropout(0.5)), nn.Dropout(0.2), last)
+    found = MonteCarloDropout(network).sample(images_B, samples=12, seed=4)
+
+    def forward(image: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        units = image.flatten(1)
+        return last((units + linear(units) * first) * second)
+
+    assert torch.allclose(found, loop_of_keeps(forward, images_B, [(36, 0.5), (36, 0.2)], 12), atol=1e-6)
 
 
 def test_hooks_of_a_sequence_are_called(images_B):
@@ -464,9 +481,10 @@ def test_hooks_of_a_sequence_are_called(images_B):
     handle = network[0].register_forward_hook(lambda *args: 2 * args[-1])
     assert torch.allclose(MonteCarloDropout(network).predict(images_B), network(images_B).softmax(dim=-1), atol=1e-6)
     handle.remove()
-    network.register_forward_pre_hook(lambda *_: None)
-    with pytest.raises(TypeError, match=r"Sequential .*hooks"):
-        MonteCarloDropout(network)
+    network.register_forward_pre_hook(lambda _, images: (images[0] / 2,))
+    halved = MonteCarloDropout(network).sample(images_B, samples=4)
+    network._forward_pre_hooks.clear()
+    assert torch.allclose(halved, MonteCarloDropout(network).sample(images_B / 2, samples=4), atol=1e-6)
 
 
 class OwnDropout(nn.Dropout):
@@ -492,18 +510,24 @@ class OfRows(nn.Module):
         return self.inner(*given)[0][:, 0]
 
 
-@pytest.mark.parametrize(
-    "inner",
-    [
-        nn.MultiheadAttention(36, 1, dropout=0.1, batch_first=True),
-        nn.LSTM(36, 36, num_layers=2, dropout=0.1, batch_first=True),
-    ],
-    ids=lambda inner: type(inner).__name__,
-)
-def test_dropout_that_is_a_number_of_another_layer_is_refused(inner):
-    network = nn.Sequential(nn.Flatten(), OfRows(inner), nn.Dropout(0.5), nn.Linear(36, 5)).eval()
-    with pytest.raises(TypeError, match=rf"layer 1\.inner: {type(inner).__name__} can't be masked there"):
-        MonteCarloDropout(network)
+def test_recurrent_dropout_between_layers_is_refused():
+    inner = nn.LSTM(36, 36, num_layers=2, dropout=0.1, batch_first=True)
+    with pytest.raises(TypeError, match=r"layer 1\.inner: LSTM can't be masked there"):
+        MonteCarloDropout(nn.Sequential(nn.Flatten(), OfRows(inner), nn.Dropout(0.5), nn.Linear(36, 5)))
+
+
+def test_dropout_of_attention_is_masked(images_B):
+    """A row attends to itself only: its one weight is dropped or not."""
+    inner, last = nn.MultiheadAttention(36, 2, dropout=0.4, batch_first=True), nn.Linear(36, 5)
+    network = nn.Sequential(nn.Flatten(), OfRows(inner), last)
+    found = MonteCarloDropout(network).sample(images_B, samples=12, seed=4)
+
+    def forward(image: Tensor, of_heads: Tensor) -> Tensor:
+        weight, bias = inner.in_proj_weight[72:], inner.in_proj_bias[72:]
+        values = nn.functional.linear(image.flatten(1), weight, bias)
+        return last(inner.out_proj(values * of_heads.repeat_interleave(18)))
+
+    assert torch.allclose(found, loop_of_keeps(forward, images_B, [(2, 0.4)], 12), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -560,7 +584,6 @@ PROBABILITIES = [nn.Softmax(-1), nn.LogSoftmax(-1), nn.Softmin(-1), nn.Sigmoid()
             TypeError,
             r"layer 0\.0: FeatureAlphaDropout can't be masked there",
         ),
-        ([nn.Flatten(), Residual(p=0.2), DROPOUT, END], TypeError, r"layer 1\.inner\.1: Dropout can't be masked there"),
     ],
 )
 def test_networks_that_cant_be_sampled_are_refused(layers, error, message):
@@ -568,9 +591,37 @@ def test_networks_that_cant_be_sampled_are_refused(layers, error, message):
         MonteCarloDropout(nn.Sequential(*layers))
 
 
-def test_non_sequential_network_is_refused():
-    with pytest.raises(TypeError, match=r"needs an nn\.Sequential, got Residual"):
-        MonteCarloDropout(Residual(p=0.5))
+def test_any_module_is_masked(images_B):
+    residual, last = Residual(p=0.5), nn.Linear(36, 5)
+    network = nn.Sequential(nn.Flatten(), residual, nn.Dropout(0.2), last)
+    found = MonteCarloDropout(network).sample(images_B, samples=12, seed=4)
+
+    def forward(image: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        units = image.flatten(1)
+        return last((units + residual.inner[0](units) * first) * second)
+
+    assert torch.allclose(found, loop_of_keeps(forward, images_B, [(36, 0.5), (36, 0.2)], 12), atol=1e-6)
+
+
+def test_one_logit_is_refused(images_B):
+    network = nn.Sequential(nn.Flatten(), Residual(p=0.5), nn.Linear(36, 1))
+    for call in (MonteCarloDropout(network).predict, MonteCarloDropout(network).sample):
+        with pytest.raises(ValueError, match="one number for each image"):
+            call(images_B)
+
+
+def test_module_without_reachable_dropout_is_refused(images_B):
+    class Asking(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(36, 5)
+
+        def forward(self, images_B: Tensor) -> Tensor:
+            units = images_B.flatten(1)
+            return self.last(nn.functional.dropout(units) if self.training else units)
+
+    with pytest.raises(ValueError, match="no dropout is reached in eval mode"):
+        MonteCarloDropout(Asking()).sample(images_B)
 
 
 @pytest.mark.parametrize(
@@ -690,7 +741,7 @@ def test_a_hook_of_later_is_called(images_B):
 
 
 def test_many_chunks_in_several_rows_equal_the_loop(images_B, monkeypatch):
-    monkeypatch.setattr("model.chain._CHUNKS_PER_GROUP", 2)
+    monkeypatch.setattr("model.network.chain._CHUNKS_PER_GROUP", 2)
     network = mlp().requires_grad_(requires_grad=False).eval()
     found = MonteCarloDropout(network).sample(images_B, samples=530, seed=6)
     assert torch.allclose(found, loop_of_masks(flat(network), images_B, 530, seed=6), atol=1e-6)
@@ -699,7 +750,7 @@ def test_many_chunks_in_several_rows_equal_the_loop(images_B, monkeypatch):
 @pytest.mark.parametrize(
     ("computing", "call"),
     [
-        ("model.chain.run", lambda network: MonteCarloDropout(network).sample),
+        ("model.network.chain.run", lambda network: MonteCarloDropout(network).sample),
         ("model.moments.run", lambda network: MomentPropagation(network).predict),
     ],
 )

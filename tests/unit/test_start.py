@@ -37,7 +37,7 @@ DAMAGES = {
     ),
     "no dropout": (
         lambda folder: rewrite_card(folder, lambda card: card["architecture"].update(dropout=[0, 0])),
-        r"the network has no active dropout",
+        r"graph\.dropout: expected \[\] as in architecture, got \[0\.1, 0\.3\]",
     ),
 }
 

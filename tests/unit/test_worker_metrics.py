@@ -113,8 +113,8 @@ def test_sampled_masks_information_and_votes_are_counted(metrics):
     information = sampled.mutual_information / math.log(10)
     assert found["mcd_mutual_information_ratio_sum", "mc"] == pytest.approx(information)
     assert found["mcd_vote_agreement_ratio_sum",] == pytest.approx(sampled.agreement)
-    votes_S = sampled.probs_SBC[:, 0].argmax(dim=1)
-    assert sampled.agreement == (votes_S == sampled.class_index).double().mean()
+    votes_S = sampled.probs_SBC[:, 0].argmax(axis=1)
+    assert sampled.agreement == np.mean(votes_S == sampled.class_index)
 
 
 def test_decisions_are_counted_by_what_was_decided(metrics):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.dropout import survivor_scale
+from model.masks import survivor_scale
 
 Kind = Literal["dropout", "gaussian", "uniform", "additive", "balanced", "dropconnect"]
 

@@ -1,4 +1,4 @@
-"""Dropout by its definition, and keep-masks that are a pure function of their key."""
+"""Dropout masks that are a pure function of their key."""
 
 import math
 from collections.abc import Sequence
@@ -6,9 +6,6 @@ from functools import lru_cache
 from typing import Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear
 
 MAX_SEED = 2**64 - 1
 BLOCK = 10  # number of stratified masks in a block
@@ -20,74 +17,6 @@ _DESIGNS = get_args(Masks)
 _CHUNK_SAMPLES = 100
 _CHUNK_UNITS = 2**18
 _WORDS_PER_COUNTER = 4  # Philox-4x64 yields four 64-bit words for each counter value
-
-
-def dropout_layer(X: Tensor, p: float, *, generator: torch.Generator | None = None) -> Tensor:
-    """Drop each element with probability p and divide the others by 1 - p, so that the expectation is X.
-
-    Inverted dropout (Srivastava et al. 2014, section 10; d2l.ai, "Dropout"): an element is kept where U >= p, with U
-    drawn from the uniform distribution on [0, 1).
-
-    Args:
-        X: activations of any shape.
-        p: probability of dropping an element.
-        generator: source of U; torch's global generator by default.
-
-    Returns:
-        A tensor of X's shape whose elements are 0 or x / (1 - p).
-
-    Raises:
-        ValueError: p lies outside [0, 1].
-    """
-    _check_probability(p)
-    if p == 0:
-        return X
-    if p == 1:
-        return torch.zeros_like(X)
-    keep = torch.rand(X.shape, generator=generator, device=X.device) >= p
-    return torch.where(keep, X / (1 - p), 0)
-
-
-class DropConnect(nn.Linear):
-    """Linear layer that in train mode drops single weights with probability p (Wan et al. 2013, ICML).
-
-    Kept weights are divided by 1 - p. Over the masks, output v of inputs x has the expectation sum_u W_vu x_u + b_v and
-    the variance p / (1 - p) sum_u W_vu^2 x_u^2. All examples of a call share one mask (in the paper each has
-    its own), so one call evaluates one thinned network. Biases are never dropped.
-
-    Args:
-        in_features: number of input units.
-        out_features: number of output units.
-        p: probability of dropping a weight.
-        bias: whether the layer has biases.
-        generator: source of the masks; torch's global generator by default.
-
-    Raises:
-        ValueError: p lies outside [0, 1].
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        p: float = 0.5,
-        *,
-        bias: bool = True,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        super().__init__(in_features, out_features, bias=bias)
-        _check_probability(p)
-        self.p = p
-        self.generator = generator
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as nn.Linear calls it
-        """Map inputs (..., in_features) to (..., out_features), in train mode with the kept weights."""
-        weight = dropout_layer(self.weight, self.p, generator=self.generator) if self.training else self.weight
-        return linear(input, weight, self.bias)
-
-    def extra_repr(self) -> str:
-        """Return the arguments that `print` shows."""
-        return f"{super().extra_repr()}, p={self.p}"
 
 
 def keep_masks(
@@ -130,7 +59,7 @@ def keep_masks(
         TypeError: the seed is not an integer.
         ValueError: p lies outside [0, 1], the seed outside its range, or the design is unknown.
     """
-    _check_probability(p)
+    check_probability(p)
     check_seed(seed)
     check_masks(masks)
     shape = (samples, *shape_U)
@@ -205,6 +134,7 @@ def survivor_scale(p: float) -> float:
     return 0.0 if p == 1 else 1 / (1 - p)
 
 
-def _check_probability(p: float) -> None:
+def check_probability(p: float) -> None:
+    """Raise a ValueError if a probability lies outside [0, 1]."""
     if not 0 <= p <= 1:
         raise ValueError(f"dropout probability must be in [0, 1], got {p}")

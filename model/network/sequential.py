@@ -1,6 +1,5 @@
-"""Monte-Carlo dropout: predictions of one network under many dropout masks."""
+"""Monte-Carlo dropout of layers in sequence: one pass in which the masks take the place of the images."""
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
@@ -12,12 +11,21 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from model.chain import Chain, is_chain_layer, one_thread
-from model.dropout import BLOCK, MaskRange, Masks, check_masks, check_seed, keep_masks, mask_chunks, survivor_scale
-from model.layers import Structure, as_images, has_hooks, is_active, is_dropout, layers_of, split_at_first_dropout
-from model.uncertainty import Uncertainty, summarize
+from model.chain import one_thread
+from model.kinds import ArrayOrTensor
+from model.masks import MaskRange, Masks, keep_masks, mask_chunks, survivor_scale
+from model.network.chain import LiveChain, is_chain_layer
+from model.network.dropout_mode import refuse_unmaskable, softmax
+from model.network.layers import (
+    Structure,
+    as_images,
+    has_hooks,
+    is_active,
+    is_dropout,
+    layers_of,
+    split_at_first_dropout,
+)
 
-_FIRST_SAMPLES = 2 * BLOCK
 _CACHED_CHUNKS = 64  # of masks, one for each dropout layer and chunk of samples
 
 # Numbers of axes, batch included, for which channel dropout drops channels; with one axis fewer, torch interprets the
@@ -38,21 +46,20 @@ _MODE_SENSITIVE = (
 )
 
 
-class MonteCarloDropout:
-    """Eval-mode prediction and Monte-Carlo dropout of one network (Gal & Ghahramani 2016, arXiv:1506.02142).
+class NotSequentialError(TypeError):
+    """A network that is more than a sequence of layers."""
 
-    A mask defines one thinned sub-network; it is keyed by (seed, sample, layer, unit) and shared by all images. Layers
-    before the first active dropout run once for each image. The network's train/eval mode does not affect its dropout
-    layers and is never changed. No global random state is used. Each image is computed separately, so that its result
-    does not depend on the other images of a batch.
+
+class SequentialDropout:
+    """Predictions of a sequence of layers with and without masks; see `model.network.monte_carlo.MonteCarloDropout`.
 
     Args:
         network: layers in sequence (nested `nn.Sequential` too) from images (B, ...) to logits (B, C), with at least
             one `nn.Dropout` or `nn.Dropout1d/2d/3d` of p > 0.
 
     Raises:
-        TypeError: the network is not an `nn.Sequential`, contains dropout that explicit masks can't replace, or ends in
-            probabilities instead of logits.
+        NotSequentialError: the network is not a sequence of layers, or has dropout inside a layer.
+        TypeError: the network contains dropout that masks can't replace, or ends in probabilities instead of logits.
         ValueError: no dropout is active.
     """
 
@@ -60,17 +67,17 @@ class MonteCarloDropout:
         self._network = network
         self._read()
 
-    def __reduce__(self) -> tuple[type, tuple[nn.Sequential]]:
-        """Pickle or copy only the network; everything else is derived from it."""
-        return type(self), (self._network,)
-
     def _read(self) -> None:
         """Read the current layers of the network."""
         network = self._network
-        layers = layers_of(network, "MonteCarloDropout")
+        refuse_unmaskable(network)
+        try:
+            layers = layers_of(network, "MonteCarloDropout")
+        except TypeError as error:
+            raise NotSequentialError(str(error)) from error
+        if any(_has_inner_dropout(layer) for _, layer in layers):
+            raise NotSequentialError("a layer has dropout inside")
         self._structure = Structure(network)
-        for name, layer in layers:
-            _refuse_unreachable_dropout(name, layer)
         self._layers = [layer for _, layer in layers]
         split_at_first_dropout(self._layers)
         last_name, last = layers[-1]
@@ -88,52 +95,17 @@ class MonteCarloDropout:
         start = _chain_start(self._layers)
         self._before_chain, chain_layers = self._layers[:start], self._layers[start:]
         self._flattens = isinstance(chain_layers[0], nn.Flatten) if chain_layers else False
-        self._chain = Chain(chain_layers)
+        self._chain = LiveChain(chain_layers)
         self._multipliers = lru_cache(maxsize=_CACHED_CHUNKS)(_draw_multipliers)
 
-    def predict(self, images_B: Tensor | np.ndarray) -> Tensor:
-        """Predict without dropout, as in eval mode.
-
-        Args:
-            images_B: floating-point images of shape (B, ...).
-
-        Returns:
-            Class probabilities `probs_BC`, of shape (B, C).
-
-        Raises:
-            TypeError: the images are not floating-point.
-            ValueError: a layer in train mode would make the result random or dependent on the batch.
-        """
+    def predict(self, images_B: ArrayOrTensor) -> Tensor:
+        """Predict without dropout: `probs_BC`."""
         images_B = self._prepare(images_B)
         with torch.no_grad():
-            return _concatenate([_softmax(_run(self._layers, image)) for image in self._split_images(images_B)], dim=0)
+            return _concatenate([softmax(_run(self._layers, image)) for image in self._split_images(images_B)], dim=0)
 
-    def sample(
-        self, images_B: Tensor | np.ndarray, *, samples: int = 100, seed: int = 0, masks: Masks = "stratified"
-    ) -> Tensor:
-        """Predict under each of the first `samples` dropout masks of a seed.
-
-        Memory beyond input and result is bounded: at most 100 masks of one image are computed at a time.
-
-        Args:
-            images_B: floating-point images of shape (B, ...).
-            samples: number S of masks, at least 2.
-            seed: 0 .. 2**64 - 1; the same seed gives the same masks on every system.
-            masks: the design, see `keep_masks`. The mean over stratified masks is as precise as that over several times
-                as many independent masks.
-
-        Returns:
-            Class probabilities of each pass, `probs_SBC`, of shape (S, B, C).
-
-        Raises:
-            TypeError: the images are not floating-point, or the seed is not an integer.
-            ValueError: fewer than 2 samples, a seed out of range, an unknown design, or a layer in train mode as in
-                `predict`.
-        """
-        check_seed(seed)
-        check_masks(masks)
-        if samples < 2:
-            raise ValueError(f"samples must be at least 2, got {samples}: one mask has no spread")
+    def sample(self, images_B: ArrayOrTensor, *, samples: int, seed: int, masks: Masks) -> Tensor:
+        """Predict under masks: `probs_SBC`. At most 100 masks of one image are computed at a time."""
         images_B = self._prepare(images_B)
         if len(images_B) == 0:
             return self.predict(images_B).expand(samples, -1, -1)
@@ -149,50 +121,7 @@ class MonteCarloDropout:
                 torch.stack([self._run_masked(after, features, (chunk, seed, masks)) for features in features_B], dim=1)
                 for chunk in mask_chunks(samples, features_B[0].numel())
             ]
-        return _softmax(_concatenate(logits, dim=0))
-
-    def sample_until(
-        self,
-        images_B: Tensor | np.ndarray,
-        *,
-        tolerance: float = 0.005,
-        max_samples: int = 1000,
-        seed: int = 0,
-        masks: Masks = "stratified",
-    ) -> tuple[Tensor, Uncertainty]:
-        """Predict under as many masks as the required standard error needs.
-
-        The number of masks starts at 20 and grows, as the standard error predicts, until the standard error of the
-        most probable class of every image is within the tolerance, or `max_samples` is reached. The result is that of
-        `sample` with the final number.
-
-        Args:
-            images_B: floating-point images of shape (B, ...).
-            tolerance: largest acceptable standard error, above 0.
-            max_samples: largest number of masks, at least 2.
-            seed: as in `sample`.
-            masks: as in `sample`.
-
-        Returns:
-            `probs_SBC`, and their summary with the standard errors reached.
-
-        Raises:
-            TypeError: as in `sample`.
-            ValueError: a tolerance of 0 or less, or as in `sample`.
-        """
-        if not tolerance > 0:
-            raise ValueError(f"the tolerance must be above 0, got {tolerance}")
-        samples = min(_FIRST_SAMPLES, max_samples)
-        while True:
-            probs_SBC = self.sample(images_B, samples=samples, seed=seed, masks=masks)
-            summary = summarize(probs_SBC, masks=masks)
-            top_B = summary.mean.argmax(dim=-1, keepdim=True)
-            error = float(summary.standard_error.gather(1, top_B).amax()) if len(top_B) else 0.0
-            if error <= tolerance or samples == max_samples:
-                return probs_SBC, summary
-            excess = min(error / tolerance, max_samples)  # bounded, so that the square can't overflow
-            wanted = math.ceil(samples * excess**2 / BLOCK) * BLOCK
-            samples = min(max(wanted, samples + BLOCK), 4 * samples, max_samples)
+        return softmax(_concatenate(logits, dim=0))
 
     def _split_images(self, images_B: Tensor) -> Iterable[Tensor]:
         """Split into batches of one image; copies, if a layer may modify its input."""
@@ -244,17 +173,13 @@ class MonteCarloDropout:
         return as_images(images_B, self._structure.parameter)
 
 
-def _refuse_unreachable_dropout(name: str, layer: nn.Module) -> None:
-    if is_dropout(layer):
-        return
-    for inner, module in layer.named_modules(prefix=name):
-        if (isinstance(module, _DropoutNd) and module.p > 0) or (
-            isinstance(module, (nn.RNNBase, nn.MultiheadAttention)) and module.dropout > 0
-        ):
-            raise TypeError(
-                f"layer {inner}: {type(module).__name__} can't be masked there; "
-                "use nn.Dropout or nn.Dropout1d/2d/3d directly in an nn.Sequential"
-            )
+def _has_inner_dropout(layer: nn.Module) -> bool:
+    """Whether a layer that is not dropout itself uses dropout."""
+    return not is_dropout(layer) and any(
+        (isinstance(module, _DropoutNd) and module.p > 0)
+        or (isinstance(module, nn.MultiheadAttention) and module.dropout > 0)
+        for module in layer.modules()
+    )
 
 
 def _depends_on_mode(module: nn.Module) -> bool:
@@ -284,11 +209,6 @@ def _run(layers: Iterable[nn.Module], image: Tensor) -> Tensor:
         if not is_dropout(layer):
             image = layer(image) if has_hooks(layer) else layer.forward(image)
     return image
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    """Compute probabilities; for bfloat16 in float32, because rows in bfloat16 would not sum to 1."""
-    return logits.softmax(dim=-1, dtype=torch.float32 if logits.dtype is torch.bfloat16 else None)
 
 
 def _concatenate(parts: list[Tensor], dim: int) -> Tensor:

@@ -1,0 +1,320 @@
+"""A compiled network with dropout, run by ONNX Runtime: its masks are inputs of the graph."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import onnxruntime
+
+from model.adaptive import sample_until
+from model.masks import MaskRange, Masks, check_masks, check_seed, keep_masks, survivor_scale
+from model.uncertainty import Uncertainty, summarize
+
+Array = np.ndarray
+
+MAIN, PREFIX = "network.onnx", "prefix.onnx"
+_CHUNK_BYTES = 2**25  # memory for the activations of the masks that are computed at once
+_SMALL_MASKS = 2**18  # units and masks up to which factors are kept instead of bytes
+_CACHED_BYTES = 2**25  # memory for masks that are kept for the next image
+
+
+class Site(NamedTuple):
+    """One use of dropout in a network.
+
+    Attributes:
+        name: path of the module that uses dropout; empty for the network itself.
+        p: probability of dropping a unit.
+        shape: shape of one mask.
+    """
+
+    name: str
+    p: float
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """What a graph takes, and how it is run.
+
+    Attributes:
+        image: shape of an image, (C, H, W).
+        classes: number K of classes.
+        sites: the uses of dropout, in the order of execution.
+        batched: whether several images can be computed together.
+        mask_bytes: memory that the masked part needs for each mask.
+        shared: fraction of the operations of an eval-mode forward pass that is done once for all masks.
+    """
+
+    image: tuple[int, ...]
+    classes: int
+    sites: tuple[Site, ...]
+    batched: bool
+    mask_bytes: int
+    shared: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields for the card."""
+        return {
+            "image": list(self.image),
+            "classes": self.classes,
+            "dropout": [{"name": site.name, "p": site.p, "shape": list(site.shape)} for site in self.sites],
+            "batched": self.batched,
+            "mask_bytes": self.mask_bytes,
+            "shared": self.shared,
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """Read the result of `to_json`.
+
+        Raises:
+            ValueError: a field is missing or invalid.
+        """
+        try:
+            sites = tuple(
+                Site(str(entry["name"]), float(entry["p"]), tuple(map(_size, entry["shape"])))
+                for entry in fields["dropout"]
+            )
+            spec = cls(
+                image=tuple(map(_size, fields["image"])),
+                classes=_size(fields["classes"]),
+                sites=sites,
+                batched=bool(fields["batched"]),
+                mask_bytes=_size(fields["mask_bytes"]),
+                shared=float(fields["shared"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected a description of a graph, got one with a bad {error}") from error
+        if not sites or not all(0 < site.p <= 1 for site in sites):
+            raise ValueError("expected at least one use of dropout, with probabilities in (0, 1]")
+        return spec
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"expected a size of at least 1, got {value!r}")
+    return value
+
+
+class Graph:
+    """Eval-mode prediction and Monte-Carlo dropout of a compiled network, without its code.
+
+    Masks are keyed by (seed, sample, site, unit) and shared by all images. An image's result does not depend on the
+    other images, nor on how the masks are divided into chunks. One thread computes.
+
+    Args:
+        spec: what the graph takes.
+        files: contents of the files `network.onnx` and, if the first part is separate, `prefix.onnx`.
+
+    Raises:
+        ValueError: the graph can't be read, or its inputs and outputs are not those of the description.
+    """
+
+    def __init__(self, spec: GraphSpec, files: Mapping[str, bytes]) -> None:
+        self.spec = spec
+        self._main = _session(MAIN, files[MAIN])
+        self._prefix = _session(PREFIX, files[PREFIX]) if PREFIX in files else None
+        self._masks = _MaskCache(spec.sites)
+        self._check_interface()
+        self._mask_names = [f"mask_{index}" for index in range(len(spec.sites))]
+        self._value_names = [entry.name for entry in self._main.get_inputs() if entry.name not in self._mask_names]
+        self._chunk = max(_CHUNK_BYTES // spec.mask_bytes, 1)
+        self._ones = {
+            name: np.ones((1, *site.shape), np.float32) for name, site in zip(self._mask_names, spec.sites, strict=True)
+        }
+
+    def predict(self, images_B: Array) -> Array:
+        """Predict without dropout, as in eval mode.
+
+        Args:
+            images_B: float32 images of shape (B, C, H, W).
+
+        Returns:
+            Class probabilities `probs_BC`, float32.
+
+        Raises:
+            TypeError: the images are not float32.
+            ValueError: the images have another shape.
+        """
+        probs_BC: Array = self._run("probs", images_B, None)[0]
+        return probs_BC
+
+    def logits(self, images_B: Array, mask_range: MaskRange | None = None) -> Array:
+        """Compute logits (S, B, K) under masks, or (1, B, K) in eval mode; see `sample`."""
+        return self._run("logits", images_B, mask_range)
+
+    def sample(self, images_B: Array, samples: int = 100, seed: int = 0, *, masks: Masks = "stratified") -> Array:
+        """Predict under each of the first `samples` dropout masks of a seed.
+
+        Memory beyond input and result is bounded: the masks are processed in chunks.
+
+        Args:
+            images_B: float32 images of shape (B, C, H, W).
+            samples: number S of masks, at least 2.
+            seed: 0 .. 2**64 - 1; the same seed gives the same masks on every system.
+            masks: the design, see `keep_masks`.
+
+        Returns:
+            Class probabilities of each pass, `probs_SBC`, float32.
+
+        Raises:
+            TypeError: the images are not float32, or the seed is not an integer.
+            ValueError: the images have another shape, fewer than 2 samples, a seed out of range, or an unknown design.
+        """
+        check_seed(seed)
+        check_masks(masks)
+        if samples < 2:
+            raise ValueError(f"samples must be at least 2, got {samples}: one mask has no spread")
+        return self._run("probs", images_B, (range(samples), seed, masks))
+
+    def sample_and_summarize(
+        self, images_B: Array, samples: int = 100, seed: int = 0, *, masks: Masks = "stratified"
+    ) -> tuple[Array, Uncertainty]:
+        """Predict as `sample` does, and summarize the passes.
+
+        Returns:
+            `probs_SBC`, float32, and their summary as arrays.
+        """
+        probs_SBC = self.sample(images_B, samples, seed, masks=masks)
+        return probs_SBC, summarize(probs_SBC, masks=masks)
+
+    def estimate(
+        self, images_B: Array, samples: int = 100, seed: int = 0, *, masks: Masks = "stratified"
+    ) -> Uncertainty:
+        """Summarize the passes of `sample`: means, variances, entropies and standard errors, as arrays."""
+        return self.sample_and_summarize(images_B, samples, seed, masks=masks)[1]
+
+    def sample_until(
+        self,
+        images_B: Array,
+        *,
+        tolerance: float = 0.005,
+        max_samples: int = 1000,
+        seed: int = 0,
+        masks: Masks = "stratified",
+    ) -> tuple[Array, Uncertainty]:
+        """Predict under as many masks as the required standard error needs; see `sample_until`.
+
+        Args:
+            images_B: float32 images of shape (B, C, H, W).
+            tolerance: largest acceptable standard error of the most probable class, above 0.
+            max_samples: largest number of masks, at least 2.
+            seed: as in `sample`.
+            masks: as in `sample`.
+
+        Returns:
+            `probs_SBC`, and their summary with the standard errors reached.
+
+        Raises:
+            TypeError: as in `sample`.
+            ValueError: a tolerance of 0 or less, or as in `sample`.
+        """
+
+        def sample(samples: int) -> tuple[Array, Uncertainty]:
+            return self.sample_and_summarize(images_B, samples, seed, masks=masks)
+
+        return sample_until(sample, tolerance=tolerance, max_samples=max_samples)
+
+    def _run(self, output: str, images_B: Array, mask_range: MaskRange | None) -> Array:
+        """Compute an output (S, B, K) for all images and masks."""
+        self._check_images(images_B)
+        samples, seed, masks = mask_range or (range(1), 0, "stratified")
+        chunks = [range(first, min(first + self._chunk, samples.stop)) for first in range(0, samples.stop, self._chunk)]
+        results_SBC = np.empty((samples.stop, len(images_B), self.spec.classes), np.float32)
+        first = 0
+        for images in self._groups(images_B, masks=len(chunks[0])):
+            values = self._values(images)
+            for chunk in chunks:
+                factors = self._ones if mask_range is None else self._factors(chunk, seed, masks)
+                (result_BSC,) = self._main.run([output], values | factors)
+                results_SBC[chunk.start : chunk.stop, first : first + len(images)] = result_BSC.transpose(1, 0, 2)
+            first += len(images)
+        return results_SBC
+
+    def _factors(self, chunk: range, seed: int, masks: Masks) -> dict[str, Array]:
+        return {name: self._masks.draw(index, chunk, seed, masks) for index, name in enumerate(self._mask_names)}
+
+    def _values(self, images: Array) -> dict[str, Array]:
+        """The inputs of the main graph that depend on the images."""
+        if self._prefix is None:
+            return {self._value_names[0]: images}
+        return dict(zip(self._value_names, self._prefix.run(self._value_names, {"image": images}), strict=True))
+
+    def _groups(self, images_B: Array, masks: int) -> Iterator[Array]:
+        """Split images into groups that are computed together."""
+        size = max(self._chunk // masks, 1) if self.spec.batched else 1
+        for first in range(0, len(images_B), size):
+            yield images_B[first : first + size]
+
+    def _check_images(self, images_B: Array) -> None:
+        if images_B.dtype != np.float32:
+            raise TypeError(f"images must be float32, got {images_B.dtype}")
+        if images_B.shape[1:] != self.spec.image:
+            raise ValueError(
+                f"images must have the shape (B, {', '.join(map(str, self.spec.image))}), got {images_B.shape}"
+            )
+
+    def _check_interface(self) -> None:
+        inputs = {entry.name: entry for entry in self._main.get_inputs()}
+        for index, site in enumerate(self.spec.sites):
+            entry = inputs.get(f"mask_{index}")
+            if entry is None or tuple(entry.shape[1:]) != site.shape or entry.type != "tensor(float)":
+                found = "none" if entry is None else f"{entry.type} {entry.shape}"
+                raise ValueError(f"{MAIN}: input mask_{index}: expected float (masks, {site.shape}), got {found}")
+        first = (self._prefix or self._main).get_inputs()
+        images = {entry.name: entry for entry in first}.get("image")
+        if images is None or tuple(images.shape[1:]) != self.spec.image:
+            raise ValueError(
+                f"expected an input image {self.spec.image}, got {None if images is None else images.shape}"
+            )
+        outputs = {entry.name: entry for entry in self._main.get_outputs()}
+        if "probs" not in outputs or outputs["probs"].shape[-1] != self.spec.classes:
+            raise ValueError(f"{MAIN}: expected an output probs of {self.spec.classes} classes")
+
+
+def _session(name: str, data: bytes) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no common base class
+        raise ValueError(f"{name}: ONNX Runtime can't read it ({str(error).splitlines()[0]})") from error
+
+
+class _MaskCache:
+    """Masks as factors, 0 or 1 / (1 - p), the latest of which are kept; large ones as bytes."""
+
+    def __init__(self, sites: Sequence[Site]) -> None:
+        self._sites = sites
+        self._kept: OrderedDict[tuple[Any, ...], Array] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def draw(self, index: int, samples: range, seed: int, masks: Masks) -> Array:
+        """Masks (S, *shape) of a site, float32."""
+        key, site = (index, samples.start, samples.stop, seed, masks), self._sites[index]
+        scale = survivor_scale(site.p)
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None:
+                self._kept.move_to_end(key)
+        if kept is None:
+            keep = keep_masks(
+                site.shape, site.p, samples=len(samples), first=samples.start, seed=seed, layer=index, masks=masks
+            )
+            kept = np.multiply(keep, scale, dtype=np.float32) if keep.size <= _SMALL_MASKS else keep
+            self._keep(key, kept)
+        return np.multiply(kept, scale, dtype=np.float32) if kept.dtype == np.bool_ else kept
+
+    def _keep(self, key: tuple[Any, ...], drawn: Array) -> None:
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = drawn
+                self._bytes += drawn.nbytes
+            while self._bytes > _CACHED_BYTES:
+                self._bytes -= self._kept.popitem(last=False)[1].nbytes

@@ -1,0 +1,1 @@
+"""What needs torch: networks, Monte-Carlo dropout on live modules, and the compiler to a graph."""

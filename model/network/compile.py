@@ -1,0 +1,202 @@
+"""Compiles a network with dropout to a graph whose masks are inputs, and checks that it computes the same."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from model.graph import MAIN, PREFIX, Graph, GraphSpec
+from model.masks import MaskRange
+from model.network.live import LiveNetwork
+from model.network.tracing import CompileError, MaskedNetwork, trace
+
+_CHECKED_MASKS = 32
+_CHECKED_SEED = 2**64 - 20  # not one that somebody would choose
+_TOLERANCE = 1e-4  # largest accepted difference from torch, relative to the largest logit
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled network.
+
+    Attributes:
+        spec: what the graph takes, and how it is run.
+        files: contents of the graph's files, by name.
+        difference: largest difference from torch over eval mode and 32 masks, relative to the largest logit.
+    """
+
+    spec: GraphSpec
+    files: dict[str, bytes]
+    difference: float
+
+    def graph(self) -> Graph:
+        """The graph, ready to run."""
+        return Graph(self.spec, self.files)
+
+
+def compile_network(module: nn.Module, example_image: Tensor | np.ndarray) -> Graph:
+    """Compile a network to a graph that needs no torch.
+
+    Args:
+        module: from images (B, C, H, W) to logits (B, K). It is not changed, and its train/eval mode does not matter.
+        example_image: a float32 image, (C, H, W) or (1, C, H, W), for the shapes and for the check.
+
+    Returns:
+        A graph with `predict`, `sample`, `sample_until` and `estimate`.
+
+    Raises:
+        CompileError: the network can't be recorded, reaches no dropout, uses dropout that no mask can replace, does not
+            return logits, or the graph computes something else; the message says what to change.
+    """
+    return compile_to_files(module, example_image).graph()
+
+
+def compile_to_files(module: nn.Module, example_image: Tensor | np.ndarray) -> Compiled:
+    """Compile a network to the files of a graph; see `compile_network`."""
+    image_1 = _example(module, example_image)
+    network = trace(module, image_1)
+    files, classes = _export(network, image_1)
+    spec = GraphSpec(
+        image=tuple(image_1.shape[1:]),
+        classes=classes,
+        sites=network.sites,
+        batched=network.batched,
+        mask_bytes=network.mask_bytes,
+        shared=network.shared,
+    )
+    difference = _verify(Graph(spec, files), module, image_1)
+    return Compiled(spec, files, difference)
+
+
+def _example(module: nn.Module, example_image: Tensor | np.ndarray) -> Tensor:
+    """Return the example as (1, ...), on the CPU."""
+    image = torch.as_tensor(example_image)
+    if image.dtype is not torch.float32:
+        raise CompileError(f"the example image must be float32, got {image.dtype}")
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if not tensor.is_cpu or (tensor.is_floating_point() and tensor.dtype is not torch.float32):
+            raise CompileError(
+                f"{name} is {tensor.dtype} on {tensor.device}: compile a float32 network on the CPU "
+                "(copy.deepcopy(network).cpu().float())"
+            )
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CompileError(f"{name} has values that are not finite")
+    image = image if image.ndim == 4 else image.unsqueeze(0)
+    if len(image) != 1:
+        raise CompileError(f"the example must be one image, got {list(image.shape)}")
+    return image.detach()
+
+
+class _Outputs(nn.Module):
+    """The masked part, and what is computed from its logits."""
+
+    def __init__(self, network: MaskedNetwork) -> None:
+        super().__init__()
+        self._masked, self._batched = network.masked, network.batched
+
+    def forward(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """Map values and masks to outputs (B, S, ...)."""
+        outputs = self._masked(*inputs)
+        if not self._batched:
+            outputs = [one.unsqueeze(0) for one in outputs]
+        logits_BSC = outputs[0]
+        named = {"logits": logits_BSC, "probs": logits_BSC.softmax(dim=-1)}
+        return named | ({"features": outputs[1]} if len(outputs) > 1 else {})
+
+
+def _export(network: MaskedNetwork, image_1: Tensor) -> tuple[dict[str, bytes], int]:
+    """Export both parts to ONNX: files by name, and the number of classes."""
+    images_B, images_axis = image_1, {}
+    if network.batched:
+        images_B, images_axis = torch.cat([image_1, image_1]), {0: torch.export.Dim("images")}
+    names, values, files = ["image"], (images_B,), {}
+    if network.prefix is not None:
+        with torch.no_grad():
+            values = network.prefix(images_B)
+        names = [f"value_{index}" for index in range(len(values))]
+        files[PREFIX] = _to_onnx(network.prefix, (images_B,), (images_axis,), ["image"], names)
+    masks = [torch.ones(3, *site.shape) for site in network.sites]
+    names += [f"mask_{index}" for index in range(len(masks))]
+    axes = (*[images_axis] * len(values), *[{0: torch.export.Dim("masks")}] * len(masks))
+    outputs = _Outputs(network)
+    with torch.no_grad():
+        example = outputs(*values, *masks)
+    files[MAIN] = _to_onnx(outputs, (*values, *masks), (axes,), names, list(example))
+    return files, example["logits"].shape[-1]
+
+
+def _to_onnx(
+    module: nn.Module, inputs: tuple[Tensor, ...], axes: tuple[Any, ...], names: list[str], output_names: list[str]
+) -> bytes:
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.export.export(module, inputs, dynamic_shapes=axes, strict=False)
+            exported = torch.onnx.export(
+                program, dynamo=True, verbose=False, input_names=names, output_names=output_names
+            )
+    except Exception as error:  # whatever the exporter raises
+        line = (str(error).strip() or "no message").splitlines()[0]
+        raise CompileError(f"the network can't be exported to ONNX: {type(error).__name__}: {line}") from error
+    return _without_metadata(exported.model_proto)  # type: ignore[union-attr]
+
+
+def _without_metadata(proto: Any) -> bytes:
+    """Serialize a model without the exporter's notes, which have paths of files and differ from run to run."""
+    graph = proto.graph
+    for noted in (proto, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer):
+        noted.doc_string = ""
+        del noted.metadata_props[:]
+    del graph.value_info[:]
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop the exporter's notes on itself."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _verify(graph: Graph, module: nn.Module, image_1: Tensor) -> float:
+    """Compare the graph with torch, in eval mode and under masks.
+
+    Returns:
+        The largest difference of logits, relative to the largest logit.
+
+    Raises:
+        CompileError: the difference is too large.
+    """
+    live, images = LiveNetwork(module), image_1.numpy()
+    masks: MaskRange = (range(_CHECKED_MASKS), _CHECKED_SEED, "stratified")
+    with torch.no_grad():
+        expected = {"eval mode": live.predict(image_1)[:, None], "masks": live.sample(image_1, masks)[:, None]}
+    actual = {
+        "eval mode": graph.logits(images, None),
+        "masks": graph.logits(images, masks),
+    }
+    differences = {
+        name: float(np.abs(actual[name] - logits.numpy()).max() / max(float(logits.abs().max()), 1e-6))
+        for name, logits in expected.items()
+    }
+    for name, difference in differences.items():
+        if not difference <= _TOLERANCE:
+            raise CompileError(
+                f"the graph differs from torch in {name} by {difference:.2g} of the largest logit: the network "
+                "computes something that depends on more than images and masks, such as random numbers or its own mode"
+            )
+    return max(differences.values())

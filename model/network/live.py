@@ -1,0 +1,140 @@
+"""Monte-Carlo dropout of any torch module as it is now: while it runs, its dropout is replaced by masks."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from model.kinds import ArrayOrTensor
+from model.masks import MaskRange, Masks, keep_masks, mask_chunks, survivor_scale
+from model.network.dropout_mode import NO_DROPOUT, ONE_LOGIT, DropoutMode, refuse_unmaskable, softmax
+from model.network.layers import as_images
+from model.network.twins import attention_modules, eval_twin, without_fused_attention
+
+Shape = tuple[int, ...]
+Mask = Callable[[float, Shape], Tensor]  # from probability and shape to the mask of the next use of dropout
+
+
+class LiveNetwork:
+    """A module, run image by image in eval mode, with and without masks.
+
+    Args:
+        module: from images (B, ...) to logits (B, K); parameters that change later are used as they then are.
+
+    Raises:
+        TypeError: the module contains dropout that masks can't replace.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        refuse_unmaskable(module)
+        self._module = module
+        self._eval = eval_twin(module)
+        self._masked: nn.Module | None = None
+        self._can_map = True
+
+    def predict(self, image_1: Tensor) -> Tensor:
+        """Logits (1, K) without dropout."""
+        logits_1C: Tensor = self._eval(image_1)
+        return logits_1C
+
+    def sample(self, image_1: Tensor, mask_range: MaskRange) -> Tensor:
+        """Logits (S, K) under masks.
+
+        Raises:
+            ValueError: no dropout is reached.
+        """
+        sites = self.sites(image_1)
+        if not sites:
+            raise ValueError(NO_DROPOUT)
+        masks = [
+            _draw(shape, p, index, mask_range, image_1.dtype, image_1.device) for index, (p, shape) in enumerate(sites)
+        ]
+        if self._can_map:
+            try:
+                return torch.vmap(lambda *one: self._run(image_1, one)[0])(*masks)
+            except RuntimeError:  # an operator without a rule for vmap, for example one that changes its input
+                self._can_map = False
+        return torch.cat([self._run(image_1, one) for one in zip(*masks, strict=True)])
+
+    def sites(self, image_1: Tensor) -> list[tuple[float, Shape]]:
+        """Probability and shape of each use of dropout, in the order of execution."""
+        found: list[tuple[float, Shape]] = []
+
+        def note(p: float, shape: Shape) -> Tensor:
+            found.append((p, shape))
+            return torch.ones((), dtype=image_1.dtype, device=image_1.device)
+
+        with torch.no_grad():
+            self._run_with(image_1, note)
+        return found
+
+    def _run(self, image_1: Tensor, masks: Sequence[Tensor]) -> Tensor:
+        remaining = iter(masks)
+        return self._run_with(image_1, lambda _p, _shape: next(remaining))
+
+    def _run_with(self, image_1: Tensor, mask: Mask) -> Tensor:
+        if self._masked is None:
+            self._masked = eval_twin(self._module, attention_modules(self._module, image_1))
+
+        def drop(features: Tensor, p: float, is_channels: bool) -> Tensor:  # noqa: FBT001 - as DropoutMode calls it
+            shape = tuple(features.shape)
+            return features * mask(p, (*shape[:2], *(1 for _ in shape[2:])) if is_channels else shape)
+
+        with without_fused_attention(), DropoutMode(drop):
+            logits_1C: Tensor = self._masked(image_1)
+        return logits_1C
+
+
+def _draw(shape: Shape, p: float, site: int, mask_range: MaskRange, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Masks (S, *shape): 0 for a dropped unit, 1 / (1 - p) for a kept one."""
+    samples, seed, masks = mask_range
+    keep = keep_masks(shape, p, samples=len(samples), first=samples.start, seed=seed, layer=site, masks=masks)
+    return torch.from_numpy(keep).to(device, dtype) * survivor_scale(p)
+
+
+class LiveDropout:
+    """Predictions of any module with and without masks; see `model.network.monte_carlo.MonteCarloDropout`.
+
+    Args:
+        network: from images (B, ...) to logits (B, C).
+
+    Raises:
+        TypeError: the network contains dropout that masks can't replace.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._live = LiveNetwork(network)
+
+    def predict(self, images_B: ArrayOrTensor) -> Tensor:
+        """Predict without dropout: `probs_BC`."""
+        images_B = self._prepare(images_B)
+        with torch.no_grad():
+            logits = [self._live.predict(image) for image in torch.split(images_B, 1)] or [self._live.predict(images_B)]
+        return softmax(_checked(torch.cat(logits)))
+
+    def sample(self, images_B: ArrayOrTensor, *, samples: int, seed: int, masks: Masks) -> Tensor:
+        """Predict under masks: `probs_SBC`."""
+        images_B = self._prepare(images_B)
+        if len(images_B) == 0:
+            return self.predict(images_B).expand(samples, -1, -1)
+        with torch.no_grad():
+            units = sum(math.prod(shape) for _, shape in self._live.sites(images_B[:1]))
+            logits = [
+                torch.stack([self._live.sample(image, (chunk, seed, masks)) for image in torch.split(images_B, 1)], 1)
+                for chunk in mask_chunks(samples, units)
+            ]
+        return softmax(_checked(torch.cat(logits)))
+
+    def _prepare(self, images_B: ArrayOrTensor) -> Tensor:
+        """Copy images to the network's dtype and device: its layers may change them."""
+        images_B = as_images(images_B, next(self._network.parameters(), None))
+        return images_B.clone()
+
+
+def _checked(logits: Tensor) -> Tensor:
+    """Refuse outputs that are not logits of classes."""
+    if logits.shape[-1] == 1:
+        raise ValueError(ONE_LOGIT)
+    return logits

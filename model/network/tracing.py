@@ -1,0 +1,446 @@
+"""Finds the dropout of any network, and rewrites its computation so that the masks are inputs.
+
+`torch.export` records a network as a graph of operators in which dropout stays visible. Each dropout becomes a product
+with a mask. The part before the first mask runs once for an image, the other part once for each mask.
+"""
+
+import inspect
+import math
+import operator
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.graph import Site
+from model.network.dropout_mode import NO_DROPOUT, ONE_LOGIT, DropoutMode, refuse_unmaskable
+from model.network.twins import attention_modules, eval_twin, without_fused_attention
+
+_ATEN = torch.ops.aten
+_DROPOUT = {_ATEN.dropout.default, _ATEN.dropout_.default}
+_CHANNEL_DROPOUT = {_ATEN.feature_dropout.default, _ATEN.feature_dropout_.default}
+_ATTENTION = _ATEN.scaled_dot_product_attention.default
+_RECURRENT = {_ATEN.lstm.input: 5, _ATEN.gru.input: 5, _ATEN.rnn_tanh.input: 5, _ATEN.rnn_relu.input: 5}
+_PROBABILITIES = {
+    _ATEN.sigmoid.default: "sigmoid",
+    _ATEN.log_sigmoid.default: "log_sigmoid",
+    _ATEN.softmax.int: "softmax",
+    _ATEN.log_softmax.int: "log_softmax",
+}
+_RESHAPES = {_ATEN.view.default, _ATEN.reshape.default, _ATEN.flatten.using_ints, _ATEN.contiguous.default}
+_SIZE = _ATEN.sym_size.int
+# Operators that treat the rows of a matrix (rows, features) alone: they also take (images, masks, features).
+_ROW_WISE = {_ATEN.linear.default, _ATEN.dropout.default}.union(
+    getattr(_ATEN, name).default
+    for name in ("relu", "gelu", "silu", "tanh", "sigmoid", "hardswish", "elu", "leaky_relu", "mish", "relu6", "clone")
+)
+_SPLIT_FLOPS = 10**6  # a first part that costs more is computed once, also if the masks are processed in chunks
+
+
+class CompileError(ValueError):
+    """A network that can't be compiled; the message has the reason and, where it is known, a remedy."""
+
+
+@dataclass(frozen=True)
+class MaskedNetwork:
+    """A network whose masks are inputs: for each site (S, *shape), with values of 0 or 1 / (1 - p).
+
+    Attributes:
+        sites: the uses of dropout with p > 0, in the order of execution.
+        prefix: from images to the values that the masked part needs; None if `masked` computes them.
+        masked: from images (1, ...), or the values of `prefix`, and the masks to logits (S, K), and the input of the
+            last linear layer (S, F) if there is one. If `batched`, from images (B, ...) to (B, S, K) and (B, S, F).
+        batched: whether several images can be computed together.
+        shared: fraction of the operations of an eval-mode forward pass that is done once for all masks.
+        mask_bytes: memory that the masked part needs for each mask.
+    """
+
+    sites: tuple[Site, ...]
+    prefix: fx.GraphModule | None
+    masked: nn.Module
+    batched: bool
+    shared: float
+    mask_bytes: int
+
+
+def trace(module: nn.Module, image_1: Tensor) -> MaskedNetwork:
+    """Rewrite a network so that its masks are inputs.
+
+    Args:
+        module: from images (B, ...) to logits (B, K); it is not changed, and its mode does not matter.
+        image_1: an example of shape (1, ...).
+
+    Raises:
+        CompileError: the network can't be recorded, has no dropout or dropout that no mask can replace, or does not
+            return logits.
+    """
+    recorded = _record(module, image_1)
+    rewriter = _Rewriter(recorded)
+    prefix, masked = rewriter.prefix(), rewriter.masked()
+    ones = [torch.ones(1, *site.shape, dtype=image_1.dtype, device=image_1.device) for site in rewriter.sites]
+    shared_flops, values = _count_flops(prefix, (image_1,))
+    masked_flops, _ = _count_flops(masked, (*values, *ones))
+    is_split = shared_flops > (_SPLIT_FLOPS if rewriter.batched else 0)
+    return MaskedNetwork(
+        sites=tuple(rewriter.sites),
+        prefix=prefix if is_split else None,
+        masked=masked if is_split else _Joined(prefix, masked),
+        batched=rewriter.batched,
+        shared=shared_flops / max(shared_flops + masked_flops, 1),
+        mask_bytes=rewriter.mask_bytes(),
+    )
+
+
+def _record(module: nn.Module, image_1: Tensor) -> fx.GraphModule:
+    """Record the operators for any number of images; attention is recorded with its probability of dropout."""
+    inputs = [
+        name
+        for name, parameter in inspect.signature(module.forward).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind in {parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY}
+    ]
+    if len(inputs) != 1:
+        raise CompileError(f"the network must have one input, the images; its forward takes {', '.join(inputs)}")
+    try:
+        refuse_unmaskable(module)
+    except TypeError as error:
+        raise CompileError(str(error)) from error
+    try:
+        recorder = _Recorder(eval_twin(module, attention_modules(module, image_1)))
+    except Exception as error:  # whatever the network raises
+        raise CompileError(f"the network fails on an image of shape {list(image_1.shape)}: {_line(error)}") from error
+    images_2 = torch.cat([image_1, image_1.flip(-1)])
+    try:
+        with torch.no_grad(), without_fused_attention():
+            program = torch.export.export(
+                recorder, (images_2,), dynamic_shapes=({0: torch.export.Dim("images")},), strict=False
+            )
+    except Exception as error:  # whatever torch.export raises
+        raise CompileError(
+            "the network can't be recorded by torch.export: its control flow must not depend on the values of the "
+            f"images, nor its shapes on their number ({_line(error)})"
+        ) from error
+    return program.module(check_guards=False)
+
+
+class _Recorder(nn.Module):
+    """Runs a network with dropout in train mode, and everything else in eval mode.
+
+    In eval mode dropout returns its input itself, and torch.export can't tell the two apart: what follows the input
+    would seem to follow dropout. In train mode it returns another tensor.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images_B: Tensor) -> Tensor:
+        """Compute logits (B, K)."""
+        with DropoutMode(_drop):
+            logits_BC: Tensor = self.network(images_B)
+        return logits_BC
+
+
+def _drop(features: Tensor, p: float, is_channels: bool) -> Tensor:  # noqa: FBT001 - as DropoutMode calls it
+    return torch.feature_dropout(features, p, True) if is_channels else torch.dropout(features, p, True)  # noqa: FBT003
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+
+
+class _Joined(nn.Module):
+    """Both parts of a network."""
+
+    def __init__(self, prefix: fx.GraphModule, masked: fx.GraphModule) -> None:
+        super().__init__()
+        self.prefix, self.masked = prefix, masked
+
+    def forward(self, images_B: Tensor, *masks_S: Tensor) -> tuple[Tensor, ...]:
+        """Compute logits, and the input of the last linear layer, from images and masks."""
+        outputs: tuple[Tensor, ...] = self.masked(*self.prefix(images_B), *masks_S)
+        return outputs
+
+
+class _Layout(NamedTuple):
+    """Where a recorded tensor has its images: the axis, and the number of its rows for each image."""
+
+    axis: int
+    rows: int
+
+
+class _Rewriter:
+    """Splits a recorded network at its first masks.
+
+    Args:
+        recorded: the network as recorded.
+
+    Attributes:
+        sites: the uses of dropout.
+        batched: whether the masked part treats rows of a matrix alone.
+
+    Raises:
+        CompileError: as in `trace`.
+    """
+
+    def __init__(self, recorded: fx.GraphModule) -> None:
+        self._recorded = recorded
+        self._nodes = list(recorded.graph.nodes)
+        (self._image,) = (node for node in self._nodes if node.op == "placeholder")
+        self._symbol = self._image.meta["val"].shape[0].node.expr
+        self._output = _only_output(self._nodes[-1])
+        self._site_of: dict[fx.Node, int] = {}
+        self.sites: list[Site] = []
+        for node in self._nodes:
+            if site := self._site(node):
+                self._site_of[node] = len(self.sites)
+                self.sites.append(site)
+        self._check_random()
+        self._check_output()
+        self._after = _reachable(self._site_of)
+        if self._output not in self._after:
+            raise CompileError(NO_DROPOUT)
+        self._values = [
+            node
+            for node in self._nodes
+            if node not in self._after and isinstance(node.meta.get("val"), Tensor) and node.op != "get_attr"
+            if any(user in self._after for user in node.users)
+        ]
+        self.batched = all(map(self._is_row_wise, self._after))
+
+    def prefix(self) -> fx.GraphModule:
+        """The part before the first masks: from images (B, ...) to a tuple of values."""
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        for node in self._nodes[:-1]:
+            if node not in self._after:
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph.output(tuple(copies[node] for node in self._values))
+        graph.eliminate_dead_code()
+        return fx.GraphModule(self._recorded, graph)
+
+    def masked(self) -> fx.GraphModule:
+        """The other part: from values and masks to logits, and the input of the last linear layer."""
+        graph = fx.Graph()
+        values = {node: graph.placeholder(f"value_{index}") for index, node in enumerate(self._values)}
+        masks = [graph.placeholder(f"mask_{index}") for index in range(len(self.sites))]
+        rows = None if self.batched else graph.call_function(_SIZE, (masks[0], 0))
+        copies: dict[fx.Node, Any] = dict(values)
+        if self.batched:
+            copies |= {node: graph.call_function(torch.unsqueeze, (value, 1)) for node, value in values.items()}
+        expanded: dict[fx.Node, Any] = {}
+
+        def argument(node: fx.Node) -> Any:
+            """What takes the place of a node in the masked part: tensors of one image are repeated for each mask."""
+            if node in self._after or (self.batched and node in values):
+                return copies[node]
+            if node not in expanded:
+                expanded[node] = self._repeated(graph, node, values, rows)
+            return expanded[node]
+
+        for node in self._nodes[:-1]:
+            if node in self._site_of:
+                source = _first(node)
+                can_broadcast = source in copies and (self.batched or self._images(source).rows == 1)
+                features = copies[source] if can_broadcast else argument(source)
+                mask = masks[self._site_of[node]]
+                copies[node] = graph.call_function(_multiply, (features, mask, *self._images(source)))
+            elif node in self._after:
+                is_same = self.batched and _keeps_shape(node)
+                copies[node] = argument(_first(node)) if is_same else graph.node_copy(node, argument)
+        outputs = [copies[self._output]]
+        if self._output.target is _ATEN.linear.default and _first(self._output) in self._after:
+            outputs.append(copies[_first(self._output)])
+        graph.output(tuple(outputs))
+        graph.eliminate_dead_code()
+        return fx.GraphModule(self._recorded, graph)
+
+    def _repeated(self, graph: fx.Graph, node: fx.Node, values: dict[fx.Node, fx.Node], rows: fx.Node | None) -> Any:
+        """Repeat a tensor of one image for each mask; what does not depend on the images stays as it is."""
+        if node.op == "get_attr":
+            return graph.node_copy(node)
+        if not isinstance(node.meta["val"], Tensor):
+            return self._size(graph, node, rows)
+        layout = self._layout(node)
+        return values[node] if layout is None else graph.call_function(_expand, (values[node], rows, *layout))
+
+    def mask_bytes(self) -> int:
+        """Largest memory, in bytes, that tensors of the masked part take at once for one mask."""
+        size = {node: _bytes(node.meta["val"]) for node in self._after if isinstance(node.meta.get("val"), Tensor)}
+        largest = present = sum(4 * _product(site.shape) for site in self.sites)
+        last_use = {used: node for node in self._nodes for used in node.all_input_nodes if used in size}
+        for node in self._nodes:
+            present += size.get(node, 0)
+            largest = max(largest, present)
+            present -= sum(size[used] for used in node.all_input_nodes if last_use.get(used) is node)
+        return largest
+
+    def _site(self, node: fx.Node) -> Site | None:
+        """The site of a node with p > 0; None for other nodes."""
+        name, arguments = _path(node), typing.cast("tuple[Any, ...]", node.args)
+        if node.target in _RECURRENT and arguments[_RECURRENT[node.target]] > 0:
+            raise CompileError(
+                f"{name}: the dropout between the layers of a recurrent module can't be masked; use modules of one "
+                "layer with nn.Dropout between them"
+            )
+        if node.target not in _DROPOUT | _CHANNEL_DROPOUT or arguments[1] == 0:
+            return None
+        features, p, is_seen = arguments
+        if not is_seen:
+            raise CompileError(f"{name}: {node.target} can't be masked; call torch.nn.functional.dropout")
+        axis, rows = self._images(features)
+        shape = list(features.meta["val"].shape)
+        if node.target in _CHANNEL_DROPOUT:
+            if axis or rows > 1:
+                raise CompileError(f"{name}: dropout of channels must have the images on its first axis")
+            shape = [shape[1], *(1 for _ in shape[2:])]
+        else:
+            del shape[axis]
+            shape = [rows, *shape] if rows > 1 else shape
+        if not all(isinstance(size, int) and size > 0 for size in shape):
+            raise CompileError(f"{name}: the shape of a mask must not depend on the images")
+        return Site(name, float(p), tuple(shape))
+
+    def _layout(self, node: fx.Node) -> _Layout | None:
+        """Where a tensor has its images; None if it does not depend on their number."""
+        found = [
+            _Layout(axis, int(size.node.expr / self._symbol))
+            for axis, size in enumerate(node.meta["val"].shape)
+            if isinstance(size, torch.SymInt) and size.node.expr.has(self._symbol)
+            if (size.node.expr / self._symbol).is_Integer
+        ]
+        symbolic = sum(isinstance(size, torch.SymInt) for size in node.meta["val"].shape)
+        if symbolic != len(found) or symbolic > 1 or (found and found[0].rows > 1 and found[0].axis):
+            raise CompileError(f"{_path(node)}: the images are mixed into another axis of a tensor")
+        return found[0] if found else None
+
+    def _size(self, graph: fx.Graph, node: fx.Node, rows: fx.Node | None) -> Any:
+        """The size that a node computes from the number of images, with the masks in their place."""
+        factor = node.meta["val"].node.expr / self._symbol
+        if rows is None or not factor.is_Integer:
+            raise CompileError(f"{_path(node)}: a shape depends on the number of images in an unknown way")
+        return rows if factor == 1 else graph.call_function(operator.mul, (rows, int(factor)))
+
+    def _images(self, node: fx.Node) -> _Layout:
+        """The layout of a tensor that is known to depend on the images."""
+        layout = self._layout(node)
+        if layout is None:
+            raise CompileError(f"{_path(node)}: only dropout of activations can be masked, not that of parameters")
+        return layout
+
+    def _is_row_wise(self, node: fx.Node) -> bool:
+        """Whether a node treats the rows of matrices (B, F) alone."""
+        tensors = [node, *(one for one in node.all_input_nodes if one.op != "get_attr")]
+        if not all(
+            isinstance(one.meta.get("val"), Tensor) and one.meta["val"].ndim == 2
+            for one in tensors
+            if one.op != "output"
+        ):
+            return False
+        if any(self._layout(one) != _Layout(0, 1) for one in tensors if one.op != "output"):
+            return False
+        is_dropout = node in self._site_of and node.target in _DROPOUT
+        return node.op == "output" or is_dropout or node.target in _ROW_WISE or _keeps_shape(node)
+
+    def _check_random(self) -> None:
+        masked = _DROPOUT | _CHANNEL_DROPOUT | _RECURRENT.keys() | {_ATTENTION}
+        for node in self._nodes:
+            is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+            if is_random and node.target not in masked:
+                raise CompileError(
+                    f"{_path(node)}: {node.target} is random, and no mask can replace it; "
+                    "use nn.Dropout, nn.Dropout1d, 2d or 3d, or dropout in attention"
+                )
+
+    def _check_output(self) -> None:
+        value = self._output.meta.get("val")
+        if not (isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point()):
+            raise CompileError(f"the network must return logits (images, classes), got {_shape(value)}")
+        if self._layout(self._output) != _Layout(0, 1):
+            raise CompileError(f"the network must return one row of logits for each image, got {_shape(value)}")
+        if self._output.target in _PROBABILITIES:
+            raise CompileError(
+                f"the network must return logits, but ends in {_PROBABILITIES[self._output.target]}: remove it"
+            )
+        if value.shape[1] == 1:
+            raise CompileError(ONE_LOGIT)
+
+
+def _only_output(node: fx.Node) -> fx.Node:
+    outputs = node.args[0]
+    while isinstance(outputs, (tuple, list)) and len(outputs) == 1:
+        outputs = outputs[0]
+    if not isinstance(outputs, fx.Node):
+        raise CompileError(f"the network must return one tensor of logits, got {type(outputs).__name__}")
+    return outputs
+
+
+def _first(node: fx.Node) -> fx.Node:
+    """The first argument of a node."""
+    return typing.cast("fx.Node", node.args[0])
+
+
+def _reachable(starts: Iterable[fx.Node]) -> dict[fx.Node, None]:
+    found: dict[fx.Node, None] = dict.fromkeys(starts)
+    pending = list(found)
+    while pending:
+        for user in pending.pop().users:
+            if user not in found:
+                found[user] = None
+                pending.append(user)
+    return found
+
+
+def _keeps_shape(node: fx.Node) -> bool:
+    """Whether a node only changes the shape of a tensor, and leaves it as it is."""
+    return node.target in _RESHAPES and list(_first(node).meta["val"].shape) == list(node.meta["val"].shape)
+
+
+def _path(node: fx.Node) -> str:
+    """Path of the module that computes a node."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return (
+        str(stack[-1][0]).removeprefix("L['self'].").removeprefix("network").removeprefix(".")
+        if stack and stack[-1][0]
+        else "the network"
+    )
+
+
+def _shape(value: Any) -> str:
+    return str(list(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _bytes(value: Tensor) -> int:
+    return value.element_size() * _product(int(size) if isinstance(size, int) else _rows(size) for size in value.shape)
+
+
+def _rows(size: torch.SymInt) -> int:
+    return int(size.node.expr.subs(dict.fromkeys(size.node.expr.free_symbols, 1)))
+
+
+def _product(sizes: Iterable[int]) -> int:
+    return math.prod(sizes)
+
+
+def _multiply(features: Tensor, mask_S: Tensor, axis: int, rows: int) -> Tensor:
+    """Multiply features by masks (S, ...) along the axis that has the images."""
+    if rows > 1:
+        mask_S = mask_S.flatten(0, 1)
+    return features * (mask_S.movedim(0, axis) if axis else mask_S)
+
+
+def _expand(value: Tensor, masks: int, axis: int, rows: int) -> Tensor:
+    """Repeat the value of one image for each mask."""
+    if rows > 1:
+        return value.unsqueeze(0).expand(masks, *value.shape).flatten(0, 1)
+    return value.expand(*(masks if index == axis else size for index, size in enumerate(value.shape)))
+
+
+def _count_flops(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, tuple[Tensor, ...]]:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        outputs = module(*inputs)
+    return int(counter.get_total_flops()), outputs
