@@ -23,8 +23,9 @@ def test_a_built_bento_serves_the_same_bytes_without_training_code(tmp_path, cli
     (source,) = (home / "bentos").glob("*/*/src")
     assert {path.name for path in source.iterdir() if path.is_dir()} == {"model", "service"}
     requirements = (source.parent / "env" / "python" / "requirements.txt").read_text()
-    assert "torch==" in requirements
-    assert "torchvision" not in requirements
+    assert "onnxruntime==" in requirements
+    assert "torch" not in requirements
+    assert not (source / "model" / "network").exists()
     with serve(home, tag) as bento:
         for params in ({}, {"samples": 100, "seed": 4}):
             there = httpx.post(f"{bento.url}/predict", files={"image": BOOT}, params=params)

@@ -103,3 +103,12 @@ def test_pages_are_served_and_head_has_no_body(client, path):
     assert client.get(path).content
     response = client.head(path)
     assert (response.status_code, response.content) == (200, b"")
+
+
+def test_workers_have_no_training_framework_in_memory(client, server):
+    assert client.post("/predict", files={"image": BOOT}, params={"samples": 100}).status_code == 200
+    assert client.post("/predict", files={"image": BOOT}, params={"method": "moments"}).status_code == 200
+    for pid in server.worker_pids:
+        mapped = Path(f"/proc/{pid}/maps").read_text()
+        assert "onnxruntime" in mapped
+        assert "libtorch" not in mapped
