@@ -114,6 +114,8 @@ class Graph:
     """
 
     def __init__(self, spec: GraphSpec, files: Mapping[str, bytes]) -> None:
+        if MAIN not in files:
+            raise ValueError(f"expected a file {MAIN}, got {', '.join(sorted(files)) or 'none'}")
         self.spec = spec
         self._main = _session(MAIN, files[MAIN])
         self._prefix = _session(PREFIX, files[PREFIX]) if PREFIX in files else None
@@ -143,7 +145,7 @@ class Graph:
         return probs_BC
 
     def logits(self, images_B: Array, mask_range: MaskRange | None = None) -> Array:
-        """Compute logits (S, B, K) under masks, or (1, B, K) in eval mode; see `sample`."""
+        """Compute logits (S, B, K) under the masks of a range, or (1, B, K) in eval mode; see `sample`."""
         return self._run("logits", images_B, mask_range)
 
     def sample(self, images_B: Array, samples: int = 100, seed: int = 0, *, masks: Masks = "stratified") -> Array:
@@ -222,15 +224,16 @@ class Graph:
         """Compute an output (S, B, K) for all images and masks."""
         self._check_images(images_B)
         samples, seed, masks = mask_range or (range(1), 0, "stratified")
-        chunks = [range(first, min(first + self._chunk, samples.stop)) for first in range(0, samples.stop, self._chunk)]
-        results_SBC = np.empty((samples.stop, len(images_B), self.spec.classes), np.float32)
+        chunks = [samples[first : first + self._chunk] for first in range(0, len(samples), self._chunk)]
+        results_SBC = np.empty((len(samples), len(images_B), self.spec.classes), np.float32)
         first = 0
-        for images in self._groups(images_B, masks=len(chunks[0])):
+        for images in self._groups(images_B, masks=min(self._chunk, len(samples))):
             values = self._values(images)
             for chunk in chunks:
                 factors = self._ones if mask_range is None else self._factors(chunk, seed, masks)
                 (result_BSC,) = self._main.run([output], values | factors)
-                results_SBC[chunk.start : chunk.stop, first : first + len(images)] = result_BSC.transpose(1, 0, 2)
+                rows = slice(chunk.start - samples.start, chunk.stop - samples.start)
+                results_SBC[rows, first : first + len(images)] = result_BSC.transpose(1, 0, 2)
             first += len(images)
         return results_SBC
 
@@ -264,6 +267,10 @@ class Graph:
             if entry is None or tuple(entry.shape[1:]) != site.shape or entry.type != "tensor(float)":
                 found = "none" if entry is None else f"{entry.type} {entry.shape}"
                 raise ValueError(f"{MAIN}: input mask_{index}: expected float (masks, {site.shape}), got {found}")
+        values = {entry.name for entry in self._prefix.get_outputs()} if self._prefix else {"image"}
+        expected = values | {f"mask_{index}" for index in range(len(self.spec.sites))}
+        if inputs.keys() != expected:
+            raise ValueError(f"{MAIN}: expected the inputs {sorted(expected)}, got {sorted(inputs)}")
         first = (self._prefix or self._main).get_inputs()
         images = {entry.name: entry for entry in first}.get("image")
         if images is None or tuple(images.shape[1:]) != self.spec.image:
