@@ -13,9 +13,9 @@ def attend(  # noqa: PLR0913, PLR0917 - as torch calls it
     key: Tensor,
     value: Tensor,
     attn_mask: Tensor | None = None,
-    is_causal: bool = False,  # noqa: FBT001, FBT002 - as torch calls it
+    is_causal: bool = False,  # noqa: FBT001, FBT002
     scale: float | None = None,
-    enable_gqa: bool = False,  # noqa: FBT001, FBT002 - as torch calls it
+    enable_gqa: bool = False,  # noqa: FBT001, FBT002
 ) -> Tensor:
     """Compute drop(softmax(q k^T scale + attn_mask)) v (Vaswani et al. 2017, section 5.4).
 

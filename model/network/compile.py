@@ -15,8 +15,10 @@ from model.graph import MAIN, PREFIX, Graph, GraphSpec
 from model.masks import MaskRange
 from model.network.live import LiveNetwork
 from model.network.tracing import CompileError, MaskedNetwork, trace
+from model.network.twins import with_own_buffers
 
 _CHECKED_MASKS = 32
+_CHECKED_TOGETHER = 5  # images
 _CHECKED_SEED = 2**64 - 20  # not one that somebody would choose
 _TOLERANCE = 1e-4  # largest accepted difference from torch, relative to the largest logit
 
@@ -60,6 +62,7 @@ def compile_network(module: nn.Module, example_image: Tensor | np.ndarray) -> Gr
 def compile_to_files(module: nn.Module, example_image: Tensor | np.ndarray) -> Compiled:
     """Compile a network to the files of a graph; see `compile_network`."""
     image_1 = _example(module, example_image)
+    module = with_own_buffers(module)
     network = trace(module, image_1)
     files, classes = _export(network, image_1)
     spec = GraphSpec(
@@ -90,7 +93,7 @@ def _example(module: nn.Module, example_image: Tensor | np.ndarray) -> Tensor:
     image = image if image.ndim == 4 else image.unsqueeze(0)
     if len(image) != 1:
         raise CompileError(f"the example must be one image, got {list(image.shape)}")
-    return image.detach()
+    return image.detach().clone()  # which the network may change
 
 
 class _Outputs(nn.Module):
@@ -118,7 +121,7 @@ def _export(network: MaskedNetwork, image_1: Tensor) -> tuple[dict[str, bytes], 
     names, values, files = ["image"], (images_B,), {}
     if network.prefix is not None:
         with torch.no_grad():
-            values = network.prefix(images_B)
+            values = network.prefix(images_B.clone())
         names = [f"value_{index}" for index in range(len(values))]
         files[PREFIX] = _to_onnx(network.prefix, (images_B,), (images_axis,), ["image"], names)
     masks = [torch.ones(3, *site.shape) for site in network.sites]
@@ -184,19 +187,26 @@ def _verify(graph: Graph, module: nn.Module, image_1: Tensor) -> float:
     live, images = LiveNetwork(module), image_1.numpy()
     masks: MaskRange = (range(_CHECKED_MASKS), _CHECKED_SEED, "stratified")
     with torch.no_grad():
-        expected = {"eval mode": live.predict(image_1)[:, None], "masks": live.sample(image_1, masks)[:, None]}
-    actual = {
-        "eval mode": graph.logits(images, None),
-        "masks": graph.logits(images, masks),
-    }
+        eval_1C, masked_SC = live.predict(image_1).numpy(), live.sample(image_1, masks).numpy()
+    if not np.isfinite(eval_1C).all():
+        raise CompileError("the logits of the example image are not finite")
+    others = np.random.default_rng(0).random((_CHECKED_TOGETHER - 1, *images.shape[1:]), np.float32)
+    together = np.concatenate([images, others])
+    alone_SBC = np.concatenate([graph.logits(image[None], masks) for image in together], axis=1)
     differences = {
-        name: float(np.abs(actual[name] - logits.numpy()).max() / max(float(logits.abs().max()), 1e-6))
-        for name, logits in expected.items()
+        "eval mode": _difference(graph.logits(images), eval_1C[:, None]),
+        "masks": _difference(graph.logits(images, masks), masked_SC[:, None]),
+        "several images at once": _difference(graph.logits(together, masks), alone_SBC),
     }
     for name, difference in differences.items():
         if not difference <= _TOLERANCE:
             raise CompileError(
                 f"the graph differs from torch in {name} by {difference:.2g} of the largest logit: the network "
-                "computes something that depends on more than images and masks, such as random numbers or its own mode"
+                "computes something that depends on more than an image and masks, for example random numbers, other "
+                "images, its own mode, or a tensor that is changed in place after its use"
             )
     return max(differences.values())
+
+
+def _difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(actual - expected).max() / max(float(np.abs(expected).max()), 1e-6))

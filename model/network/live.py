@@ -23,7 +23,7 @@ class LiveNetwork:
         module: from images (B, ...) to logits (B, K); parameters that change later are used as they then are.
 
     Raises:
-        TypeError: the module contains dropout that masks can't replace.
+        DropoutError: the module contains dropout that masks can't replace.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -35,13 +35,14 @@ class LiveNetwork:
 
     def predict(self, image_1: Tensor) -> Tensor:
         """Logits (1, K) without dropout."""
-        logits_1C: Tensor = self._eval(image_1)
+        logits_1C: Tensor = self._eval(image_1.clone())  # which the module may change
         return logits_1C
 
     def sample(self, image_1: Tensor, mask_range: MaskRange) -> Tensor:
         """Logits (S, K) under masks.
 
         Raises:
+            DropoutError: dropout is used that masks can't replace.
             ValueError: no dropout is reached.
         """
         sites = self.sites(image_1)
@@ -82,7 +83,7 @@ class LiveNetwork:
             return features * mask(p, (*shape[:2], *(1 for _ in shape[2:])) if is_channels else shape)
 
         with without_fused_attention(), DropoutMode(drop):
-            logits_1C: Tensor = self._masked(image_1)
+            logits_1C: Tensor = self._masked(image_1.clone())
         return logits_1C
 
 

@@ -8,6 +8,7 @@ import inspect
 import math
 import operator
 import typing
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,14 +18,15 @@ from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.graph import Site
-from model.network.dropout_mode import NO_DROPOUT, ONE_LOGIT, DropoutMode, refuse_unmaskable
+from model.network.dropout_mode import NO_DROPOUT, ONE_LOGIT, DropoutError, DropoutMode, refuse_unmaskable
 from model.network.twins import attention_modules, eval_twin, without_fused_attention
 
 _ATEN = torch.ops.aten
 _DROPOUT = {_ATEN.dropout.default, _ATEN.dropout_.default}
 _CHANNEL_DROPOUT = {_ATEN.feature_dropout.default, _ATEN.feature_dropout_.default}
 _ATTENTION = _ATEN.scaled_dot_product_attention.default
-_RECURRENT = {_ATEN.lstm.input: 5, _ATEN.gru.input: 5, _ATEN.rnn_tanh.input: 5, _ATEN.rnn_relu.input: 5}
+_RECURRENT = {_ATEN.lstm.input, _ATEN.gru.input, _ATEN.rnn_tanh.input, _ATEN.rnn_relu.input}
+_LAYERS, _DROPPED = 4, 5  # positions of their arguments: number of layers, and probability of dropout between them
 _PROBABILITIES = {
     _ATEN.sigmoid.default: "sigmoid",
     _ATEN.log_sigmoid.default: "log_sigmoid",
@@ -82,7 +84,7 @@ def trace(module: nn.Module, image_1: Tensor) -> MaskedNetwork:
     rewriter = _Rewriter(recorded)
     prefix, masked = rewriter.prefix(), rewriter.masked()
     ones = [torch.ones(1, *site.shape, dtype=image_1.dtype, device=image_1.device) for site in rewriter.sites]
-    shared_flops, values = _count_flops(prefix, (image_1,))
+    shared_flops, values = _count_flops(prefix, (image_1.clone(),))
     masked_flops, _ = _count_flops(masked, (*values, *ones))
     is_split = shared_flops > (_SPLIT_FLOPS if rewriter.batched else 0)
     return MaskedNetwork(
@@ -115,10 +117,15 @@ def _record(module: nn.Module, image_1: Tensor) -> fx.GraphModule:
         raise CompileError(f"the network fails on an image of shape {list(image_1.shape)}: {_line(error)}") from error
     images_2 = torch.cat([image_1, image_1.flip(-1)])
     try:
-        with torch.no_grad(), without_fused_attention():
+        with torch.no_grad(), without_fused_attention(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.export's notes on itself, for example on the weights of an LSTM
             program = torch.export.export(
                 recorder, (images_2,), dynamic_shapes=({0: torch.export.Dim("images")},), strict=False
             )
+    except CompileError:
+        raise
+    except DropoutError as error:
+        raise CompileError(str(error)) from error
     except Exception as error:  # whatever torch.export raises
         raise CompileError(
             "the network can't be recorded by torch.export: its control flow must not depend on the values of the "
@@ -141,7 +148,9 @@ class _Recorder(nn.Module):
     def forward(self, images_B: Tensor) -> Tensor:
         """Compute logits (B, K)."""
         with DropoutMode(_drop):
-            logits_BC: Tensor = self.network(images_B)
+            logits_BC = self.network(images_B)
+        if not isinstance(logits_BC, Tensor):
+            raise CompileError(f"the network must return one tensor of logits, got {type(logits_BC).__name__}")
         return logits_BC
 
 
@@ -192,7 +201,7 @@ class _Rewriter:
         self._nodes = list(recorded.graph.nodes)
         (self._image,) = (node for node in self._nodes if node.op == "placeholder")
         self._symbol = self._image.meta["val"].shape[0].node.expr
-        self._output = _only_output(self._nodes[-1])
+        ((self._output,),) = self._nodes[-1].args
         self._site_of: dict[fx.Node, int] = {}
         self.sites: list[Site] = []
         for node in self._nodes:
@@ -202,8 +211,13 @@ class _Rewriter:
         self._check_random()
         self._check_output()
         self._after = _reachable(self._site_of)
-        if self._output not in self._after:
+        if not self.sites:
             raise CompileError(NO_DROPOUT)
+        if self._output not in self._after:
+            raise CompileError(
+                "the logits don't depend on any dropout, unless through a tensor that is changed in place, which can't "
+                "be followed: change none in place"
+            )
         self._values = [
             node
             for node in self._nodes
@@ -239,7 +253,10 @@ class _Rewriter:
             if node in self._after or (self.batched and node in values):
                 return copies[node]
             if node not in expanded:
-                expanded[node] = self._repeated(graph, node, values, rows)
+                repeated = self._repeated(graph, node, values, rows)
+                if any(_changes(user, node) for user in node.users):  # an expanded tensor can't be changed in place
+                    repeated = graph.call_function(torch.clone, (repeated,))
+                expanded[node] = repeated
             return expanded[node]
 
         for node in self._nodes[:-1]:
@@ -281,29 +298,29 @@ class _Rewriter:
 
     def _site(self, node: fx.Node) -> Site | None:
         """The site of a node with p > 0; None for other nodes."""
-        name, arguments = _path(node), typing.cast("tuple[Any, ...]", node.args)
-        if node.target in _RECURRENT and arguments[_RECURRENT[node.target]] > 0:
+        where, arguments = _where(node), typing.cast("tuple[Any, ...]", node.args)
+        if node.target in _RECURRENT and arguments[_LAYERS] > 1 and arguments[_DROPPED] > 0:
             raise CompileError(
-                f"{name}: the dropout between the layers of a recurrent module can't be masked; use modules of one "
+                f"{where}: the dropout between the layers of a recurrent module can't be masked; use modules of one "
                 "layer with nn.Dropout between them"
             )
         if node.target not in _DROPOUT | _CHANNEL_DROPOUT or arguments[1] == 0:
             return None
         features, p, is_seen = arguments
         if not is_seen:
-            raise CompileError(f"{name}: {node.target} can't be masked; call torch.nn.functional.dropout")
+            raise CompileError(f"{where}: {node.target} can't be masked; call torch.nn.functional.dropout")
         axis, rows = self._images(features)
         shape = list(features.meta["val"].shape)
         if node.target in _CHANNEL_DROPOUT:
             if axis or rows > 1:
-                raise CompileError(f"{name}: dropout of channels must have the images on its first axis")
+                raise CompileError(f"{where}: dropout of channels must have the images on its first axis")
             shape = [shape[1], *(1 for _ in shape[2:])]
         else:
             del shape[axis]
             shape = [rows, *shape] if rows > 1 else shape
         if not all(isinstance(size, int) and size > 0 for size in shape):
-            raise CompileError(f"{name}: the shape of a mask must not depend on the images")
-        return Site(name, float(p), tuple(shape))
+            raise CompileError(f"{where}: the shape of a mask must not depend on the images")
+        return Site(_path(node), float(p), tuple(shape))
 
     def _layout(self, node: fx.Node) -> _Layout | None:
         """Where a tensor has its images; None if it does not depend on their number."""
@@ -315,21 +332,26 @@ class _Rewriter:
         ]
         symbolic = sum(isinstance(size, torch.SymInt) for size in node.meta["val"].shape)
         if symbolic != len(found) or symbolic > 1 or (found and found[0].rows > 1 and found[0].axis):
-            raise CompileError(f"{_path(node)}: the images are mixed into another axis of a tensor")
+            raise CompileError(f"{_where(node)}: the images are mixed into another axis of a tensor")
         return found[0] if found else None
 
     def _size(self, graph: fx.Graph, node: fx.Node, rows: fx.Node | None) -> Any:
         """The size that a node computes from the number of images, with the masks in their place."""
-        factor = node.meta["val"].node.expr / self._symbol
+        expression = node.meta["val"].node.expr
+        if not expression.has(self._symbol):
+            raise CompileError(
+                f"{_where(node)}: a number is computed from the values of the images; leave it a tensor (no .item())"
+            )
+        factor = expression / self._symbol
         if rows is None or not factor.is_Integer:
-            raise CompileError(f"{_path(node)}: a shape depends on the number of images in an unknown way")
+            raise CompileError(f"{_where(node)}: a shape depends on the number of images in an unknown way")
         return rows if factor == 1 else graph.call_function(operator.mul, (rows, int(factor)))
 
     def _images(self, node: fx.Node) -> _Layout:
         """The layout of a tensor that is known to depend on the images."""
         layout = self._layout(node)
         if layout is None:
-            raise CompileError(f"{_path(node)}: only dropout of activations can be masked, not that of parameters")
+            raise CompileError(f"{_where(node)}: only dropout of activations can be masked, not that of parameters")
         return layout
 
     def _is_row_wise(self, node: fx.Node) -> bool:
@@ -347,12 +369,12 @@ class _Rewriter:
         return node.op == "output" or is_dropout or node.target in _ROW_WISE or _keeps_shape(node)
 
     def _check_random(self) -> None:
-        masked = _DROPOUT | _CHANNEL_DROPOUT | _RECURRENT.keys() | {_ATTENTION}
+        masked = _DROPOUT | _CHANNEL_DROPOUT | _RECURRENT | {_ATTENTION}
         for node in self._nodes:
             is_random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
             if is_random and node.target not in masked:
                 raise CompileError(
-                    f"{_path(node)}: {node.target} is random, and no mask can replace it; "
+                    f"{_where(node)}: {node.target} is random, and no mask can replace it; "
                     "use nn.Dropout, nn.Dropout1d, 2d or 3d, or dropout in attention"
                 )
 
@@ -368,15 +390,6 @@ class _Rewriter:
             )
         if value.shape[1] == 1:
             raise CompileError(ONE_LOGIT)
-
-
-def _only_output(node: fx.Node) -> fx.Node:
-    outputs = node.args[0]
-    while isinstance(outputs, (tuple, list)) and len(outputs) == 1:
-        outputs = outputs[0]
-    if not isinstance(outputs, fx.Node):
-        raise CompileError(f"the network must return one tensor of logits, got {type(outputs).__name__}")
-    return outputs
 
 
 def _first(node: fx.Node) -> fx.Node:
@@ -400,14 +413,20 @@ def _keeps_shape(node: fx.Node) -> bool:
     return node.target in _RESHAPES and list(_first(node).meta["val"].shape) == list(node.meta["val"].shape)
 
 
+def _changes(node: fx.Node, source: fx.Node) -> bool:
+    """Whether a node changes a tensor in place."""
+    is_mutable = isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable  # noqa: SLF001
+    return is_mutable and bool(node.args) and node.args[0] is source
+
+
 def _path(node: fx.Node) -> str:
-    """Path of the module that computes a node."""
+    """Path of the module that computes a node; empty for the network itself."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    return (
-        str(stack[-1][0]).removeprefix("L['self'].").removeprefix("network").removeprefix(".")
-        if stack and stack[-1][0]
-        else "the network"
-    )
+    return str(stack[-1][0]).removeprefix("L['self'].").removeprefix("network").removeprefix(".") if stack else ""
+
+
+def _where(node: fx.Node) -> str:
+    return _path(node) or "the network"
 
 
 def _shape(value: Any) -> str:

@@ -20,6 +20,18 @@ def eval_twin(module: nn.Module, training: Collection[str] = ()) -> nn.Module:
     return _copy(module, "", training, {})
 
 
+def with_own_buffers(module: nn.Module) -> nn.Module:
+    """Copy the tree of modules with copies of the buffers, which a forward pass may change."""
+    twin = eval_twin(module)
+    copies: dict[int, Tensor] = {}
+    for inner in twin.modules():
+        inner.__dict__["_buffers"] = {
+            name: None if buffer is None else copies.setdefault(id(buffer), buffer.clone())
+            for name, buffer in inner._buffers.items()  # noqa: SLF001 - named_buffers leaves out None and shared ones
+        }
+    return twin
+
+
 def _copy(module: nn.Module, path: str, training: Collection[str], copies: dict[int, nn.Module]) -> nn.Module:
     if id(module) in copies:
         return copies[id(module)]
@@ -49,7 +61,7 @@ def attention_modules(module: nn.Module, image_1: Tensor) -> set[str]:
         inner.register_forward_hook(lambda *_: running.pop() and None)
     found: set[str] = set()
     with _AttentionCalls(lambda: found.add(running[-1])), torch.no_grad(), without_fused_attention():
-        twin(image_1)
+        twin(image_1.clone())  # which the module may change
     return found
 
 
