@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy.special import softmax
@@ -269,7 +269,7 @@ class Pipeline:
 
     def _score(self, prediction: Prediction, parameters: RankParameters) -> float:
         if prediction.uncertainty is not None and parameters.by == "bald":
-            return prediction.uncertainty.mutual_information.item()
+            return prediction.mutual_information
         probs_C = np.array(prediction.probabilities)
         calibration = self._policy.calibration(prediction) if parameters.calibrated else None
         if calibration is not None:
@@ -277,7 +277,7 @@ class Pipeline:
         return _SCORES[parameters.by](probs_C)
 
 
-_SCORES: dict[RankBy, Callable[[np.ndarray], Any]] = {
+_SCORES: dict[RankBy, Callable[[np.ndarray], float]] = {
     "entropy": lambda probs_C: float(entropy(probs_C)),
     "margin": lambda probs_C: float(1 - np.diff(np.partition(probs_C, -2)[-2:])[0]),
     "least_confidence": lambda probs_C: float(1 - probs_C.max()),

@@ -251,7 +251,10 @@ def with_layers() -> nn.Module:
         (Two, "must have one input, the images; its forward takes images, others"),
         (lambda: Small().double(), r"first\.weight is torch\.float64 on cpu: compile a float32 network on the CPU"),
         (with_nan, r"second\.weight has values that are not finite"),
-        (with_layers, "lstm: the dropout between the layers of a recurrent module can't be masked; use modules of one"),
+        (
+            with_layers,
+            "layer lstm: LSTM can't be masked there: its dropout is between its layers; use modules of one layer",
+        ),
     ],
     ids=["inputs", "double", "nan", "recurrent"],
 )

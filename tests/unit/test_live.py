@@ -145,7 +145,7 @@ def doubled_by_view(features: Tensor) -> Tensor:
     [
         (nn.Identity(), "no dropout is reached in eval mode"),
         (nn.Dropout(0), "no dropout is reached in eval mode"),
-        (nn.AlphaDropout(0.2), "alpha_dropout can't be replaced by a mask"),
+        (lambda features: torch.alpha_dropout(features, 0.2, True), "alpha_dropout can't be replaced by a mask"),
         (lambda features: torch.feature_alpha_dropout(features, 0.2, True), "feature_alpha_dropout can't be replaced"),
         (nn.Dropout1d(0.5), "dropout1d of 2 axes takes the images for channels"),
         (doubled_in_place, r"what dropout changes in place is used again: .* or inplace=False"),
@@ -162,7 +162,7 @@ def test_dropout_that_masks_cant_replace_is_refused(drop, message):
 def test_dropout_between_layers_of_an_lstm_is_refused():
     network = make("recurrent")
     network.lstm = nn.LSTM(6, 6, num_layers=2, dropout=0.2)
-    with pytest.raises(DropoutError, match="lstm: the dropout between the layers of LSTM can't be masked"):
+    with pytest.raises(TypeError, match="layer lstm: LSTM can't be masked there: its dropout is between its layers"):
         LiveNetwork(network)
 
 
