@@ -10,7 +10,6 @@ from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, 
 from training.calibrate import conformal_quantile
 from training.data import Images
 
-
 _SHRINKAGE = 1e-4  # towards a multiple of the identity
 _SEED = 0
 _IMAGES_PER_VARIATION = 500

@@ -11,7 +11,7 @@ from torch.nn import functional
 from zoo import IMAGES_B, ZOO, loop, make
 
 from model.network.attention import attend
-from model.network.dropout_mode import DropoutError, DropoutMode
+from model.network.dropout_mode import DropoutMode
 from model.network.live import LiveNetwork
 from model.network.twins import eval_twin, with_own_buffers, without_fused_attention
 
