@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-import onnxruntime
 
 from model.adaptive import sample_until
 from model.masks import MaskRange, Masks, check_masks, check_seed, keep_masks, survivor_scale
+from model.session import open_session
 from model.uncertainty import Uncertainty, summarize
 
 Array = np.ndarray
@@ -117,8 +117,8 @@ class Graph:
         if MAIN not in files:
             raise ValueError(f"expected a file {MAIN}, got {', '.join(sorted(files)) or 'none'}")
         self.spec = spec
-        self._main = _session(MAIN, files[MAIN])
-        self._prefix = _session(PREFIX, files[PREFIX]) if PREFIX in files else None
+        self._main = open_session(MAIN, files[MAIN])
+        self._prefix = open_session(PREFIX, files[PREFIX]) if PREFIX in files else None
         self._masks = _MaskCache(spec.sites)
         self._check_interface()
         self._mask_names = [f"mask_{index}" for index in range(len(spec.sites))]
@@ -141,12 +141,12 @@ class Graph:
             TypeError: the images are not float32.
             ValueError: the images have another shape.
         """
-        probs_BC: Array = self._run("probs", images_B, None)[0]
+        probs_BC: Array = self._run("probs", images_B, None)[:, 0]
         return probs_BC
 
     def logits(self, images_B: Array, mask_range: MaskRange | None = None) -> Array:
         """Compute logits (S, B, K) under the masks of a range, or (1, B, K) in eval mode; see `sample`."""
-        return self._run("logits", images_B, mask_range)
+        return self._run("logits", images_B, mask_range).transpose(1, 0, 2)
 
     def sample(self, images_B: Array, samples: int = 100, seed: int = 0, *, masks: Masks = "stratified") -> Array:
         """Predict under each of the first `samples` dropout masks of a seed.
@@ -170,7 +170,7 @@ class Graph:
         check_masks(masks)
         if samples < 2:
             raise ValueError(f"samples must be at least 2, got {samples}: one mask has no spread")
-        return self._run("probs", images_B, (range(samples), seed, masks))
+        return self._run("probs", images_B, (range(samples), seed, masks)).transpose(1, 0, 2)
 
     def sample_and_summarize(
         self, images_B: Array, samples: int = 100, seed: int = 0, *, masks: Masks = "stratified"
@@ -221,21 +221,23 @@ class Graph:
         return sample_until(sample, tolerance=tolerance, max_samples=max_samples)
 
     def _run(self, output: str, images_B: Array, mask_range: MaskRange | None) -> Array:
-        """Compute an output (S, B, K) for all images and masks."""
+        """Compute an output (B, S, K) for all images and masks."""
         self._check_images(images_B)
         samples, seed, masks = mask_range or (range(1), 0, "stratified")
         chunks = [samples[first : first + self._chunk] for first in range(0, len(samples), self._chunk)]
-        results_SBC = np.empty((len(samples), len(images_B), self.spec.classes), np.float32)
+        results_BSC = np.empty((len(images_B), len(samples), self.spec.classes), np.float32)
         first = 0
         for images in self._groups(images_B, masks=min(self._chunk, len(samples))):
             values = self._values(images)
             for chunk in chunks:
                 factors = self._ones if mask_range is None else self._factors(chunk, seed, masks)
                 (result_BSC,) = self._main.run([output], values | factors)
+                if len(chunks) == 1 and len(images) == len(images_B):
+                    return result_BSC
                 rows = slice(chunk.start - samples.start, chunk.stop - samples.start)
-                results_SBC[rows, first : first + len(images)] = result_BSC.transpose(1, 0, 2)
+                results_BSC[first : first + len(images), rows] = result_BSC
             first += len(images)
-        return results_SBC
+        return results_BSC
 
     def _factors(self, chunk: range, seed: int, masks: Masks) -> dict[str, Array]:
         return {name: self._masks.draw(index, chunk, seed, masks) for index, name in enumerate(self._mask_names)}
@@ -280,17 +282,6 @@ class Graph:
         outputs = {entry.name: entry for entry in self._main.get_outputs()}
         if "probs" not in outputs or outputs["probs"].shape[-1] != self.spec.classes:
             raise ValueError(f"{MAIN}: expected an output probs of {self.spec.classes} classes")
-
-
-def _session(name: str, data: bytes) -> Any:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions have no common base class
-        raise ValueError(f"{name}: ONNX Runtime can't read it ({str(error).splitlines()[0]})") from error
 
 
 class _MaskCache:

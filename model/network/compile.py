@@ -123,20 +123,32 @@ def _export(network: MaskedNetwork, image_1: Tensor) -> tuple[dict[str, bytes], 
         with torch.no_grad():
             values = network.prefix(images_B.clone())
         names = [f"value_{index}" for index in range(len(values))]
-        files[PREFIX] = _to_onnx(network.prefix, (images_B,), (images_axis,), ["image"], names)
+        files[PREFIX] = to_onnx(network.prefix, (images_B,), (images_axis,), ["image"], names)
     masks = [torch.ones(3, *site.shape) for site in network.sites]
     names += [f"mask_{index}" for index in range(len(masks))]
     axes = (*[images_axis] * len(values), *[{0: torch.export.Dim("masks")}] * len(masks))
     outputs = _Outputs(network)
     with torch.no_grad():
         example = outputs(*values, *masks)
-    files[MAIN] = _to_onnx(outputs, (*values, *masks), (axes,), names, list(example))
+    files[MAIN] = to_onnx(outputs, (*values, *masks), (axes,), names, list(example))
     return files, example["logits"].shape[-1]
 
 
-def _to_onnx(
+def to_onnx(
     module: nn.Module, inputs: tuple[Tensor, ...], axes: tuple[Any, ...], names: list[str], output_names: list[str]
 ) -> bytes:
+    """Export a module to ONNX.
+
+    Args:
+        module: in eval mode.
+        inputs: an example.
+        axes: dynamic axes of the inputs, as `torch.export.export` takes them.
+        names: of the inputs.
+        output_names: of the outputs.
+
+    Raises:
+        CompileError: an operator can't be exported.
+    """
     try:
         with torch.no_grad(), _quiet():
             program = torch.export.export(module, inputs, dynamic_shapes=axes, strict=False)
