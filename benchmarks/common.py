@@ -27,7 +27,9 @@ def use_threads(count: int) -> None:
     threadpool_limits(count)
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], *, budget: float, label: str) -> dict[str, float]:
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], *, budget: float, label: str, least: int = 3
+) -> dict[str, float]:
     """Measure the median seconds of each call; calls take turns, so that disturbances affect all alike.
 
     Fast calls are repeated between two turns of slow calls, which would otherwise leave cold caches. The order is
@@ -35,10 +37,11 @@ def interleaved(calls: Mapping[str, Callable[[], object]], *, budget: float, lab
 
     Args:
         calls: calls by name.
-        budget: seconds for each call, which has at least three turns.
+        budget: seconds for each call.
         label: label of the progress bar.
+        least: number of turns that also a call which exceeds its budget has, and of calls before the first turn.
     """
-    fastest = {name: min(_seconds(call) for _ in range(3)) for name, call in calls.items()}
+    fastest = {name: min(_seconds(call) for _ in range(least)) for name, call in calls.items()}
     repeats = {
         name: _FAST_CALL_REPEATS
         if seconds_taken < max(fastest.values()) / 10 or seconds_taken < _FAST_CALL_SECONDS
@@ -51,7 +54,7 @@ def interleaved(calls: Mapping[str, Callable[[], object]], *, budget: float, lab
         task = progress.add_task(label, total=budget * len(calls))
         for _ in range(_MAX_ROUNDS):
             used = {name: sum(times) for name, times in seconds.items()}
-            active = [name for name, times in seconds.items() if len(times) < 3 or used[name] < budget]
+            active = [name for name, times in seconds.items() if len(times) < least or used[name] < budget]
             if not active:
                 break
             for repeat in range(_FAST_CALL_REPEATS):
@@ -74,14 +77,14 @@ def peak_memory() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024  # ru_maxrss would include the parent's peak
 
 
-def machine() -> str:
-    """Describe processor and versions in one line."""
+def machine(*others: str) -> str:
+    """Describe processor and versions, also of other packages, in one line."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    packages = ("torch", "numpy", "bentoml", "baal", "torch-uncertainty")
+    packages = ("torch", "numpy", "onnxruntime", "bentoml", "baal", "torch-uncertainty", *others)
     versions = ", ".join(f"{name} {found}" for name in packages if (found := _version(name)))
     kernels = ", ".join(sorted({pool["architecture"] for pool in threadpool_info() if "architecture" in pool}))
     return f"{model}, {os.cpu_count()} cores; Python {platform.python_version()}, {versions}; OpenBLAS for {kernels}."

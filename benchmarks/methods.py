@@ -9,15 +9,17 @@ from collections.abc import Callable
 from copy import deepcopy
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 import training.vision  # noqa: F401 - torch-uncertainty imports torchvision, which this makes importable with a CPU-only torch
 from model import MomentPropagation, MonteCarloDropout
 
 Method = Callable[[Tensor], Tensor]
-MethodFactory = Callable[[nn.Sequential, int], Method]
+MethodFactory = Callable[[Any, int], Method]  # from a network, eval mode, and a number of samples
 
 UNAVAILABLE: dict[str, str] = {}
 
@@ -36,7 +38,7 @@ baal_wrapper = _optional("baal.modelwrapper")
 torch_uncertainty = _optional("torch_uncertainty.methods")
 
 
-def _eval_forward(network: nn.Sequential, _: int) -> Method:
+def _eval_forward(network: nn.Module, _: int) -> Method:
     return network
 
 
@@ -53,17 +55,23 @@ def _moments(network: nn.Sequential, _: int) -> Method:
     return lambda images_B: moments.predict(images_B).mean
 
 
-def _in_train_mode(network: nn.Sequential) -> nn.Sequential:
-    return deepcopy(network).train()
+def in_train_mode(network: nn.Module) -> nn.Module:
+    """A copy whose dropout is in train mode, also that of attention weights, and nothing else."""
+    stochastic = deepcopy(network).eval()
+    for module in stochastic.modules():
+        # In eval mode the layer of a transformer calls one fused operator, without its dropout.
+        if isinstance(module, (_DropoutNd, nn.MultiheadAttention, nn.TransformerEncoderLayer)):
+            module.training = True
+    return stochastic
 
 
-def _loop(network: nn.Sequential, samples: int) -> Method:
-    stochastic = _in_train_mode(network)
+def _loop(network: nn.Module, samples: int) -> Method:
+    stochastic = in_train_mode(network)
     return lambda images_B: torch.stack([stochastic(images_B).softmax(dim=-1) for _ in range(samples)])
 
 
-def _repeated_batch(network: nn.Sequential, samples: int) -> Method:
-    stochastic = _in_train_mode(network)
+def _repeated_batch(network: nn.Module, samples: int) -> Method:
+    stochastic = in_train_mode(network)
 
     def run(images_B: Tensor) -> Tensor:
         logits = stochastic(images_B.repeat(samples, *(1 for _ in images_B.shape[1:])))
@@ -73,7 +81,7 @@ def _repeated_batch(network: nn.Sequential, samples: int) -> Method:
 
 
 def _torch_uncertainty(*, on_batch: bool) -> MethodFactory:
-    def make(network: nn.Sequential, samples: int) -> Method:
+    def make(network: nn.Module, samples: int) -> Method:
         assert torch_uncertainty is not None
         wrapped = torch_uncertainty.mc_dropout(deepcopy(network), num_estimators=samples, on_batch=on_batch).eval()
         return lambda images_B: wrapped(images_B).softmax(dim=-1).view(samples, len(images_B), -1)
@@ -82,7 +90,7 @@ def _torch_uncertainty(*, on_batch: bool) -> MethodFactory:
 
 
 def _baal(*, replicate: bool, cached: bool = False) -> MethodFactory:
-    def make(network: nn.Sequential, samples: int) -> Method:
+    def make(network: nn.Module, samples: int) -> Method:
         assert baal_dropout is not None
         assert baal_caching is not None
         assert baal_wrapper is not None
@@ -104,7 +112,7 @@ def _baal(*, replicate: bool, cached: bool = False) -> MethodFactory:
 
 EVAL = "eval-mode forward"
 STRATIFIED, INDEPENDENT, MOMENTS = "ours: stratified", "ours: independent", "ours: moments"
-LOOP = "loop of train-mode passes"
+LOOP, REPEATED = "loop of train-mode passes", "repeated batch"
 OURS: dict[str, MethodFactory] = {STRATIFIED: _ours("stratified"), INDEPENDENT: _ours("independent"), MOMENTS: _moments}
 LIBRARIES: dict[str, MethodFactory] = {}
 if torch_uncertainty is not None:
@@ -118,11 +126,11 @@ METHODS: dict[str, MethodFactory] = {
     EVAL: _eval_forward,
     **OURS,
     LOOP: _loop,
-    "repeated batch": _repeated_batch,
+    REPEATED: _repeated_batch,
     **LIBRARIES,
 }
 
 # Methods that copy the images for each sample.
-WITH_REPLICATION = ("repeated batch", "torch-uncertainty, on_batch", "baal, replicated")
+WITH_REPLICATION = (REPEATED, "torch-uncertainty, on_batch", "baal, replicated")
 # Methods whose cost does not depend on the number of samples.
 WITHOUT_SAMPLES = (EVAL, MOMENTS)
