@@ -137,6 +137,7 @@ studies: $(FOR_TRAINING)
 bench: $(BENCH)/installed
 	$(BENCH)/bin/python -m benchmarks.epoch
 	$(BENCH)/bin/python -W ignore -m benchmarks.inference
+	$(BENCH)/bin/python -W ignore -m benchmarks.networks
 	$(BENCH)/bin/python -m benchmarks.error
 	$(BENCH)/bin/python -m benchmarks.latency
 	$(BENCH)/bin/python -m benchmarks.throughput
