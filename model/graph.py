@@ -231,7 +231,7 @@ class Graph:
             values = self._values(images)
             for chunk in chunks:
                 factors = self._ones if mask_range is None else self._factors(chunk, seed, masks)
-                (result_BSC,) = self._main.run([output], values | factors)
+                result_BSC: Array = self._main.run([output], values | factors)[0]
                 if len(chunks) == 1 and len(images) == len(images_B):
                     return result_BSC
                 rows = slice(chunk.start - samples.start, chunk.stop - samples.start)

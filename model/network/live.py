@@ -106,27 +106,29 @@ class LiveDropout:
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
-        self._live = LiveNetwork(network)
+        refuse_unmaskable(network)
 
     def predict(self, images_B: ArrayOrTensor) -> Tensor:
         """Predict without dropout: `probs_BC`."""
-        images_B = self._prepare(images_B)
+        images_B, live = self._prepare(images_B), LiveNetwork(self._network)
         with torch.no_grad():
-            logits = [self._live.predict(image) for image in torch.split(images_B, 1)] or [self._live.predict(images_B)]
+            logits = [live.predict(image) for image in torch.split(images_B, 1)] or [live.predict(images_B)]
         return softmax(_checked(torch.cat(logits)))
 
-    def sample(self, images_B: ArrayOrTensor, *, samples: int, seed: int, masks: Masks) -> Tensor:
-        """Predict under masks: `probs_SBC`."""
-        images_B = self._prepare(images_B)
+    def sample(
+        self, images_B: ArrayOrTensor, *, samples: int, seed: int, masks: Masks, gradients: bool = False
+    ) -> Tensor:
+        """Predict under masks: `probs_SBC`; with gradients towards the parameters if they are wanted."""
+        images_B, live = self._prepare(images_B), LiveNetwork(self._network)
         if len(images_B) == 0:
             return self.predict(images_B).expand(samples, -1, -1)
-        with torch.no_grad():
-            units = sum(math.prod(shape) for _, shape in self._live.sites(images_B[:1]))
+        units = sum(math.prod(shape) for _, shape in live.sites(images_B[:1]))
+        with torch.set_grad_enabled(gradients):
             logits = [
-                torch.stack([self._live.sample(image, (chunk, seed, masks)) for image in torch.split(images_B, 1)], 1)
+                torch.stack([live.sample(image, (chunk, seed, masks)) for image in torch.split(images_B, 1)], 1)
                 for chunk in mask_chunks(samples, units)
             ]
-        return softmax(_checked(torch.cat(logits)))
+            return softmax(_checked(torch.cat(logits)))
 
     def _prepare(self, images_B: ArrayOrTensor) -> Tensor:
         """Copy images to the network's dtype and device: its layers may change them."""

@@ -56,7 +56,13 @@ class MonteCarloDropout:
         return self._passes.predict(images_B)
 
     def sample(
-        self, images_B: Tensor | np.ndarray, *, samples: int = 100, seed: int = 0, masks: Masks = "stratified"
+        self,
+        images_B: Tensor | np.ndarray,
+        *,
+        samples: int = 100,
+        seed: int = 0,
+        masks: Masks = "stratified",
+        gradients: bool = False,
     ) -> Tensor:
         """Predict under each of the first `samples` dropout masks of a seed.
 
@@ -68,6 +74,8 @@ class MonteCarloDropout:
             seed: 0 .. 2**64 - 1; the same seed gives the same masks on every system.
             masks: the design, see `keep_masks`. The mean over stratified masks is as precise as that over several times
                 as many independent masks.
+
+            gradients: whether the result has gradients towards the parameters; it then takes longer.
 
         Returns:
             Class probabilities of each pass, `probs_SBC`, of shape (S, B, C).
@@ -81,6 +89,8 @@ class MonteCarloDropout:
         check_masks(masks)
         if samples < 2:
             raise ValueError(f"samples must be at least 2, got {samples}: one mask has no spread")
+        if gradients:
+            return LiveDropout(self._network).sample(images_B, samples=samples, seed=seed, masks=masks, gradients=True)
         return self._passes.sample(images_B, samples=samples, seed=seed, masks=masks)
 
     def sample_until(

@@ -806,3 +806,32 @@ def test_a_gpu_gives_the_same_numbers(network, images_B):
         assert one.is_cuda
         assert torch.allclose(one.cpu(), other, atol=1e-4)
     assert torch.allclose(summarize(found[0]).mean, summarize(expected[0]).mean, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [mlp, lambda: nn.Sequential(nn.Flatten(), Residual(p=0.5), nn.Linear(36, 5))])
+def test_gradients_reach_the_parameters_through_masks(make, images_B):
+    torch.manual_seed(5)
+    network = make()
+    mc = MonteCarloDropout(network)
+    probs_SBC = mc.sample(images_B, samples=6, seed=3, gradients=True)
+    assert torch.allclose(probs_SBC, mc.sample(images_B, samples=6, seed=3), atol=1e-6)
+    probs_SBC.mean(dim=0)[:, 0].sum().backward()
+    weight = next(module.weight for module in network.modules() if isinstance(module, nn.Linear))
+    found, step = weight.grad[2, 3].item(), 1e-2
+    with torch.no_grad():
+        changed = []
+        for shift in (step, -2 * step):
+            weight[2, 3] += shift
+            changed.append(mc.sample(images_B, samples=6, seed=3).mean(dim=0)[:, 0].sum().item())
+    assert found == pytest.approx((changed[0] - changed[1]) / (2 * step), abs=2e-4)
+
+
+def test_changes_of_any_module_take_effect(images_B):
+    residual = Residual(p=0.5)
+    network = nn.Sequential(nn.Flatten(), residual, nn.Linear(36, 5))
+    mc = MonteCarloDropout(network)
+    mc.sample(images_B, samples=4)
+    residual.inner[1].p = 0.2
+    residual.inner[0] = nn.Linear(36, 36)
+    expected = MonteCarloDropout(network).sample(images_B, samples=4)
+    assert torch.equal(mc.sample(images_B, samples=4), expected)
