@@ -6,7 +6,7 @@ Only `model.network` needs torch; it is imported when one of its names is first 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from model.artifact import Artifact, ArtifactError, load_artifact, save_artifact
+from model.artifact import Artifact, ArtifactError, load_artifact, save_artifact, save_compiled
 from model.calibration import Calibration, find_calibration
 from model.graph import Graph
 from model.masks import Masks, keep_masks
@@ -48,6 +48,7 @@ __all__ = [
     "keep_masks",
     "load_artifact",
     "save_artifact",
+    "save_compiled",
     "summarize",
 ]
 

@@ -29,6 +29,8 @@ from model.novelty import Novelty
 if TYPE_CHECKING:
     from torch import nn
 
+    from model.network.compile import Compiled
+
 FORMAT = 2
 FORMATS = (1, 2)
 CARD = "card.json"
@@ -103,7 +105,7 @@ class Artifact:
                 f"an artifact of format 1 has no graph, and compiling one needs the extra `train` ({error}): "
                 "convert it with python -m training.convert"
             ) from error
-        return compile_network(self.network, np.zeros((1, *self._architecture().image), np.float32))
+        return compile_network(self.network, _known_image(self._architecture().image))
 
     @cached_property
     def network(self) -> "nn.Sequential":
@@ -222,17 +224,58 @@ def save_artifact(
         from model.network.mlp import build_with_weights  # noqa: PLC0415 - needs torch
         from model.network.moments import sobol_points  # noqa: PLC0415 - needs torch
 
-        compiled = compile_to_files(build_with_weights(config, weights), np.zeros((1, *config.image), np.float32))
+        compiled = compile_to_files(build_with_weights(config, weights), _known_image(config.image))
         computed["graph"] = _graph_entry(compiled.spec, compiled.files)
         files |= compiled.files
         if config.classes <= MAX_CLASSES:
             files[POINTS] = safetensors.numpy.save({"points": sobol_points(config.classes)})
             computed["quadrature"] = {"file": POINTS, "sha256": _sha256(files[POINTS])}
+    return _write(folder, card, computed, files, calibrations, novelty)
+
+
+def save_compiled(
+    folder: Path,
+    compiled: "Compiled",
+    card: Mapping[str, Any],
+    *,
+    calibrations: Sequence[Calibration] = (),
+    novelty: Novelty | None = None,
+) -> dict[str, Any]:
+    """Write a compiled network of any architecture with its card; as `save_artifact` does.
+
+    Args:
+        folder: created if missing.
+        compiled: result of `model.network.compile_to_files`.
+        card: further entries of the card; must contain `classes`.
+        calibrations: calibrations of the network's estimators.
+        novelty: novelty model fitted to the network.
+
+    Returns:
+        The card as written.
+
+    Raises:
+        ArtifactError: the number of class names is not that of the network's outputs.
+    """
+    _check_classes(folder / CARD, card, compiled.spec.classes)
+    computed = {"format": FORMAT, "graph": _graph_entry(compiled.spec, compiled.files)}
+    (folder / WEIGHTS).unlink(missing_ok=True)  # left by an older artifact
+    return _write(folder, card, computed, dict(compiled.files), calibrations, novelty)
+
+
+def _write(
+    folder: Path,
+    card: Mapping[str, Any],
+    computed: dict[str, Any],
+    files: dict[str, bytes],
+    calibrations: Sequence[Calibration],
+    novelty: Novelty | None,
+) -> dict[str, Any]:
+    """Write files and card, and return the card; computed entries come first and can't be overridden."""
     fitted: dict[str, Any] = {"calibrations": [calibration.to_json() for calibration in calibrations]}
     if novelty is not None:
         files[NOVELTY] = safetensors.numpy.save(novelty.arrays())
         fitted["novelty"] = {"file": NOVELTY, "sha256": _sha256(files[NOVELTY]), **novelty.to_json()}
-    full_card = computed | dict(card) | computed | fitted  # computed entries come first and can't be overridden
+    full_card = computed | dict(card) | computed | fitted
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomically(folder / name, content)
@@ -255,10 +298,14 @@ def _graph_entry(spec: GraphSpec, files: Mapping[str, bytes]) -> dict[str, Any]:
     }
 
 
+def _known_image(shape: tuple[int, ...]) -> np.ndarray:
+    """An image of values that rise from 0 to 1, (1, *shape)."""
+    return np.linspace(0, 1, math.prod(shape), dtype=np.float32).reshape(1, *shape)
+
+
 def _known_answers(graph: Graph) -> dict[str, np.ndarray]:
-    """Logits of an image of ramps, in eval mode and under three masks, (K,) and (3, K)."""
-    size = math.prod(graph.spec.image)
-    image_1 = np.linspace(0, 1, size, dtype=np.float32).reshape(1, *graph.spec.image)
+    """Logits of the known image in eval mode and under three masks, (K,) and (3, K)."""
+    image_1 = _known_image(graph.spec.image)
     masked = graph.logits(image_1, (range(_KNOWN_MASKS), 0, "stratified"))
     return {"eval": graph.logits(image_1)[0, 0], "masks": masked[:, 0]}
 

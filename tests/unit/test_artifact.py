@@ -1,5 +1,6 @@
 import hashlib
 import json
+import math
 import os
 import pickle
 import re
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch import nn
 
 from model import (
     ArtifactError,
@@ -24,9 +26,11 @@ from model import (
     build_mlp,
     load_artifact,
     save_artifact,
+    save_compiled,
 )
 from model.artifact import CARD, POINTS, WEIGHTS, write_atomically
-from model.graph import MAIN
+from model.graph import MAIN, PREFIX
+from model.network import compile_to_files
 
 CONFIG = MLPConfig(image=(1, 4, 4), hidden=(6, 5), dropout=(0.1, 0.3), classes=3)
 CLASSES = ["a", "b", "c"]
@@ -459,3 +463,29 @@ def test_loading_and_predicting_imports_no_torch(folder):
         "sys.exit(any(name.split('.')[0] in ('torch', 'torchvision', 'onnx') for name in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_compiled_network_of_any_architecture_is_saved(tmp_path):
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout2d(0.3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2)]
+    compiled = compile_to_files(nn.Sequential(*layers), torch.rand(3, 8, 8))
+    with pytest.raises(ArtifactError, match="classes: expected 2 names, got 3"):
+        save_compiled(tmp_path, compiled, {"classes": 3})
+    save_compiled(tmp_path, compiled, {"classes": ["cat", "dog"], "seed": 1})
+    artifact, images_B = load_artifact(tmp_path), torch.rand(2, 3, 8, 8).numpy()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([CARD, *compiled.files])
+    assert PREFIX in compiled.files
+    assert (artifact.classes, artifact.card["seed"]) == (("cat", "dog"), 1)
+    assert artifact.sha256 == hashlib.sha256(compiled.files[MAIN]).hexdigest()
+    assert np.array_equal(artifact.engine.sample(images_B, 20), compiled.graph().sample(images_B, 20))
+    assert artifact.chain is artifact.moments is None
+    with pytest.raises(ArtifactError, match="a graph only"):
+        artifact.network  # noqa: B018 - raises
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, network, value):
+    with torch.no_grad():
+        network.hidden1.weight[0, 0] = value
+    with pytest.raises(ValueError, match=r"hidden1\.weight has values that are not finite"):
+        save_artifact(tmp_path / "x", network, CONFIG, {"classes": CLASSES})
+    assert not (tmp_path / "x").exists()
