@@ -311,7 +311,8 @@ def report(
     )
     limits += f"{MAX_SECONDS[32]:.0f} s for 32"
     text += (
-        f"\n(-: left out. {limits}; torch.compile is called with one image only.)\n\n"
+        f"\n(-: left out. {limits};\n"
+        "torch.compile is called with one image only.)\n\n"
         "One seed: the masks are drawn once and kept, as in a service, as far as they fit into the memory for them. A\n"
         "new seed: they are drawn in each call, as those of a live module are.\n\n"
         "torch-uncertainty finds layers of dropout only: in the ViT it leaves that of attention weights out, and it\n"
