@@ -16,8 +16,9 @@ from model.uncertainty import Uncertainty, summarize
 Array = np.ndarray
 
 MAIN, PREFIX = "network.onnx", "prefix.onnx"
-_CHUNK_BYTES = 2**25  # memory for the activations of the masks that are computed at once
-_SMALL_MASKS = 2**18  # units and masks up to which factors are kept instead of bytes
+_CHUNK_BYTES = 2**25  # memory for the activations of the masks of one image that are computed at once
+_BATCH_BYTES = 2**22  # the same for several images together: what caches hold
+_SMALL_MASKS = 2**16  # units and masks up to which factors are kept instead of bytes
 _CACHED_BYTES = 2**25  # memory for masks that are kept for the next image
 
 
@@ -123,7 +124,7 @@ class Graph:
         self._check_interface()
         self._mask_names = [f"mask_{index}" for index in range(len(spec.sites))]
         self._value_names = [entry.name for entry in self._main.get_inputs() if entry.name not in self._mask_names]
-        self._chunk = max(_CHUNK_BYTES // spec.mask_bytes, 1)
+        self._chunk = max((_BATCH_BYTES if spec.batched else _CHUNK_BYTES) // spec.mask_bytes, 1)
         self._ones = {
             name: np.ones((1, *site.shape), np.float32) for name, site in zip(self._mask_names, spec.sites, strict=True)
         }
@@ -166,10 +167,7 @@ class Graph:
             TypeError: the images are not float32, or the seed is not an integer.
             ValueError: the images have another shape, fewer than 2 samples, a seed out of range, or an unknown design.
         """
-        check_seed(seed)
-        check_masks(masks)
-        if samples < 2:
-            raise ValueError(f"samples must be at least 2, got {samples}: one mask has no spread")
+        self._check_sampling(samples, seed, masks)
         return self._run("probs", images_B, (range(samples), seed, masks)).transpose(1, 0, 2)
 
     def sample_and_summarize(
@@ -214,9 +212,15 @@ class Graph:
             TypeError: as in `sample`.
             ValueError: a tolerance of 0 or less, or as in `sample`.
         """
+        parts_SBC: list[Array] = []
 
         def sample(samples: int) -> tuple[Array, Uncertainty]:
-            return self.sample_and_summarize(images_B, samples, seed, masks=masks)
+            """Compute the masks that are new; the first ones stay the same."""
+            self._check_sampling(samples, seed, masks)
+            new = range(sum(map(len, parts_SBC)), samples)
+            parts_SBC.append(self._run("probs", images_B, (new, seed, masks)).transpose(1, 0, 2))
+            probs_SBC = np.concatenate(parts_SBC)
+            return probs_SBC, summarize(probs_SBC, masks=masks)
 
         return sample_until(sample, tolerance=tolerance, max_samples=max_samples)
 
@@ -253,6 +257,13 @@ class Graph:
         size = max(self._chunk // masks, 1) if self.spec.batched else 1
         for first in range(0, len(images_B), size):
             yield images_B[first : first + size]
+
+    @staticmethod
+    def _check_sampling(samples: int, seed: int, masks: Masks) -> None:
+        check_seed(seed)
+        check_masks(masks)
+        if samples < 2:
+            raise ValueError(f"samples must be at least 2, got {samples}: one mask has no spread")
 
     def _check_images(self, images_B: Array) -> None:
         if images_B.dtype != np.float32:

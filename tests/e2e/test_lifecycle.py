@@ -17,7 +17,8 @@ import pytest
 from server import ROOT, Server, serve
 
 from model import MLPConfig, build_mlp
-from model.artifact import PRETRAINED, save_artifact
+from model.artifact import CARD, NOVELTY, POINTS, PRETRAINED, WEIGHTS, save_artifact
+from model.graph import MAIN
 
 BOOT = (ROOT / "docs" / "images" / "fashion-mnist-ankle-boot.png").read_bytes()
 OTHER = ROOT / "training" / "ensemble" / "seed-1"
@@ -31,7 +32,7 @@ _PATIENCE = 300.0  # seconds until what does not come is a failure
 
 def put(source: Path, place: Path) -> None:
     """Copy an artifact file by file, the card last, each whole or not at all."""
-    for name in ("novelty.safetensors", "weights.safetensors", "card.json"):
+    for name in (NOVELTY, POINTS, MAIN, WEIGHTS, CARD):
         if (source / name).exists():
             shutil.copyfile(source / name, place / f".{name}")
             (place / f".{name}").replace(place / name)

@@ -20,6 +20,8 @@ from typer.testing import CliRunner, Result
 
 import training.train
 from model import MLPConfig, load_artifact
+from model.artifact import CARD, NOVELTY, POINTS, WEIGHTS
+from model.graph import MAIN
 from training.data import CLASSES, FILES, FashionMNIST, Images
 from training.fit import Fit
 from training.recipes import RECIPES, Recipe
@@ -291,7 +293,9 @@ def test_checkpoint_and_log_are_replaced_whole(runs: Runs) -> None:
 
 
 def test_nothing_else_is_left_in_the_folder(runs: Runs) -> None:
-    files = {"checkpoint.pt", "log.jsonl", "curves.png", "artifact/weights.safetensors", "artifact/card.json"}
+    files = {"checkpoint.pt", "log.jsonl", "curves.png"} | {
+        f"artifact/{name}" for name in (MAIN, POINTS, WEIGHTS, CARD)
+    }
     assert {path.as_posix() for path in contents(runs.whole.out)} == files
 
 
@@ -462,8 +466,8 @@ def test_overwrite_starts_anew(small: None, tmp_path: Path) -> None:
 
 
 def test_overwrite_leaves_nothing_of_the_old_run(small: None, tmp_path: Path) -> None:
-    calibrated = {"weights.safetensors", "card.json", "novelty.safetensors"}
-    for options, files in (((), calibrated), (("--validate",), calibrated - {"novelty.safetensors"})):
+    calibrated = {MAIN, POINTS, WEIGHTS, CARD, NOVELTY}
+    for options, files in (((), calibrated), (("--validate",), calibrated - {NOVELTY})):
         done = invoke("--out", tmp_path / "run", "--device", "cpu", "--overwrite", *options)
         assert done.exit_code == 0, done.output
         assert {path.name for path in (tmp_path / "run" / "artifact").iterdir()} == files

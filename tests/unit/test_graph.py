@@ -85,7 +85,8 @@ def test_an_image_doesnt_depend_on_its_neighbours(graph):
 def test_division_into_chunks_changes_no_bit(parts, masks, together, monkeypatch):
     images_B = images(parts.graph())
     expected = parts.graph().sample(images_B, samples=45, seed=3, masks=masks)
-    monkeypatch.setattr("model.graph._CHUNK_BYTES", together * parts.spec.mask_bytes)
+    for name in ("_CHUNK_BYTES", "_BATCH_BYTES"):
+        monkeypatch.setattr(f"model.graph.{name}", together * parts.spec.mask_bytes)
     assert np.array_equal(parts.graph().sample(images_B, samples=45, seed=3, masks=masks), expected)
 
 
@@ -231,7 +232,7 @@ def test_memory_stays_bounded_for_many_masks_and_images():
 import numpy as np
 from pathlib import Path
 import model.graph
-model.graph._CHUNK_BYTES = model.graph._CACHED_BYTES = 2**20
+model.graph._CHUNK_BYTES = model.graph._BATCH_BYTES = model.graph._CACHED_BYTES = 2**20
 from model import load_artifact
 graph = load_artifact().engine
 images = np.random.default_rng(0).random((64, 1, 28, 28), np.float32)
