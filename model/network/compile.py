@@ -202,6 +202,10 @@ def _verify(graph: Graph, module: nn.Module, image_1: Tensor) -> float:
         eval_1C, masked_SC = live.predict(image_1).numpy(), live.sample(image_1, masks).numpy()
     if not np.isfinite(eval_1C).all():
         raise CompileError("the logits of the example image are not finite")
+    if not masked_SC.any():
+        raise CompileError(
+            "all logits of the example image are 0, so that nothing can be checked: load trained weights"
+        )
     others = np.random.default_rng(0).random((_CHECKED_TOGETHER - 1, *images.shape[1:]), np.float32)
     together = np.concatenate([images, others])
     alone_SBC = np.concatenate([graph.logits(image[None], masks) for image in together], axis=1)

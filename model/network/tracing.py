@@ -129,7 +129,7 @@ def _record(module: nn.Module, image_1: Tensor) -> fx.GraphModule:
     except Exception as error:  # whatever torch.export raises
         raise CompileError(
             "the network can't be recorded by torch.export: its control flow must not depend on the values of the "
-            f"images, nor its shapes on their number ({_line(error)})"
+            f"images, nor its shapes on their number, which is images.shape[0], not len(images) ({_line(error)})"
         ) from error
     return program.module(check_guards=False)
 

@@ -217,6 +217,7 @@ REFUSED = {
     "images that are mixed": (lambda n, x: logits(n, x - x.mean(0)), f"{DIFFERS}.* other images"),
     "masks that are mixed": (lambda n, x: logits(n, x).cumsum(0), DIFFERS),
     "not finite": (lambda n, x: logits(n, x) / 0, "the logits of the example image are not finite"),
+    "zeros": (lambda n, x: logits(n, x) * 0, "all logits of the example image are 0"),
 }
 
 
