@@ -19,6 +19,7 @@ MAIN, PREFIX = "network.onnx", "prefix.onnx"
 _CHUNK_BYTES = 2**25  # memory for the activations of the masks of one image that are computed at once
 _BATCH_BYTES = 2**22  # the same for several images together: what caches hold
 _SMALL_MASKS = 2**16  # units and masks up to which factors are kept instead of bytes
+_CACHED_DRAWS = 64  # draws of masks that are kept, if the network has few sites
 _CACHED_BYTES = 2**25  # memory for masks that are kept for the next image
 
 
@@ -325,5 +326,5 @@ class _MaskCache:
             if key not in self._kept:
                 self._kept[key] = drawn
                 self._bytes += drawn.nbytes
-            while self._bytes > _CACHED_BYTES:
+            while self._bytes > _CACHED_BYTES or len(self._kept) > max(_CACHED_DRAWS, 8 * len(self._sites)):
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes
