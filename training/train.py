@@ -122,7 +122,7 @@ def main(  # noqa: PLR0913 - one argument an option
             raise _RunError(f"--validate: the recipe {recipe.value} leaves no images out of training")
         if not (resume or overwrite) and (folder / CHECKPOINT).exists():
             raise _RunError(
-                f"{folder} has a run already: go on with --resume, start anew with --overwrite, or set --out"
+                f"{folder} has a run already: go on with --resume, start again with --overwrite, or set --out"
             )
         data_set = load_fashion_mnist(data)
         if overwrite:
@@ -159,7 +159,7 @@ def _start_fit(run: Run, splits: Splits, data_set: FashionMNIST, *, resume: bool
             fit.load_state_dict(torch.load(checkpoint, map_location=run.device, weights_only=True))
         except (ValueError, KeyError, RuntimeError, EOFError, UnpicklingError) as error:
             reason = str(error).partition("\n")[0]
-            raise _RunError(f"{checkpoint} can't be resumed: {reason}; start anew with --overwrite") from error
+            raise _RunError(f"{checkpoint} can't be resumed: {reason}; start again with --overwrite") from error
         _save_log(run, fit)  # a crash may have left the log one epoch behind the checkpoint
         console.print(f"going on after epoch {len(fit.history)} of {run.recipe.epochs}")
     return fit

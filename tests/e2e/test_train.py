@@ -325,7 +325,7 @@ def test_after_ctrl_c_the_finished_epochs_are_on_disk(interrupted: Finished) -> 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ([], "has a run already: go on with --resume, start anew with --overwrite, or set --out"),
+        ([], "has a run already: go on with --resume, start again with --overwrite, or set --out"),
         (["--resume", "--seed", 8], "can't be resumed: seed: expected 8, got a checkpoint of 7"),
         (["--resume", "--epochs", 4], "can't be resumed: recipe: expected "),
         (["--resume", "--recipe", "default"], "can't be resumed: recipe: expected "),
@@ -356,7 +356,7 @@ def test_a_damaged_checkpoint_is_refused_and_can_be_overwritten(small: None, tmp
     refused = invoke(*options, "--resume")
     assert refused.exit_code == 1
     assert "can't be resumed" in refused.output
-    assert "start anew with --overwrite" in refused.output
+    assert "start again with --overwrite" in refused.output
     assert invoke(*options, "--overwrite").exit_code == 0
     assert weights_sha256(tmp_path) == weights
 
@@ -457,7 +457,7 @@ def test_every_seed_trains_on_the_same_split(small: None, tmp_path: Path, monkey
     assert torch.equal(one, other)
 
 
-def test_overwrite_starts_anew(small: None, tmp_path: Path) -> None:
+def test_overwrite_starts_again(small: None, tmp_path: Path) -> None:
     for seed in (1, 2, 1):
         done = invoke("--out", tmp_path / "run", "--seed", seed, "--device", "cpu", "--overwrite")
         assert done.exit_code == 0, done.output

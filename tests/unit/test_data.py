@@ -235,7 +235,7 @@ def test_cache_that_cannot_be_created_is_reported_with_the_remedies(tmp_path: Pa
 def test_missing_data_is_downloaded_into_the_cache(
     fashion: FashionMNIST, gzipped: Path, nowhere: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Debian compressed the files anew, so that torchvision's hashes of the published .gz files don't hold.
+    # Debian compressed the files again, so that their hashes differ from torchvision's.
     hashes = [
         (file.name, hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()) for file in gzipped.iterdir()
     ]

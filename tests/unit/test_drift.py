@@ -77,7 +77,7 @@ def test_distance_and_p_value_are_scipys(estimator, samples, factor):
     )
 
 
-def test_what_has_not_drifted_seldom_seems_to():
+def test_images_without_drift_rarely_raise_an_alarm():
     """At most one in twenty has a p-value below 0.05."""
     rng = np.random.default_rng(6)
     few = []

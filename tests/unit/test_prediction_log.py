@@ -95,7 +95,7 @@ def test_a_worker_takes_over_what_a_dead_one_left(tmp_path):
     assert everything(recent)["image"].tolist() == [2, 3, 4, 5, 6]
 
 
-def test_a_file_of_another_size_is_begun_anew(tmp_path):
+def test_a_file_of_another_size_is_replaced(tmp_path):
     with another_process(tmp_path, 1, 2) as other:
         other.kill()
     recent = PredictionLog(tmp_path, 8)

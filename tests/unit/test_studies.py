@@ -322,7 +322,7 @@ def test_only_missing_units_are_run(tmp_path):
     assert [unit.variants for unit in missing_units([study], QUICK_PLAN, table)] == [study.variants[3:], study.variants]
 
 
-# The results that are told of.
+# The results in the document.
 
 
 @pytest.fixture(scope="module")
