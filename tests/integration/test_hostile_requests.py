@@ -178,6 +178,7 @@ def requests() -> Iterator[Request]:
 
 
 CORPUS = list(requests())
+ALLOCATORS_BYTES = 30e6  # by which the memory of two workers varies without growing
 
 
 def send(client: httpx.Client, request: Request) -> httpx.Response:
@@ -202,6 +203,6 @@ def test_each_is_a_client_error_and_memory_stays(server: Server, client: httpx.C
                 assert response.json()["status"] == response.status_code, case
                 assert len(response.content) < 2000, case
         used.append(memory(server))
-    assert used[2] < 1.05 * used[0]
+    assert used[2] < used[0] + ALLOCATORS_BYTES
     assert client.post("/predict", content=BOOT, params={"samples": 30}).content == before
     assert "Traceback" not in server.log.read_text()
