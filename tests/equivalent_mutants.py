@@ -35,23 +35,42 @@ _NEVER = "the two differ only for what never comes here"
 
 EQUIVALENT = (
     Equivalent(
-        "model/chain.py",
+        "model/graph.py",
+        "_CHUNK_BYTES = 2**25  # memory for the activations of the masks of one image that are computed at once",
+        None,
+        _CACHE,
+    ),
+    Equivalent(
+        "model/graph.py", "_BATCH_BYTES = 2**22  # the same for several images together: what caches hold", None, _CACHE
+    ),
+    Equivalent(
+        "model/graph.py",
+        "_SMALL_MASKS = 2**16  # units and masks up to which factors are kept instead of bytes",
+        None,
+        _CACHE,
+    ),
+    Equivalent(
+        "model/graph.py",
+        "_CACHED_DRAWS = 64  # draws of masks that are kept, if the network has few sites",
+        None,
+        _CACHE,
+    ),
+    Equivalent(
+        "model/graph.py", "_CACHED_BYTES = 2**25  # memory for masks that are kept for the next image", None, _CACHE
+    ),
+    Equivalent(
+        "model/network/chain.py",
         "_CACHED_CHUNKS = 64  # of masks, one for each dropout layer and chunk of samples",
         None,
         _CACHE,
     ),
-    Equivalent("model/dropout.py", "if p == 1:", "if p >= 1:", _NEVER),
+    Equivalent("model/masks.py", "if p == 1:", "if p >= 1:", _NEVER),
+    Equivalent("model/network/dropout.py", "if p == 1:", "if p >= 1:", _NEVER),
     Equivalent(
-        "model/monte_carlo.py",
+        "model/network/sequential.py",
         "images = [images_B] if len(images_B) == 1 else torch.split(images_B, 1)",
         "images = [images_B] if len(images_B) == 0 else torch.split(images_B, 1)",
         "a short cut for one image",
-    ),
-    Equivalent(
-        "model/monte_carlo.py",
-        "error = float(summary.standard_error.gather(1, top_B).amax()) if len(top_B) else 0.0",
-        "error = float(summary.standard_error.gather(1, top_B).amax()) if len(top_B) else -1.0",
-        "both are within any tolerance",
     ),
     Equivalent("model/moments.py", "@lru_cache", "", _CACHE),
     Equivalent(
@@ -63,15 +82,15 @@ EQUIVALENT = (
         _CHOICE,
     ),
     Equivalent(
-        "model/moments.py",
+        "model/network/moments.py",
         "engine = torch.quasirandom.SobolEngine(classes, scramble=True, seed=0)  # type: ignore[no-untyped-call]",
         "engine = torch.quasirandom.SobolEngine(classes, scramble=True, seed= -1)  # type: ignore[no-untyped-call]",
         _CHOICE,
     ),
     Equivalent(
         "model/moments.py",
-        "half = max(_QUADRATURE_POINTS, 4 * classes) // 2",
-        "half = max(_QUADRATURE_POINTS, 4 * classes) // 1",
+        "return max(_QUADRATURE_POINTS, 4 * classes) // 2",
+        "return max(_QUADRATURE_POINTS, 4 * classes) // 1",
         "more points are as good, and slower",
     ),
     Equivalent(
@@ -135,7 +154,7 @@ EQUIVALENT = (
         "first = next(count for count in itertools.count(2) if _upper_bound(1, count) < risk)",
         "no bound equals a risk",
     ),
-    Equivalent("model/dropout.py", "@lru_cache", "", _CACHE),
+    Equivalent("model/masks.py", "@lru_cache", "", _CACHE),
     Equivalent(
         "model/uncertainty.py",
         "_MAX_CHUNK_SIZE = 2**15  # float64 numbers that fit into a cache; "
@@ -144,13 +163,13 @@ EQUIVALENT = (
         _CACHE,
     ),
     Equivalent(
-        "model/monte_carlo.py",
+        "model/network/sequential.py",
         "return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)",
         "return parts[0] if len(parts) <= 1 else torch.cat(parts, dim=dim)",
         _NEVER,
     ),
     Equivalent(
-        "model/monte_carlo.py",
+        "model/network/sequential.py",
         "return self.predict(images_B).expand(samples, -1, -1)",
         "return self.predict(images_B).expand(samples, not 1, -1)",
         "no images are 0 images",
@@ -162,7 +181,7 @@ EQUIVALENT = (
         "a short cut: the general way adds a source without variance",
     ),
     Equivalent(
-        "model/moments.py",
+        "model/network/moments.py",
         "engine = torch.quasirandom.SobolEngine(classes, scramble=True, seed=0)  # type: ignore[no-untyped-call]",
         "engine = torch.quasirandom.SobolEngine(classes, scramble=True, seed= 1)  # type: ignore[no-untyped-call]",
         "another seed's points are as good",

@@ -35,7 +35,7 @@ from training.data import FashionMNIST
 
 Found = TypeVar("Found")
 
-COUNT = 6 * 4096
+COUNT = 10 * 4096
 SECONDS = 600  # until a program that hangs is a failure
 
 
