@@ -77,7 +77,7 @@ test: $(INSTALLED)
 # Also killed processes, overload, Ray, a Bento and long training runs.
 test-all: $(INSTALLED)
 	MCD_FUZZ_EXAMPLES=40 MCD_FUZZ_LEAST=500 $(PYTEST) $(TWO_PROCESSES) tests/unit tests/integration
-	$(PYTEST) $(TWO_PROCESSES) tests/e2e
+	$(PYTEST) tests/e2e
 
 # Five thousand requests and more made from the service's own description, ten minutes.
 fuzz: $(INSTALLED)

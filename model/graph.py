@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from model.adaptive import sample_until
-from model.masks import MaskRange, Masks, check_masks, check_seed, keep_masks, survivor_scale
+from model.masks import MaskRange, Masks, check_sampling, keep_masks, survivor_scale
 from model.session import open_session
 from model.uncertainty import Uncertainty, summarize
 
@@ -168,7 +168,7 @@ class Graph:
             TypeError: the images are not float32, or the seed is not an integer.
             ValueError: the images have another shape, fewer than 2 samples, a seed out of range, or an unknown design.
         """
-        self._check_sampling(samples, seed, masks)
+        check_sampling(samples, seed, masks)
         return self._run("probs", images_B, (range(samples), seed, masks)).transpose(1, 0, 2)
 
     def sample_and_summarize(
@@ -217,7 +217,7 @@ class Graph:
 
         def sample(samples: int) -> tuple[Array, Uncertainty]:
             """Compute the masks that are new; the first ones stay the same."""
-            self._check_sampling(samples, seed, masks)
+            check_sampling(samples, seed, masks)
             new = range(sum(map(len, parts_SBC)), samples)
             parts_SBC.append(self._run("probs", images_B, (new, seed, masks)).transpose(1, 0, 2))
             probs_SBC = np.concatenate(parts_SBC)
@@ -258,13 +258,6 @@ class Graph:
         size = max(self._chunk // masks, 1) if self.spec.batched else 1
         for first in range(0, len(images_B), size):
             yield images_B[first : first + size]
-
-    @staticmethod
-    def _check_sampling(samples: int, seed: int, masks: Masks) -> None:
-        check_seed(seed)
-        check_masks(masks)
-        if samples < 2:
-            raise ValueError(f"samples must be at least 2, got {samples}: one mask has no spread")
 
     def _check_images(self, images_B: Array) -> None:
         if images_B.dtype != np.float32:

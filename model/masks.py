@@ -129,6 +129,19 @@ def check_seed(seed: int) -> None:
         raise ValueError(f"seed must be in 0..2**64 - 1, got {seed}")
 
 
+def check_sampling(samples: int, seed: int, masks: str) -> None:
+    """Refuse an invalid request for samples.
+
+    Raises:
+        TypeError: the seed is not an integer.
+        ValueError: fewer than 2 samples, a seed out of range, or an unknown design.
+    """
+    check_seed(seed)
+    check_masks(masks)
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, got {samples}: one mask has no spread")
+
+
 def survivor_scale(p: float) -> float:
     """Return the factor 1 / (1 - p) of a kept unit; 0 for p = 1, where no unit is kept."""
     return 0.0 if p == 1 else 1 / (1 - p)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from model.masks import check_probability
+from model.masks import MaskRange, check_probability, keep_masks, survivor_scale
 
 
 def dropout_layer(X: Tensor, p: float, *, generator: torch.Generator | None = None) -> Tensor:
@@ -73,3 +73,12 @@ class DropConnect(nn.Linear):
     def extra_repr(self) -> str:
         """Return the arguments that `print` shows."""
         return f"{super().extra_repr()}, p={self.p}"
+
+
+def draw_factors(
+    shape: tuple[int, ...], p: float, site: int, mask_range: MaskRange, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Draw masks as factors, (S, *shape): 0 for a dropped unit, 1 / (1 - p) for a kept one."""
+    samples, seed, masks = mask_range
+    keep = keep_masks(shape, p, samples=len(samples), first=samples.start, seed=seed, layer=site, masks=masks)
+    return torch.from_numpy(keep).to(device, dtype) * survivor_scale(p)

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from model.kinds import ArrayOrTensor
-from model.masks import MaskRange, Masks, keep_masks, mask_chunks, survivor_scale
+from model.masks import MaskRange, Masks, mask_chunks
+from model.network.dropout import draw_factors
 from model.network.dropout_mode import NO_DROPOUT, ONE_LOGIT, DropoutMode, refuse_unmaskable, softmax
 from model.network.layers import as_images
 from model.network.twins import attention_modules, eval_twin, without_fused_attention
@@ -23,7 +24,7 @@ class LiveNetwork:
         module: from images (B, ...) to logits (B, K); parameters that change later are used as they then are.
 
     Raises:
-        DropoutError: the module contains dropout that masks can't replace.
+        TypeError: the module contains dropout that masks can't replace.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -49,7 +50,8 @@ class LiveNetwork:
         if not sites:
             raise ValueError(NO_DROPOUT)
         masks = [
-            _draw(shape, p, index, mask_range, image_1.dtype, image_1.device) for index, (p, shape) in enumerate(sites)
+            draw_factors(shape, p, index, mask_range, image_1.dtype, image_1.device)
+            for index, (p, shape) in enumerate(sites)
         ]
         if self._can_map:
             try:
@@ -85,13 +87,6 @@ class LiveNetwork:
         with without_fused_attention(), DropoutMode(drop):
             logits_1C: Tensor = self._masked(image_1.clone())
         return logits_1C
-
-
-def _draw(shape: Shape, p: float, site: int, mask_range: MaskRange, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Masks (S, *shape): 0 for a dropped unit, 1 / (1 - p) for a kept one."""
-    samples, seed, masks = mask_range
-    keep = keep_masks(shape, p, samples=len(samples), first=samples.start, seed=seed, layer=site, masks=masks)
-    return torch.from_numpy(keep).to(device, dtype) * survivor_scale(p)
 
 
 class LiveDropout:

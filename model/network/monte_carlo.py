@@ -4,7 +4,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from model.adaptive import sample_until
-from model.masks import Masks, check_masks, check_seed
+from model.masks import Masks, check_sampling
 from model.network.live import LiveDropout
 from model.network.sequential import NotSequentialError, SequentialDropout
 from model.uncertainty import Uncertainty, summarize
@@ -74,7 +74,6 @@ class MonteCarloDropout:
             seed: 0 .. 2**64 - 1; the same seed gives the same masks on every system.
             masks: the design, see `keep_masks`. The mean over stratified masks is as precise as that over several times
                 as many independent masks.
-
             gradients: whether the result has gradients towards the parameters; it then takes longer.
 
         Returns:
@@ -85,10 +84,7 @@ class MonteCarloDropout:
             ValueError: fewer than 2 samples, a seed out of range, an unknown design, no dropout is reached, or
                 as in `predict`.
         """
-        check_seed(seed)
-        check_masks(masks)
-        if samples < 2:
-            raise ValueError(f"samples must be at least 2, got {samples}: one mask has no spread")
+        check_sampling(samples, seed, masks)
         if gradients:
             return LiveDropout(self._network).sample(images_B, samples=samples, seed=seed, masks=masks, gradients=True)
         return self._passes.sample(images_B, samples=samples, seed=seed, masks=masks)

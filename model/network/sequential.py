@@ -13,8 +13,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from model.chain import one_thread
 from model.kinds import ArrayOrTensor
-from model.masks import MaskRange, Masks, keep_masks, mask_chunks, survivor_scale
+from model.masks import MaskRange, Masks, mask_chunks
 from model.network.chain import LiveChain, is_chain_layer
+from model.network.dropout import draw_factors
 from model.network.dropout_mode import refuse_unmaskable, softmax
 from model.network.layers import (
     Structure,
@@ -96,7 +97,7 @@ class SequentialDropout:
         self._before_chain, chain_layers = self._layers[:start], self._layers[start:]
         self._flattens = isinstance(chain_layers[0], nn.Flatten) if chain_layers else False
         self._chain = LiveChain(chain_layers)
-        self._multipliers = lru_cache(maxsize=_CACHED_CHUNKS)(_draw_multipliers)
+        self._multipliers = lru_cache(maxsize=_CACHED_CHUNKS)(draw_factors)
 
     def predict(self, images_B: ArrayOrTensor) -> Tensor:
         """Predict without dropout: `probs_BC`."""
@@ -238,12 +239,3 @@ def _mask_shape(layer: _DropoutNd, features: Tensor) -> tuple[int, ...]:
                 )
             return (shape[0], *(1 for _ in shape[1:]))
     return shape
-
-
-def _draw_multipliers(
-    shape: tuple[int, ...], p: float, layer: int, mask_range: MaskRange, dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    """Masks of shape (S, *shape): 0 for a dropped unit, 1 / (1 - p) for a kept unit."""
-    samples, seed, masks = mask_range
-    keep = keep_masks(shape, p, samples=len(samples), first=samples.start, seed=seed, layer=layer, masks=masks)
-    return torch.from_numpy(keep).to(device, dtype) * survivor_scale(p)

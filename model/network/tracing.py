@@ -288,7 +288,7 @@ class _Rewriter:
     def mask_bytes(self) -> int:
         """Largest memory, in bytes, that tensors of the masked part take at once for one mask."""
         size = {node: _bytes(node.meta["val"]) for node in self._after if isinstance(node.meta.get("val"), Tensor)}
-        largest = present = sum(4 * _product(site.shape) for site in self.sites)
+        largest = present = sum(4 * math.prod(site.shape) for site in self.sites)
         last_use = {used: node for node in self._nodes for used in node.all_input_nodes if used in size}
         for node in self._nodes:
             present += size.get(node, 0)
@@ -434,15 +434,11 @@ def _shape(value: Any) -> str:
 
 
 def _bytes(value: Tensor) -> int:
-    return value.element_size() * _product(int(size) if isinstance(size, int) else _rows(size) for size in value.shape)
+    return value.element_size() * math.prod(int(size) if isinstance(size, int) else _rows(size) for size in value.shape)
 
 
 def _rows(size: torch.SymInt) -> int:
     return int(size.node.expr.subs(dict.fromkeys(size.node.expr.free_symbols, 1)))
-
-
-def _product(sizes: Iterable[int]) -> int:
-    return math.prod(sizes)
 
 
 def _multiply(features: Tensor, mask_S: Tensor, axis: int, rows: int) -> Tensor:

@@ -299,3 +299,29 @@ def test_files_that_arent_those_of_the_description_are_refused(parts):
     if "prefix.onnx" in files:
         with pytest.raises(ValueError, match=r"network\.onnx: expected the inputs .*image.*, got"):
             Graph(spec, {"network.onnx": files["network.onnx"]})
+
+
+def test_sampling_until_a_tolerance_computes_each_mask_once(graph, monkeypatch):
+    computed = []
+
+    def noted(self, output, images_B, mask_range, run=Graph._run):
+        computed.append(mask_range[0])
+        return run(self, output, images_B, mask_range)
+
+    monkeypatch.setattr(Graph, "_run", noted)
+    probs_SBC, _ = graph.sample_until(images(graph, 1), tolerance=1e-9, max_samples=150, seed=6)
+    assert [mask for masks in computed for mask in masks] == list(range(150))
+    assert len(computed) > 1
+    monkeypatch.undo()
+    assert np.array_equal(probs_SBC, graph.sample(images(graph, 1), 150, 6))
+
+
+def test_the_latest_masks_are_kept_and_old_ones_are_not(graph):
+    cache, count = graph._masks, 64 // len(graph.spec.sites)
+    first = graph._factors(range(10), 0, "stratified")
+    assert all(cache.draw(site, range(10), 0, "stratified") is first[f"mask_{site}"] for site in range(len(first)))
+    for seed in range(1, 8 * count):
+        graph._factors(range(10), seed, "stratified")
+    again = graph._factors(range(10), 0, "stratified")
+    assert all(again[name] is not first[name] and np.array_equal(again[name], first[name]) for name in first)
+    assert len(cache._kept) <= max(64, 8 * len(first))
