@@ -30,11 +30,14 @@ def service_settings(**variables: str) -> Iterator[None]:
             made_once.cache_clear()
     settings = Settings.from_mapping(variables)
     before = LOGGER.handlers[:], LOGGER.level, LOGGER.propagate, logging.getLogger("python_multipart").level
-    with mock.patch.object(service, "SETTINGS", settings), mock.patch.dict(uvicorn.config.HTTP_PROTOCOLS):
+    with (
+        mock.patch.object(service, "SETTINGS", settings),
+        mock.patch.dict(uvicorn.config.HTTP_PROTOCOLS),
+        mock.patch.object(gc, "freeze"),  # what an application leaves must be collected
+    ):
         try:
             yield
         finally:
-            gc.unfreeze()
             LOGGER.handlers[:], LOGGER.level, LOGGER.propagate, logging.getLogger("python_multipart").level = before
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 from torch import nn
 
 from model.calibration import COVERAGES, RISKS, SAMPLES, Calibration, Estimator, apply_temperature, nonconformity_scores
@@ -125,4 +125,4 @@ def confidence_threshold(probs_BC: Array, labels_B: Array, risk: float) -> float
 
 
 def _upper_bound(errors: int, answered: int) -> float:
-    return 1.0 if errors == answered else float(stats.beta.ppf(CONFIDENCE, errors + 1, answered - errors))
+    return 1.0 if errors == answered else float(special.betaincinv(errors + 1, answered - errors, CONFIDENCE))

@@ -7,7 +7,6 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from training.data import DOWNLOAD_ERRORS, DataError, cache_folder
-from training.vision import torchvision
 
 Array = np.ndarray
 
@@ -40,6 +39,8 @@ def download_images(name: str) -> Array:
     Raises:
         DataError: the download failed.
     """
+    from training.vision import torchvision  # noqa: PLC0415 - slow to import, and rarely needed
+
     options = {"split": "letters"} if name == "EMNIST" else {}
     try:
         found = getattr(torchvision.datasets, name)(str(cache_folder()), train=False, download=True, **options)

@@ -26,15 +26,6 @@ def mcd(*words: object) -> Result:
 
 
 @pytest.fixture(scope="module")
-def without_extras() -> dict[str, tuple[int, str, str]]:
-    """Exit status, output and errors of commands where no extra is installed."""
-    script = [sys.executable, str(ROOT / "tests" / "without_extras.py"), str(SNEAKER)]
-    ran = subprocess.run(script, capture_output=True, text=True, timeout=60, check=False)
-    assert ran.returncode == 0, ran.stderr
-    return {name: tuple(printed) for name, printed in json.loads(ran.stdout).items()}
-
-
-@pytest.fixture(scope="module")
 def answer():
     """What the service answers for the sneaker."""
     pipeline = Pipeline(load_artifact(), ImageLimits(25_000_000))
@@ -141,21 +132,6 @@ def test_a_table_without_rows_is_not_printed(tmp_path):
 def test_predict_refuses_wrong_options_in_one_line(words, message):
     refused = mcd("predict", SNEAKER, *words)
     assert (refused.exit_code, refused.stdout, refused.stderr) == (1, "", f"{message}\n")
-
-
-def test_predict_and_the_service_need_no_extra(without_extras):
-    status, printed, _ = without_extras["predict"]
-    assert status == 0
-    assert f" {SNEAKER}  sneaker " in printed
-
-
-@pytest.mark.parametrize(("command", "extra"), [("bulk", "bulk"), ("train", "train"), ("evaluate", "train")])
-def test_a_missing_extra_is_named_in_one_line(without_extras, command, extra):
-    status, printed, errors = without_extras[command]
-    assert (status, printed) == (1, "")
-    (line,) = errors.splitlines()
-    assert line.startswith(f"mcd {command}: ")
-    assert line.endswith(f" is not installed: pip install 'mcd[{extra}]'")
 
 
 def test_serving_gets_absolute_paths():

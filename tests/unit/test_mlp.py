@@ -71,7 +71,7 @@ def test_without_dropout_the_layers_and_the_hand_written_network_agree(network):
 def test_with_dropout_they_agree_in_distribution(network):
     """Means of n passes differ by less than 5 standard errors, variances by less than 5 of theirs (kurtosis < 4)."""
     torch.manual_seed(12)
-    n = 20_000
+    n = 5000
     network.train()
     layers, hand = (
         torch.stack([forward(IMAGES_B) for _ in range(n)]).double()

@@ -18,6 +18,7 @@ from training.data import Images, as_inputs
 from training.novelty import augmented_copies, fit_novelty
 
 CONFIG = MLPConfig(hidden=(8, 6), dropout=(0.1, 0.4), classes=3)
+PLAIN = replace(CONFIG, dropout=(0.0, 0.0))  # nothing is compiled
 SIZES = {"image": 6, "first layer": 8, "activations": 14}
 
 
@@ -131,7 +132,7 @@ def test_no_images_have_no_scores(network, novelty, images_B):
 
 
 def test_an_artifact_keeps_it(network, novelty, images_B, tmp_path):
-    save_artifact(tmp_path, network, CONFIG, {"classes": ["a", "b", "c"]}, novelty=novelty)
+    save_artifact(tmp_path, network, PLAIN, {"classes": ["a", "b", "c"]}, novelty=novelty)
     found = load_artifact(tmp_path).novelty
     assert found.thresholds == novelty.thresholds
     chain = LiveChain(network)
@@ -139,7 +140,7 @@ def test_an_artifact_keeps_it(network, novelty, images_B, tmp_path):
 
 
 def test_a_changed_file_is_refused(network, novelty, tmp_path):
-    save_artifact(tmp_path, network, CONFIG, {"classes": ["a", "b", "c"]}, novelty=novelty)
+    save_artifact(tmp_path, network, PLAIN, {"classes": ["a", "b", "c"]}, novelty=novelty)
     path = tmp_path / "novelty.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
     with pytest.raises(ArtifactError, match=r"novelty\.safetensors: expected sha256"):
@@ -152,7 +153,7 @@ def test_a_changed_file_is_refused(network, novelty, tmp_path):
 @pytest.mark.parametrize(("name", "size"), [("first layer", 7), ("activations", 8)])
 def test_one_of_another_network_is_refused(network, novelty, tmp_path, name, size):
     other = Novelty(dict(novelty.gaussians) | {name: gaussians(np.random.default_rng(85), size)}, novelty.thresholds)
-    save_artifact(tmp_path, network, CONFIG, {"classes": ["a", "b", "c"]}, novelty=other)
+    save_artifact(tmp_path, network, PLAIN, {"classes": ["a", "b", "c"]}, novelty=other)
     with pytest.raises(ArtifactError, match=f"{name}: expected {SIZES[name]} features, got {size}"):
         load_artifact(tmp_path)
 

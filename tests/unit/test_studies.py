@@ -195,9 +195,9 @@ def test_the_layers_of_dropconnect_have_the_stacks_spread():
         for place, layer in enumerate((network[0], network[2], network[4])):
             layer.weight.copy_(stack.weights_KUV[place][0].T)
             layer.bias.copy_(stack.biases_K1V[place][0, 0])
-        by_layers = torch.stack([network(inputs_BU) for _ in range(1500)])
+        by_layers = torch.stack([network(inputs_BU) for _ in range(600)])
         units_KBU, streams = stack.first_layer(inputs_BU), Streams(7)
-        by_stack = torch.cat([stack.forward(units_KBU, streams).logits_KBC for _ in range(1500)])
+        by_stack = torch.cat([stack.forward(units_KBU, streams).logits_KBC for _ in range(600)])
     assert torch.allclose(by_layers.mean(dim=0), by_stack.mean(dim=0), atol=0.02)
     assert torch.allclose(by_layers.std(dim=0), by_stack.std(dim=0), rtol=0.15)
 

@@ -15,7 +15,7 @@ from model import MomentPropagation, MonteCarloDropout, load_artifact, summarize
 from model.calibration import COVERAGES, RISKS, find_calibration
 from model.network.chain import LiveChain
 
-ACCURACY_IMAGES = 500
+ACCURACY_IMAGES = 300
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_probabilities_sets_and_abstention_follow_the_calibration(client, fashio
 
 
 def test_coverage_enlarges_sets_and_risk_allows_more_answers(client, fashion):
-    images = fashion.test.images_B[:60].numpy()
+    images = fashion.test.images_B[:40].numpy()
     for method in ("lac", "aps"):
         sizes = [
             sum(len(post(client, pixels, coverage=coverage, set_method=method)["prediction_set"]) for pixels in images)
