@@ -2,7 +2,7 @@
 
 cosmic-ray (https://github.com/sixty-north/cosmic-ray) makes the mutants. This program draws a sample of them and runs
 the unit tests on each, in copies of the project, never in the project itself. Each mutant is tried by the tests that
-execute its line, the fastest first, up to the first failure.
+execute its line, as coverage (https://github.com/nedbat/coveragepy) found, the fastest first, up to the first failure.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -27,7 +27,6 @@ from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
-from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
 from equivalent_mutants import EQUIVALENT
@@ -85,7 +84,7 @@ class Mutant(NamedTuple):
     Attributes:
         path: of the file, in the project.
         line: number of the line that it is in, from 1.
-            code: the whole mutated file.
+        code: the whole mutated file.
     """
 
     path: str
@@ -358,62 +357,51 @@ def _run(context: Any, copy: Path, tests: Sequence[str], limit: float, *, trace:
 
 def _child(copy: Path, tests: Sequence[str], sender: Connection, trace: bool) -> None:
     """Run pytest in the copy, whose modules are not imported yet."""
-    import pytest  # noqa: PLC0415 - the parent does without
+    import coverage  # noqa: PLC0415 - the parent does without
+    import pytest  # noqa: PLC0415
 
     os.chdir(copy)
     sys.path.insert(0, str(copy))
     sys.dont_write_bytecode = True
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    order = {test: place for place, test in enumerate(tests)}
-    watch = _Watch(copy, order)
+    targets = [str(path) for pattern in TARGETS for path in copy.glob(pattern)]
+    noted = coverage.Coverage(data_file=None, include=targets)
+    watch = _Watch({test: place for place, test in enumerate(tests)}, noted.switch_context if trace else None)
     with (copy / _OUTPUT).open("w") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
-        if trace:
-            sys.settrace(watch.trace)
-        status = pytest.main([*_OPTIONS, *tests], plugins=[watch])
-        sys.settrace(None)
-    sender.send_bytes(pickle.dumps((int(status), watch.seconds, watch.lines)))
+        with noted.collect() if trace else contextlib.nullcontext():
+            status = pytest.main([*_OPTIONS, *tests], plugins=[watch])
+    sender.send_bytes(pickle.dumps((int(status), watch.seconds, list(_executed(noted.get_data(), copy)))))
+
+
+def _executed(data: Any, copy: Path) -> Iterator[tuple[str, int, str]]:
+    """File, line and test of all that was noted; the test is empty for what an import executed."""
+    for file in data.measured_files():
+        name = Path(file).relative_to(copy).as_posix()
+        for line, tests in data.contexts_by_lineno(file).items():
+            yield from ((name, line, test) for test in tests)
 
 
 class _Watch:
-    """pytest plugin that orders the tests, and notes how long each takes and which lines it executes."""
+    """pytest plugin that orders the tests, notes how long each takes, and says which test begins."""
 
-    def __init__(self, copy: Path, order: dict[str, int]) -> None:
+    def __init__(self, order: dict[str, int], begins: Callable[[str], None] | None) -> None:
         self._order = order
-        self._prefix = f"{copy}{os.sep}"
-        names = {path.relative_to(copy).as_posix() for pattern in TARGETS for path in copy.glob(pattern)}
-        self._names = {f"{self._prefix}{name}": name for name in names}
-        self._test = ""
-        self._seen: set[tuple[CodeType, int]] = set()
+        self._begins = begins or (lambda _: None)
         self.seconds: dict[str, float] = defaultdict(float)
-        self.lines: set[tuple[str, int, str]] = set()
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         items.sort(key=lambda item: self._order.get(item.nodeid, 0))
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
-        self._test = nodeid
+        self._begins(nodeid)
 
     def pytest_runtest_logfinish(self) -> None:
-        self._test = ""
+        self._begins("")
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.seconds[report.nodeid] += report.duration
-
-    def trace(self, frame: FrameType, _event: str, _: object) -> Any:
-        """Trace lines of the targets' functions only."""
-        name = self._names.get(frame.f_code.co_filename)
-        if name is None:
-            return None
-        self.lines.add((name, frame.f_lineno, self._test))
-
-        def line(frame: FrameType, event: str, _: object) -> Any:
-            if event == "line":
-                self.lines.add((name, frame.f_lineno, self._test))
-            return line
-
-        return line
 
 
 def _report(outcomes: Sequence[tuple[Mutant, str, list[str]]], drawn: int, least: float, seconds: float) -> int:

@@ -44,7 +44,7 @@ def network():
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     torch.manual_seed(31)
-    folder = tmp_path_factory.mktemp("saved") / "artifact"
+    folder = tmp_path_factory.mktemp("saved") / "new" / "artifact"
     save_artifact(folder, build_mlp(CONFIG), CONFIG, {"classes": CLASSES, "seed": 7})
     return folder
 
@@ -227,7 +227,7 @@ def test_a_section_that_is_not_an_object_has_no_entries(folder, section, value):
     assert_refused(folder, CARD, rf"expected an entry {section}\.\w+, got none")
 
 
-@pytest.mark.parametrize("classes", [["a", "b"], "abc", [1, 2, 3], None])
+@pytest.mark.parametrize("classes", [["a", "b"], ["a", "b", "c", "d"], "abc", [1, 2, 3], None])
 def test_classes_must_be_as_many_names_as_outputs(folder, classes):
     change_card(folder, lambda card: card.update(classes=classes))
     assert_refused(folder, CARD, "classes: expected 3 names, got .*")

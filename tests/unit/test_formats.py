@@ -316,3 +316,10 @@ def test_lack_of_memory_is_too_many_pixels(monkeypatch):
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(TooManyPixelsError, match="more memory than is available"):
         decoded(encoded(GREY.convert("RGB")))
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("size", [(3, 7), (8, 5), (301, 2), (2, 301)])
+def test_the_size_of_a_webp_is_that_of_its_pixels(size, lossless):
+    structure = read_structure(encoded(Image.new("RGB", size, "red"), "WEBP", lossless=lossless))
+    assert (structure.width, structure.height) == size

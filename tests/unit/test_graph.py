@@ -1,6 +1,7 @@
 """Graphs run by ONNX Runtime: the numbers of torch, whatever is computed together, and what is refused."""
 
 import dataclasses
+import inspect
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -222,6 +223,14 @@ def test_threads_that_share_a_graph_get_the_same_bits(parts, monkeypatch):
         found = list(threads.map(lambda index: graph.sample(images_B, 30, index % 4), range(60)))
     assert all(np.array_equal(probs_SBC, expected[index % 4]) for index, probs_SBC in enumerate(found))
     assert sum(one.nbytes for one in graph._masks._kept.values()) == graph._masks._bytes
+
+
+def test_defaults_are_those_of_live_networks():
+    for method in ("sample", "sample_until"):
+        live, compiled_ = (inspect.signature(getattr(kind, method)).parameters for kind in (MonteCarloDropout, Graph))
+        shared = live.keys() & compiled_.keys()
+        assert {name: live[name].default for name in shared} == {name: compiled_[name].default for name in shared}
+        assert shared >= {"seed", "masks"}
 
 
 def test_a_description_survives_json(parts):
