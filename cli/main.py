@@ -15,7 +15,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     no_args_is_help=True,
-    help="Classify clothing with a neural network that says how sure it is: Monte Carlo dropout on Fashion-MNIST.",
+    help="Serve neural networks that say how sure they are: Monte Carlo dropout, for clothing or a network of yours.",
     epilog="mcd COMMAND --help shows the options of a command.",
 )
 
@@ -58,6 +58,12 @@ def train(context: typer.Context) -> None:
 def evaluate(context: typer.Context) -> None:
     """Measure an artifact on the test images, shifted images and other data sets. Needs the extra `train`."""
     _run(context, "training.evaluate", extra="train")
+
+
+@app.command(context_settings=_PASS_ON, add_help_option=False)
+def adopt(context: typer.Context) -> None:
+    """Compile and calibrate a network that somebody else trained, to serve it. Needs the extra `train`."""
+    _run(context, "training.adopt.__main__", extra="train")
 
 
 def _run(context: typer.Context, module: str, *, extra: str = "") -> None:

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from model.calibration import Calibration
 from model.chain import Chain
 from model.graph import MAIN, PREFIX, Graph, GraphSpec
+from model.input_spec import FASHION_MNIST, InputSpec
 from model.mlp import MLPConfig
 from model.moments import MAX_CLASSES, ChainMoments
 from model.novelty import Novelty
@@ -86,6 +87,11 @@ class Artifact:
     def sha256(self) -> str:
         """Hexadecimal SHA-256 digest of the weights, or of the graph of other networks; it identifies the model."""
         return str(self.card["weights" if "weights" in self.card else "graph"]["sha256"])
+
+    @cached_property
+    def input(self) -> InputSpec:
+        """What the network takes; Fashion-MNIST's preparation if the card has no input specification."""
+        return _input_of(self.card)
 
     @cached_property
     def engine(self) -> Graph:
@@ -166,6 +172,7 @@ def load_artifact(path: str | os.PathLike[str] | None = None) -> Artifact:
     if config is not None and spec is not None:
         _check_graph(folder / CARD, spec, config)
     _check_classes(folder / CARD, card, (spec or config).classes)  # type: ignore[union-attr]
+    _check_input(folder / CARD, card, spec)
     artifact = Artifact(
         card=card,
         calibrations=_read_calibrations(folder / CARD, card),
@@ -238,6 +245,7 @@ def save_compiled(
     compiled: "Compiled",
     card: Mapping[str, Any],
     *,
+    input_spec: InputSpec | None = None,
     calibrations: Sequence[Calibration] = (),
     novelty: Novelty | None = None,
 ) -> dict[str, Any]:
@@ -247,6 +255,7 @@ def save_compiled(
         folder: created if missing.
         compiled: result of `model.network.compile_to_files`.
         card: further entries of the card; must contain `classes`.
+        input_spec: what the network takes.
         calibrations: calibrations of the network's estimators.
         novelty: novelty model fitted to the network.
 
@@ -258,6 +267,9 @@ def save_compiled(
     """
     _check_classes(folder / CARD, card, compiled.spec.classes)
     computed = {"format": FORMAT, "graph": _graph_entry(compiled.spec, compiled.files)}
+    if input_spec is not None:
+        computed["input"] = input_spec.to_json()
+        _check_input(folder / CARD, computed, compiled.spec)
     (folder / WEIGHTS).unlink(missing_ok=True)  # left by an older artifact
     return _write(folder, card, computed, dict(compiled.files), calibrations, novelty)
 
@@ -453,6 +465,22 @@ def _read_config(path: Path, card: dict[str, Any]) -> MLPConfig:
             f"{path}: architecture: expected sizes and probabilities, got {entries} ({error})"
         ) from error
     return config
+
+
+def _input_of(card: Mapping[str, Any]) -> InputSpec:
+    """The input specification of a card; cards of our own networks have a text or nothing there."""
+    entry = card.get("input")
+    return InputSpec.from_json(entry) if isinstance(entry, Mapping) else FASHION_MNIST
+
+
+def _check_input(path: Path, card: Mapping[str, Any], spec: GraphSpec | None) -> None:
+    """Check the input specification, if there is one, and that the graph takes such images."""
+    try:
+        found = _input_of(card)
+    except ValueError as error:
+        raise ArtifactError(f"{path}: input: {error}") from error
+    if isinstance(card.get("input"), Mapping) and spec is not None and found.shape != spec.image:
+        raise ArtifactError(f"{path}: input: expected images {list(spec.image)} as the graph, got {list(found.shape)}")
 
 
 def _check_classes(path: Path, card: Mapping[str, Any], count: int) -> None:

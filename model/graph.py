@@ -123,6 +123,7 @@ class Graph:
         self._prefix = open_session(PREFIX, files[PREFIX]) if PREFIX in files else None
         self._masks = _MaskCache(spec.sites)
         self._check_interface()
+        self._has_features = "features" in {entry.name for entry in self._main.get_outputs()}
         self._mask_names = [f"mask_{index}" for index in range(len(spec.sites))]
         self._value_names = [entry.name for entry in self._main.get_inputs() if entry.name not in self._mask_names]
         self._chunk = max((_BATCH_BYTES if spec.batched else _CHUNK_BYTES) // spec.mask_bytes, 1)
@@ -149,6 +150,25 @@ class Graph:
     def logits(self, images_B: Array, mask_range: MaskRange | None = None) -> Array:
         """Compute logits (S, B, K) under the masks of a range, or (1, B, K) in eval mode; see `sample`."""
         return self._run("logits", images_B, mask_range).transpose(1, 0, 2)
+
+    def features(self, images_B: Array) -> Array:
+        """Compute what the last linear layer takes in eval mode, (B, F) float32; F is 0 if the network ends otherwise.
+
+        Args:
+            images_B: float32 images of shape (B, C, H, W).
+
+        Raises:
+            TypeError, ValueError: as in `predict`.
+        """
+        self._check_images(images_B)
+        if not (self._has_features and len(images_B)):
+            return np.empty((len(images_B), 0), np.float32)
+        parts = [
+            self._main.run(["features"], self._values(images) | self._ones)[0][:, 0]
+            for images in self._groups(images_B, masks=1)
+        ]
+        features_BF: Array = np.concatenate(parts).reshape(len(images_B), -1)
+        return features_BF
 
     def sample(self, images_B: Array, samples: int = 100, seed: int = 0, *, masks: Masks = "stratified") -> Array:
         """Predict under each of the first `samples` dropout masks of a seed.

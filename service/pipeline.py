@@ -13,7 +13,7 @@ from service.inference.decision import Decision, DecisionOptions, DecisionPolicy
 from service.inference.decoding import decode_all
 from service.inference.errors import DecoderError, ImageError
 from service.inference.limits import ImageLimits
-from service.inference.pixels import SIDE, Pixels
+from service.inference.pixels import Pixels
 from service.inference.predictor import Prediction, Predictions, Predictor
 from service.inference.preparation import Input, prepare_all
 from service.inference.upload import RawImage, Upload
@@ -22,7 +22,7 @@ from service.monitoring.logs import LOGGER
 from service.monitoring.timings import Timings
 from service.schemas.answers import Answer, RankAnswer, Unranked
 from service.schemas.parameters import Parameters, RankBy, RankParameters, Sampling
-from service.schemas.problems import Problem, image_problem, internal_error
+from service.schemas.problems import Problem, image_problem, internal_error, invalid
 
 # Limits on one step of a long request, so that other requests need not wait long: images, masks, pixels.
 _IMAGES_AT_ONCE = 64
@@ -101,8 +101,8 @@ class Pipeline:
             then differ by rounding from those of each image alone.
 
     Raises:
-        ValueError: the model takes other images, has no dropout to sample, does not allow moment propagation, or
-            fails the check on an example image.
+        ValueError: the model takes other images than its input specification says, has no dropout to sample, or fails
+            the check on an example image.
     """
 
     def __init__(
@@ -119,10 +119,21 @@ class Pipeline:
         self.reference = Reference(artifact)
         self.limits = limits
         self._predictor = Predictor(artifact)
+        self.input = self._predictor.input
         self._policy = DecisionPolicy(artifact, together=novelty_together)
         self._observer = observer
         self._predictor.warm_up()
         self._check(artifact)
+
+    def check_method(self, sampling: Sampling) -> None:
+        """Check that the network allows the method.
+
+        Raises:
+            Problem: 422 for method=moments where the network doesn't allow it.
+        """
+        if sampling.method == "moments" and not self._predictor.can_propagate:
+            rule = "linear layers, ReLU and dropout only, of at most 100 classes"
+            raise invalid(("method", f"must be masks: moments need a network of {rule}"))
 
     def accept(self, image: RawImage) -> Upload:
         """Check an image without decoding it.
@@ -149,8 +160,10 @@ class Pipeline:
         """Answer an image: decode, prepare, predict and decide.
 
         Raises:
-            Problem: 422 for broken image data, or an array of another shape or range.
+            Problem: 422 for broken image data, an array of another shape or range, or a method that the network does
+                not allow.
         """
+        self.check_method(parameters)
         (outcome,) = self._evaluate([upload], parameters, parameters.decision_options, run).each()
         if isinstance(outcome, Problem):
             raise outcome
@@ -209,29 +222,34 @@ class Pipeline:
         else:
             yield batch
 
-    def example(self) -> tuple[list[list[int]], Answer]:
-        """Predict a drawing, (28, 28), for documentation; the observer does not receive it."""
-        drawing, parameters = _trousers(), Parameters(samples=100)
+    def example(self) -> tuple[Pixels, Answer]:
+        """Predict a drawing of the network's size, for documentation; the observer does not receive it."""
+        drawing, parameters = _drawing(self.input.pixel_shape), Parameters(samples=100)
         batch = self._evaluate([Upload(drawing)], parameters, parameters.decision_options, Run())
         (outcome,) = (one for one in batch.each() if isinstance(one, Outcome))
-        return drawing.tolist(), _answer(outcome, parameters)
+        return drawing, _answer(outcome, parameters)
 
     def _check(self, artifact: Artifact) -> None:
         """Compare the prediction for a drawing with what the network's layers give as arrays."""
-        drawing = _trousers()
+        drawing = _drawing(self.input.pixel_shape)
         (probabilities,) = self._predictor.predict(drawing[None]).probs_BC.tolist()
         (sampled,) = self._predictor.sample(drawing[None], samples=100, seed=0).probs_BC.tolist()
         expected = probabilities
         if artifact.chain is not None:
             before, after = artifact.chain.stages()
-            expected = softmax(run((*before, *after), drawing.ravel() / np.float32(255))).tolist()
+            expected = softmax(run((*before, *after), self.input.normalize(drawing[None]).ravel())).tolist()
         if not (np.allclose(probabilities, expected, atol=1e-5) and np.isclose(sum(sampled), 1)):
             raise ValueError(f"the example image must get the probabilities {expected}, got {probabilities}")
 
     def _outcomes(
         self, images: Iterable[RawImage | Problem], sampling: Sampling, options: DecisionOptions | None, run: Run
     ) -> Iterator[Outcome | Problem]:
-        """Yield the result for each image of a request."""
+        """Yield the result for each image of a request.
+
+        Raises:
+            Problem: 422 for a method that the network does not allow.
+        """
+        self.check_method(sampling)
         uploads = (self.try_accept(image, run) for image in images)
         for group in _groups(_allowed(uploads, self.limits.max_pixels), sampling):
             run.checkpoint()
@@ -243,8 +261,8 @@ class Pipeline:
     ) -> Batch:
         with run.timings.stage("decode"):
             uploads = [one for one in group if isinstance(one, Upload)]
-            decoded = decode_all(uploads, unit_range=sampling.dtype == "float")
-            prepared = iter(prepare_all(decoded, invert=sampling.invert))
+            decoded = decode_all(uploads, unit_range=sampling.dtype == "float", spec=self.input)
+            prepared = iter(prepare_all(decoded, invert=sampling.invert, spec=self.input))
         images = [one if isinstance(one, Problem) else _input(next(prepared), run) for one in group]
         inputs = [image for image in images if isinstance(image, Input)]
         if not inputs:
@@ -333,7 +351,7 @@ def _log(event: str, error: Exception, run: Run) -> None:
 
 
 def _predict(predictor: Predictor, pixels_BHW: Pixels, sampling: Sampling) -> Predictions:
-    """Predict prepared images (B, 28, 28); only one image with samples=auto."""
+    """Predict prepared images; only one image with samples=auto."""
     if sampling.method == "moments":
         return predictor.propagate(pixels_BHW)
     if sampling.samples == "auto":
@@ -352,8 +370,10 @@ def _answer(outcome: Outcome, parameters: Parameters) -> Answer:
     return Answer.of(prediction, decision, image, parameters)
 
 
-def _trousers() -> Pixels:
-    """Draw trousers: two legs below a waistband."""
-    drawing = np.zeros((SIDE, SIDE), np.uint8)
-    drawing[1:27, 8:13] = drawing[1:27, 15:20] = drawing[1:6, 8:20] = 200
-    return drawing
+def _drawing(shape: tuple[int, ...]) -> Pixels:
+    """Draw trousers, two legs below a waistband, on a dark background of any size."""
+    down_H, across_W = (np.arange(size) * 28 // size for size in shape[:2])
+    legs_W, between_W = np.isin(across_W, [*range(8, 13), *range(15, 20)]), np.isin(across_W, (13, 14))
+    height_H, waistband_H = (down_H >= 1) & (down_H < 27), (down_H >= 1) & (down_H < 6)
+    drawing = np.where(np.outer(height_H, legs_W) | np.outer(waistband_H, between_W), np.uint8(200), np.uint8(0))
+    return np.ascontiguousarray(np.broadcast_to(drawing.reshape(*drawing.shape, *(1 for _ in shape[2:])), shape))

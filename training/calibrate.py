@@ -113,7 +113,7 @@ def confidence_threshold(probs_BC: Array, labels_B: Array, risk: float) -> float
     confidence_B = probs_BC.max(axis=1)
     errors_N = errors_by_confidence(confidence_B, probs_BC.argmax(axis=1) == labels_B)
     descending_N = -np.sort(-confidence_B)
-    first = next(count for count in itertools.count(2) if _upper_bound(1, count) <= risk)
+    first = least_images(risk)
     if first > len(labels_B):
         return None
     threshold = None
@@ -122,6 +122,11 @@ def confidence_threshold(probs_BC: Array, labels_B: Array, risk: float) -> float
             break
         threshold = float(descending_N[answered - 1])
     return threshold
+
+
+def least_images(risk: float) -> int:
+    """The number of calibration images from which `confidence_threshold` can find one for a risk."""
+    return next(count for count in itertools.count(2) if _upper_bound(1, count) <= risk)
 
 
 def _upper_bound(errors: int, answered: int) -> float:

@@ -46,11 +46,13 @@ class Documents:
 
     def _make(self) -> None:
         pipeline = self._model.pipeline
-        image, answer = pipeline.example()
-        description = describe(self._routes, Example(image, answer.model_dump(mode="json")))
+        drawing, answer = pipeline.example()
+        description = describe(self._routes, Example(drawing, answer.model_dump(mode="json")))
         self._documents = {
             DESCRIPTION: json.dumps(description).encode(),
             CARD: json.dumps(pipeline.card).encode(),
-            **metadata.documents(describe_outputs(len(pipeline.classes)), self._settings.max_images),
+            **metadata.documents(
+                describe_outputs(len(pipeline.classes)), pipeline.input.pixel_shape, self._settings.max_images
+            ),
         }
         self._pipeline = pipeline

@@ -1,17 +1,20 @@
 """The OpenAPI operation of each route: summary, parameters, request body, and examples computed by the model."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from service.http.open_inference.metadata import MODEL, VERSION
 from service.http.request_body import FILES, FORM, JSON, NPY
-from service.inference.pixels import SIDE
+from service.inference.pixels import Pixels, encoded_png
 from service.schemas.parameters import Parameters, RankParameters, Sampling
 
 Json = dict[str, Any]
 
 REFERENCE = "#/components/schemas/{model}"
+_MAX_VALUES = 4096  # of an array in the description
 _IMAGE_TYPES = [one for one in FILES if one.startswith("image/")]
 
 
@@ -20,12 +23,17 @@ class Example:
     """An example image and its answer.
 
     Attributes:
-        image: 28 rows of 28 values, 0..255.
+        pixels: the image, (H, W) or (H, W, 3), uint8.
         answer: the answer of /predict to it.
     """
 
-    image: Sequence[Sequence[int]]
+    pixels: Pixels
     answer: Mapping[str, Any]
+
+    @cached_property
+    def image(self) -> Any:
+        """The image as JSON: an array if that is short, else a PNG file in base64."""
+        return self.pixels.tolist() if self.pixels.size <= _MAX_VALUES else encoded_png(self.pixels)
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,16 @@ def properties(kind: type[Sampling]) -> Json:
     return schemas
 
 
-def _array() -> Json:
+def _array(shape: Sequence[int]) -> Json:
     value = {"type": "number", "minimum": 0, "maximum": 255}
-    row = {"type": "array", "items": value, "minItems": SIDE, "maxItems": SIDE}
+    nested = value
+    for size in reversed(shape):
+        nested = {"type": "array", "items": nested, "minItems": size, "maxItems": size}
+    count = math.prod(shape)
     return {
         "anyOf": [
-            {"type": "array", "items": row, "minItems": SIDE, "maxItems": SIDE},
-            {"type": "array", "items": value, "minItems": SIDE**2, "maxItems": SIDE**2},
+            nested,
+            {"type": "array", "items": value, "minItems": count, "maxItems": count},
             {"type": "string", "contentEncoding": "base64", "description": "a PNG, JPEG or WebP file"},
         ]
     }
@@ -79,7 +90,7 @@ def _one_image(example: Example) -> Json:
     fields, file = properties(Parameters), {"type": "string", "format": "binary"}
     return {
         JSON: {
-            "schema": _object({"image": _array(), **fields}, "image"),
+            "schema": _object({"image": _array(example.pixels.shape), **fields}, "image"),
             "example": {"image": example.image, "samples": 100},
         },
         FORM: {"schema": _object({"image": file, **fields}, "image")},
@@ -91,7 +102,7 @@ def _one_image(example: Example) -> Json:
 def _many_images(kind: type[Sampling], example: Example) -> Json:
     fields, file = properties(kind), {"type": "string", "format": "binary"}
     files = {"type": "array", "items": file, "minItems": 1}
-    several = {"type": "array", "items": _array(), "minItems": 1}
+    several = {"type": "array", "items": _array(example.pixels.shape), "minItems": 1}
     return {
         JSON: {
             "schema": {"anyOf": [_object({"images": several, **fields}, "images"), several]},
@@ -107,8 +118,10 @@ def _object(properties: Json, required: str) -> Json:
 
 
 def _inference(example: Example) -> Json:
-    values = [value for row in example.image for value in row]
-    tensor = {"name": "image", "shape": [1, SIDE, SIDE], "datatype": "UINT8", "data": values}
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [example.image]}
+    if not isinstance(example.image, str):
+        shape, values = [1, *example.pixels.shape], example.pixels.ravel().tolist()
+        tensor = {"name": "image", "shape": shape, "datatype": "UINT8", "data": values}
     request = {"inputs": [tensor], "parameters": {"samples": 100}, "outputs": [{"name": "probabilities"}]}
     return {JSON: {"schema": {"$ref": REFERENCE.format(model="InferenceRequest")}, "example": request}}
 

@@ -106,7 +106,11 @@ class PredictionEndpoints:
         context = RequestContext.of(request.scope)
         body = await self._bodies.read(request)
         inference = await anyio.to_thread.run_sync(
-            read_inference, body, request.headers.get(HEADER_LENGTH), self._settings
+            read_inference,
+            body,
+            request.headers.get(HEADER_LENGTH),
+            self._settings,
+            self._model.pipeline.input.pixel_shape,
         )
         check_outputs(inference)
         self._check_work(len(inference.images), inference.parameters)
@@ -147,7 +151,7 @@ class PredictionEndpoints:
         body = await self._bodies.read(request)
 
         def parse() -> tuple[ParsedBody, SomeParameters]:
-            content = parse_body(content_type, body, self._settings)
+            content = parse_body(content_type, body, self._settings, self._model.pipeline.input.pixel_shape)
             return content, kind.gather(request.query_params.multi_items(), content.fields)
 
         is_light = len(body) <= _LIGHT_BODY_BYTES

@@ -1,5 +1,6 @@
 """Images that are sent as arrays of numbers."""
 
+import math
 from tokenize import TokenError
 from typing import IO, Any
 
@@ -11,20 +12,21 @@ from service.inference.pixels import SIDE, Pixels
 _MAX_NPY_HEADER = 1000  # bytes
 
 
-def pixels_of_array(values: Any, *, unit_range: bool) -> Pixels:
-    """Convert an image from nested lists: 28 x 28, or 784 values row by row.
+def pixels_of_array(values: Any, shape: tuple[int, ...] = (SIDE, SIDE), *, unit_range: bool) -> Pixels:
+    """Convert an image from nested lists of its shape, or from all its values in one list, row by row.
 
     Args:
         values: integers 0..255, or numbers in [0, 1] (rounded to the nearest of 256 levels).
+        shape: of the pixels, (H, W) or (H, W, 3).
         unit_range: whether the values are numbers in [0, 1].
 
     Returns:
-        Pixels, (28, 28).
+        Pixels of this shape.
 
     Raises:
         ImageError: another shape, or values of another type or range.
     """
-    flat = _flat(values)
+    flat = _flat(values, shape)
     top = 1 if unit_range else 255
     wrong = ImageError(f"the values of an image must be numbers in 0..{top}")
     if not {int, float}.issuperset(map(type, flat)):
@@ -37,22 +39,37 @@ def pixels_of_array(values: Any, *, unit_range: bool) -> Pixels:
         raise wrong
     if not unit_range and bool((numbers != np.rint(numbers)).any()):
         raise ImageError('the values of an image must be integers 0..255; for numbers in [0, 1] give "dtype": "float"')
-    return np.rint(numbers * (255 / top)).astype(np.uint8).reshape(SIDE, SIDE)
+    return np.rint(numbers * (255 / top)).astype(np.uint8).reshape(shape)
 
 
-def _flat(values: Any) -> list[Any]:
-    wrong = ImageError(f"an image array must have the shape {SIDE} x {SIDE}, or {SIDE * SIDE} values row by row")
+def wrong_shape(shape: tuple[int, ...]) -> ImageError:
+    """The error of an array of another shape."""
+    return ImageError(
+        f"an image array must have the shape {' x '.join(map(str, shape))}, or {math.prod(shape)} values row by row"
+    )
+
+
+def _flat(values: Any, shape: tuple[int, ...]) -> list[Any]:
     if not isinstance(values, list):
-        raise wrong
-    if len(values) == SIDE and all(isinstance(row, list) and len(row) == SIDE for row in values):
-        return [value for row in values for value in row]
-    if len(values) != SIDE * SIDE:
-        raise wrong
-    return values
+        raise wrong_shape(shape)
+    flat: list[Any] = values
+    if len(flat) == math.prod(shape) and not any(isinstance(value, list) for value in flat):
+        return flat
+    for size in shape[1:]:
+        if not all(isinstance(row, list) and len(row) == size for row in flat):
+            raise wrong_shape(shape)
+        flat = [value for row in flat for value in row]
+    if len(flat) != math.prod(shape):
+        raise wrong_shape(shape)
+    return flat
 
 
-def read_npy_header(file: IO[bytes]) -> int:
-    """Read the header of an .npy file of uint8 images (B, 28, 28), or one image (28, 28).
+def read_npy_header(file: IO[bytes], image_shape: tuple[int, ...] = (SIDE, SIDE)) -> int:
+    """Read the header of an .npy file of uint8 images, (B, H, W) or (B, H, W, 3), or of one image.
+
+    Args:
+        file: the file, which is read up to the end of the header.
+        image_shape: shape of one image.
 
     Returns:
         The number of images.
@@ -69,6 +86,8 @@ def read_npy_header(file: IO[bytes]) -> int:
         shape, fortran_order, dtype = read_header(file, max_header_size=_MAX_NPY_HEADER)
     except (ValueError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError, TokenError) as error:
         raise ValueError(" ".join(str(error).split())[:200]) from error
-    if dtype != np.uint8 or shape[-2:] != (SIDE, SIDE) or len(shape) not in {2, 3} or fortran_order:
-        raise TypeError(f"uint8 images of shape (B, {SIDE}, {SIDE}) in C order, got {dtype} of shape {shape}")
-    return shape[0] if len(shape) == 3 else 1
+    is_one = shape == image_shape
+    if dtype != np.uint8 or not (is_one or shape[1:] == image_shape) or fortran_order:
+        expected = ", ".join(map(str, ("B", *image_shape)))
+        raise TypeError(f"uint8 images of shape ({expected}) in C order, got {dtype} of shape {shape}")
+    return 1 if is_one else shape[0]

@@ -143,7 +143,7 @@ class DecisionPolicy:
 
         Args:
             predictions: predictions for the images.
-            pixels_BHW: the images, (B, 28, 28).
+            pixels_BHW: the images, (B, H, W) or (B, H, W, 3).
             options: options of the decisions.
             seed: random seed of adaptive prediction sets.
         """

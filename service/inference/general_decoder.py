@@ -1,11 +1,12 @@
-"""Decodes one upload of any kind to grey pixels."""
+"""Decodes one upload of any kind to pixels."""
 
 from typing import NamedTuple
 
 import numpy as np
 
+from model.input_spec import FASHION_MNIST, InputSpec
 from service.inference import pillow_decoder
-from service.inference.arrays import pixels_of_array
+from service.inference.arrays import pixels_of_array, wrong_shape
 from service.inference.errors import as_image_error
 from service.inference.formats import read_structure
 from service.inference.pixels import Pixels
@@ -17,7 +18,7 @@ class Decoded(NamedTuple):
     """A decoded image, of any size, dark on light or light on dark.
 
     Attributes:
-        pixels: (H, W) uint8.
+        pixels: (H, W) or (H, W, 3) uint8.
         source: format of the source: "PNG", "JPEG", "WEBP" or "array".
         steps: names of the processing steps, in order.
         warnings: possible reasons for a worse prediction.
@@ -29,15 +30,17 @@ class Decoded(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def decode_image(upload: Upload, *, unit_range: bool) -> Decoded:
+def decode_image(upload: Upload, *, unit_range: bool, spec: InputSpec = FASHION_MNIST) -> Decoded:
     """Decode an image; arguments and errors as for `decoding.decode_all`."""
     content = upload.content
     if isinstance(content, list):
-        return Decoded(pixels_of_array(content, unit_range=unit_range), "array")
+        return Decoded(pixels_of_array(content, spec.pixel_shape, unit_range=unit_range), "array")
     if isinstance(content, np.ndarray):
+        if content.shape != spec.pixel_shape:
+            raise wrong_shape(spec.pixel_shape)
         return Decoded(content, "array")
     with as_image_error:
         file = read_structure(content.data) if isinstance(content, PlainPng) else content
-        pixels, steps = pillow_decoder.decode_file(file)
+        pixels, steps = pillow_decoder.decode_file(file, spec.channels)
     frames = () if file.frames == 1 else (f"only the first of {file.frames} frames was used",)
     return Decoded(pixels, file.format, steps, frames + file.warnings)

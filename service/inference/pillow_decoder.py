@@ -1,4 +1,4 @@
-"""Decodes image files to grey pixels with Pillow."""
+"""Decodes image files to grey or RGB pixels with Pillow."""
 
 import io
 from collections.abc import Callable, Iterator, Sequence
@@ -21,45 +21,50 @@ _TURNS: dict[int, Callable[[Pixels], Pixels]] = {
     2: np.fliplr,
     3: lambda pixels: np.rot90(pixels, 2),
     4: np.flipud,
-    5: np.transpose,
+    5: lambda pixels: pixels.swapaxes(0, 1),
     6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: np.rot90(pixels, 2).T,
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
     8: np.rot90,
 }
 
 Image.MAX_IMAGE_PIXELS = None  # `Upload.of` has checked our own limit
 
 
-def decode_file(file: ImageStructure) -> tuple[Pixels, tuple[str, ...]]:
-    """Decode a file to grey, turned upright by its EXIF orientation (Exif 2.3, tag 0x0112).
+def decode_file(file: ImageStructure, channels: int = 1) -> tuple[Pixels, tuple[str, ...]]:
+    """Decode a file to grey or RGB, turned upright by its EXIF orientation (Exif 2.3, tag 0x0112).
+
+    Args:
+        file: the file.
+        channels: 1 for grey, 3 for RGB.
 
     Returns:
-        Pixels, (H, W), and the names of the processing steps, in order.
+        Pixels, (H, W) or (H, W, 3), and the names of the processing steps, in order.
 
     Raises:
         Exception: any exception that Pillow raises on broken data.
     """
-    pixels, steps = _grey(file)
+    pixels, steps = _decode(file, channels)
     return np.ascontiguousarray(_TURNS[file.orientation](pixels)), steps
 
 
-def _grey(file: ImageStructure) -> tuple[Pixels, tuple[str, ...]]:
-    """Convert to grey in bands of rows, which need little memory in addition to the decoded image and the result."""
+def _decode(file: ImageStructure, channels: int) -> tuple[Pixels, tuple[str, ...]]:
+    """Convert in bands of rows, which need little memory in addition to the decoded image and the result."""
+    convert = _grey if channels == 1 else _rgb
     images = [_load(file)]
     if file.transparent is not None and images[0].mode == "RGB" and file.bits == 16:
         images.append(_load(file, rawmode=_LOW_BYTES))  # Pillow reads only one of the two bytes of a sample
-    pixels = np.empty((file.height, file.width), np.uint8)
+    pixels = np.empty((file.height, file.width) + (() if channels == 1 else (channels,)), np.uint8)
     is_composited = False
     for rows in _bands(file.height, file.width):
         bands = [image.crop((0, rows.start, file.width, rows.stop)) for image in images]
-        pixels[rows], clear = _grey_band(bands, file.transparent)
+        pixels[rows], clear = _convert_band(bands, file.transparent, convert)
         is_composited |= clear
     is_16_bits = images[0].mode == _GREY_16_BITS
     has_transparency = file.transparent is not None or images[0].has_transparency_data
     steps = {
         "reduced to 8 bits": is_16_bits,
         "composited on white": is_composited,
-        "greyscale": has_transparency or not (is_16_bits or images[0].mode == "L"),
+        "greyscale": channels == 1 and (has_transparency or not (is_16_bits or images[0].mode == "L")),
     }
     return pixels, tuple(name for name, is_done in steps.items() if is_done)
 
@@ -81,18 +86,20 @@ def _bands(height: int, width: int) -> Iterator[slice]:
         yield slice(top, min(top + step, height))
 
 
-def _grey_band(bands: Sequence[Image.Image], transparent: tuple[int, ...] | None) -> tuple[Pixels, bool]:
-    """Composite a band on white; return its grey pixels, and whether any pixel is transparent."""
+def _convert_band(
+    bands: Sequence[Image.Image], transparent: tuple[int, ...] | None, convert: Callable[[Image.Image], Pixels]
+) -> tuple[Pixels, bool]:
+    """Composite a band on white and convert it; return its pixels, and whether any pixel is transparent."""
     band = bands[0]
     if transparent is not None:
-        is_clear = _is_clear(bands, transparent)
-        return np.where(is_clear, _WHITE, _without_colour(band)), bool(is_clear.any())
+        is_clear, pixels = _is_clear(bands, transparent), convert(band)
+        return np.where(is_clear if pixels.ndim == 2 else is_clear[..., None], _WHITE, pixels), bool(is_clear.any())
     if not band.has_transparency_data:
-        return _without_colour(band), False
+        return convert(band), False
     colour = band.convert("RGBA")
     is_opaque = colour.getchannel("A").getextrema() == (255, 255)
     background = Image.new("RGBA", colour.size, "white")
-    return _without_colour(Image.alpha_composite(background, colour).convert("RGB")), not is_opaque
+    return convert(Image.alpha_composite(background, colour).convert("RGB")), not is_opaque
 
 
 def _is_clear(bands: Sequence[Image.Image], transparent: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.bool_]]:
@@ -104,7 +111,13 @@ def _is_clear(bands: Sequence[Image.Image], transparent: tuple[int, ...]) -> np.
     return np.asarray(is_equal.all(axis=2) if is_equal.ndim == 3 else is_equal)
 
 
-def _without_colour(band: Image.Image) -> Pixels:
+def _grey(band: Image.Image) -> Pixels:
     if band.mode == _GREY_16_BITS:
         return (np.asarray(band) >> 8).astype(np.uint8)
     return np.asarray(band if band.mode == "L" else band.convert("L"))
+
+
+def _rgb(band: Image.Image) -> Pixels:
+    if band.mode == _GREY_16_BITS:
+        return np.repeat(_grey(band)[..., None], 3, axis=2)
+    return np.asarray(band if band.mode == "RGB" else band.convert("RGB"))

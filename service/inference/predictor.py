@@ -8,8 +8,9 @@ import numpy as np
 
 from model import Artifact, Moments, Uncertainty, entropy
 from model.calibration import Estimator
-from service.inference.pixels import SIDE, Pixels
+from service.inference.pixels import Pixels
 
+_LIGHT_MASK_BYTES = 2**16  # of a mask's activations up to which a thousand masks take no noticeable time
 ESTIMATORS: tuple[Estimator, ...] = get_args(Estimator)
 
 
@@ -109,57 +110,66 @@ class Predictions:
 class Predictor:
     """The model behind the service. Bits of a prediction depend on image, samples and seed only, not on the batch.
 
-    Methods take pixels of shape (B, 28, 28), uint8, light on dark.
+    Methods take pixels of shape (B, H, W) or (B, H, W, 3), uint8.
 
     Args:
         artifact: the model to serve.
 
     Raises:
-        ValueError: the model takes other images, has no dropout to sample, or does not allow moment propagation.
+        ValueError: the model takes other images than its input specification says, or has no dropout to sample.
     """
 
     def __init__(self, artifact: Artifact) -> None:
         self.classes = artifact.classes
         self._graph = artifact.engine
-        shape = self._graph.spec.image
-        if shape != (1, SIDE, SIDE):
-            raise ValueError(f"the model must take images of shape {[1, SIDE, SIDE]}, got {list(shape)}")
-        moments = artifact.moments
-        if moments is None:
-            raise ValueError("the model must be a chain of linear layers, ReLU and dropout of at most 100 classes")
-        self._moments = moments
+        self.input = artifact.input
+        if self._graph.spec.image != self.input.shape:
+            shapes = f"{list(self.input.shape)}, got {list(self._graph.spec.image)}"
+            raise ValueError(f"the model must take images of shape {shapes}")
+        self._moments = artifact.moments
+
+    @property
+    def can_propagate(self) -> bool:
+        """Whether the network allows moment propagation: linear layers, ReLU and dropout, of at most 100 classes."""
+        return self._moments is not None
 
     def predict(self, pixels_BHW: Pixels) -> Predictions:
         """Predict in eval mode."""
-        probs_BC = self._graph.predict(_as_inputs(pixels_BHW)).astype(np.float64)
+        probs_BC = self._graph.predict(self.input.normalize(pixels_BHW)).astype(np.float64)
         return Predictions("eval", self.classes, probs_BC, entropy(probs_BC))
 
     def sample(self, pixels_BHW: Pixels, *, samples: int, seed: int) -> Predictions:
         """Predict with `samples` dropout masks, at least 2, drawn from a seed."""
-        probs_SBC, uncertainty = self._graph.sample_and_summarize(_as_inputs(pixels_BHW), samples, seed)
+        probs_SBC, uncertainty = self._graph.sample_and_summarize(self.input.normalize(pixels_BHW), samples, seed)
         return self._over_masks("masks", uncertainty, probs_SBC)
 
     def sample_until(self, pixels_1HW: Pixels, *, tolerance: float, max_samples: int, seed: int) -> Predictions:
         """Predict one image, sampling masks until the standard error of the predicted class is within the tolerance."""
         probs_S1C, uncertainty = self._graph.sample_until(
-            _as_inputs(pixels_1HW), tolerance=tolerance, max_samples=max_samples, seed=seed
+            self.input.normalize(pixels_1HW), tolerance=tolerance, max_samples=max_samples, seed=seed
         )
         error = float(uncertainty.standard_error[0, uncertainty.mean[0].argmax()])
         unmet = f"the standard error is {error:.2g} after {max_samples} samples, not {tolerance:g}"
         return self._over_masks("masks", uncertainty, probs_S1C, () if error <= tolerance else (unmet,))
 
     def propagate(self, pixels_BHW: Pixels) -> Predictions:
-        """Predict the mean over all masks without sampling, by moment propagation."""
-        return self._over_masks(
-            "moments", self._moments.predict(_as_inputs(pixels_BHW).reshape(len(pixels_BHW), SIDE * SIDE))
-        )
+        """Predict the mean over all masks without sampling, by moment propagation.
+
+        Raises:
+            ValueError: the network does not allow it, see `can_propagate`.
+        """
+        if self._moments is None:
+            raise ValueError("the network does not allow moment propagation")
+        inputs_B = self.input.normalize(pixels_BHW)
+        return self._over_masks("moments", self._moments.predict(inputs_B.reshape(len(inputs_B), -1)))
 
     def warm_up(self) -> None:
         """Run all modes once, to pay their one-time costs, and draw the masks of the default seed."""
-        blank = np.zeros((1, SIDE, SIDE), dtype=np.uint8)
+        blank = np.zeros((1, *self.input.pixel_shape), dtype=np.uint8)
         self.predict(blank)
-        self.propagate(blank)
-        for samples in (1000, 100):
+        if self.can_propagate:
+            self.propagate(blank)
+        for samples in (1000, 100) if self._graph.spec.mask_bytes <= _LIGHT_MASK_BYTES else (10,):
             self.sample(blank, samples=samples, seed=0)
 
     def _over_masks(
@@ -182,7 +192,3 @@ def _split(uncertainty: Uncertainty | Moments) -> Sequence[Uncertainty | Moments
     names = [field.name for field in fields(uncertainty)]
     columns = [np.split(getattr(uncertainty, name), images) for name in names]
     return [type(uncertainty)(**dict(zip(names, ones, strict=True))) for ones in zip(*columns, strict=True)]
-
-
-def _as_inputs(pixels_BHW: Pixels) -> np.ndarray:
-    return pixels_BHW[:, None] / np.float32(255)

@@ -1,4 +1,4 @@
-"""Prepares grey images of any size for the network: (28, 28), light on dark as in Fashion-MNIST."""
+"""Prepares images of any size for the network, as its input specification says."""
 
 import itertools
 import math
@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from model.input_spec import FASHION_MNIST, InputSpec
 from service.inference.errors import ImageError
 from service.inference.general_decoder import Decoded
 from service.inference.pixels import SIDE, Pixels
+from service.inference.resizing import resize
 
 _MARGIN_TOLERANCE = 13  # 5 % of full scale, the margin rule of Fashion-MNIST's own preparation (arXiv:1708.07747, 2)
 _LIGHT = 127.5  # mean brightness above which a border is light
@@ -22,10 +24,11 @@ _BUSY_BORDER = 0.5  # fraction of border pixels that differ from their median; 2
 _BAND_PIXELS = 2**20  # processed at once, which bounds the memory needed
 _UNIT = 2**22  # a weight of 1 in Pillow's resampling
 
+_BLANK = "the image is blank"
 _WARNINGS = (
     "the border is neither dark nor light: set invert=yes or invert=no",
     "the background is not plain: Fashion-MNIST shows one item of clothing on a plain background",
-    "the image is blank",
+    _BLANK,
 )
 
 
@@ -41,7 +44,7 @@ class Input(NamedTuple):
     """The network's input, and how it was made.
 
     Attributes:
-        pixels: (28, 28) uint8, light on dark.
+        pixels: uint8, (H, W) or (H, W, 3).
         source: format of the source: "PNG", "JPEG", "WEBP" or "array".
         size: width and height of the source.
         steps: names of the processing steps, in order.
@@ -65,16 +68,48 @@ class Input(NamedTuple):
         return blake2b(self.pixels.tobytes(), digest_size=8).hexdigest()
 
 
-def prepare_all(decoded: Iterable[Decoded | ImageError], *, invert: Invert = Invert.AUTO) -> list[Input | ImageError]:
-    """Prepare images: light on dark, 28 x 28. The other images of the batch do not affect an image.
+def prepare_all(
+    decoded: Iterable[Decoded | ImageError], *, invert: Invert = Invert.AUTO, spec: InputSpec = FASHION_MNIST
+) -> list[Input | ImageError]:
+    """Prepare images for the network. The other images of the batch do not affect an image.
 
-    Images of other sizes are processed like Fashion-MNIST's own: plain margins are trimmed, the longer side is resized
-    to 28, and the shorter side is padded on both sides. 28 x 28 images are not trimmed or resized.
+    Images of the network's size are not trimmed, cut or resized. Others are, see `InputSpec.resize`.
 
     Args:
         decoded: decoded images, or the error of an invalid one, which stays in its place. A large image is prepared
             before the next one is taken from the iterable.
         invert: whether to swap dark and light.
+        spec: what the network takes.
+    """
+    if spec.resize != "trim":
+        return [prepare(one, invert, spec) if isinstance(one, Decoded) else one for one in decoded]
+    return _prepare_trimmed(decoded, invert)
+
+
+def prepare(image: Decoded, invert: Invert, spec: InputSpec) -> Input:
+    """Prepare an image by "crop", "fit" or "stretch"."""
+    pixels, steps = image.pixels, image.steps
+    height, width = pixels.shape[:2]
+    if invert is Invert.YES or (invert is Invert.AUTO and spec.polarity == "light-on-dark" and _is_light(pixels)):
+        pixels, steps = pixels ^ np.uint8(255), (*steps, "inverted")
+    if pixels.shape != spec.pixel_shape:
+        pixels, resizing = resize(pixels, spec)
+        steps += resizing
+    is_blank = int(pixels.max()) - int(pixels.min()) <= _MARGIN_TOLERANCE
+    warnings = (*image.warnings, *itertools.compress((_BLANK,), (is_blank,)))
+    return Input(pixels, image.source, (width, height), steps, warnings)
+
+
+def _is_light(pixels: Pixels) -> bool:
+    """Whether the border is light."""
+    sides = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+    return float(np.concatenate(sides).mean()) > _LIGHT
+
+
+def _prepare_trimmed(decoded: Iterable[Decoded | ImageError], invert: Invert) -> list[Input | ImageError]:
+    """Prepare grey images like Fashion-MNIST's own: 28 x 28, light on dark.
+
+    Plain margins are trimmed, the longer side is resized to 28, and the shorter side is padded on both sides.
     """
     results: list[Decoded | Input | ImageError] = []
     for one in decoded:

@@ -36,6 +36,7 @@ _STAGES = ("decode", "infer", "encode")
 _LATENCIES = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _STAGE_LATENCIES = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _NUMBERS = (0, 1, 10, 30, 100, 300, 1000)
+_SET_SIZES = (*range(11), 30, 100, 300, 1000)
 _RATIOS = tuple(step / 20 for step in range(1, 21))
 _INFORMATION_RATIOS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _SCORES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
@@ -95,7 +96,9 @@ class Metrics:
         votes = "Fraction of the masks that vote for the predicted class."
         self._agreements = self._child(self._histogram("vote_agreement_ratio", votes, _RATIOS))
         sizes = "Number of classes in a prediction set."
-        self._set_sizes = self._child(self._histogram("prediction_set_size_classes", sizes, range(11)))
+        self._set_sizes = self._child(
+            self._histogram("prediction_set_size_classes", sizes, (*range(11), 30, 100, 300, 1000))
+        )
         abstentions = self._counter("abstentions", "Predictions with abstention, by the reason.", "reason")
         self._abstentions = {reason: self._child(abstentions, reason) for reason in get_args(Reason)}
         self._novelties = self._child(

@@ -18,6 +18,9 @@ Mode = Literal["eval", "mc", "moments"]
 MODES: dict[Estimator, Mode] = {"eval": "eval", "masks": "mc", "moments": "moments"}
 
 
+PixelLists = list[list[int]] | list[list[list[int]]]
+
+
 class UncertaintyAnswer(BaseModel):
     """The uncertainty over the dropout masks: entropies in nats, lists in class order.
 
@@ -34,7 +37,7 @@ class UncertaintyAnswer(BaseModel):
 class PreprocessingAnswer(BaseModel):
     """The preprocessing steps of the image; `image_hash` is the hash of the network's input.
 
-    `pixels`, if requested, are the network's input: 28 rows of 28 values, 0..255, light on dark.
+    `pixels`, if requested, are the network's input: its rows of values 0..255, or of three values each in colour.
     """
 
     source: str
@@ -43,7 +46,9 @@ class PreprocessingAnswer(BaseModel):
     inverted: bool
     steps: list[str]
     image_hash: str
-    pixels: Annotated[list[list[int]] | None, Field(exclude_if=lambda value: value is None)] = None
+    pixels: Annotated[list[list[int]] | list[list[list[int]]] | None, Field(exclude_if=lambda value: value is None)] = (
+        None
+    )
 
 
 class CalibrationAnswer(BaseModel):

@@ -1,6 +1,7 @@
 """Decodes requests of the protocol into images and parameters."""
 
 import itertools
+import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,7 @@ from service.settings import Settings
 
 _NUMBERS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
 _LENGTH_BYTES = 4  # before each element of BYTES
-_PIXELS = SIDE * SIDE
-_SHAPES = ((SIDE, SIDE), (1, SIDE, SIDE), (_PIXELS,))  # of one image
+_DEFAULT_SHAPE = (SIDE, SIDE)
 # Further parameters of Triton's client; only binary_data_output and timeout have an effect.
 _CLIENT_PARAMETERS = {"binary_data_output", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end"}
 _CLIENT_PARAMETERS |= {"content_type", "headers"}  # MLServer's client; redundant with the datatypes
@@ -48,13 +48,16 @@ class Inference:
     seconds: float | None
 
 
-def read_inference(body: bytes, header_length: str | None, limits: Settings) -> Inference:
+def read_inference(
+    body: bytes, header_length: str | None, limits: Settings, shape: tuple[int, ...] = _DEFAULT_SHAPE
+) -> Inference:
     """Read the body of an inference request: JSON, followed by raw tensors.
 
     Args:
         body: the complete body.
         header_length: the header with the length of the JSON in bytes; None if the body is JSON only.
         limits: limits on JSON and images.
+        shape: of the network's images, (H, W) or (H, W, 3).
 
     Raises:
         Problem: 400 for a body that is not JSON, 422 for an invalid request.
@@ -70,9 +73,9 @@ def read_inference(body: bytes, header_length: str | None, limits: Settings) -> 
         raise invalid_document(error) from error
     (tensor,) = request.inputs
     if "binary_data_size" in tensor.parameters:
-        images = _read_binary(tensor, body[length:], limits)
+        images = _read_binary(tensor, body[length:], limits, shape)
     else:
-        images = _read_data(tensor, limits)
+        images = _read_data(tensor, limits, shape)
     if not images:
         raise invalid(("inputs", "must have at least one image"))
     return Inference(
@@ -103,32 +106,40 @@ def _timeout_seconds(microseconds: object) -> float | None:
     return None
 
 
-def _image_count(tensor: RequestInput) -> int:
+def _layouts(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Shapes of one image that are accepted, by their names; the first is the network's own."""
+    sides = "H, W" if len(shape) == 2 else "H, W, C"
+    channels = (1, *shape) if len(shape) == 2 else (shape[2], *shape[:2])
+    return {sides: shape, "C, H, W": channels, "flat": (math.prod(shape),)}
+
+
+def _image_count(tensor: RequestInput, image_shape: tuple[int, ...]) -> int:
     """Number of images by the tensor's shape, which is checked."""
     shape = tuple(tensor.shape)
     if tensor.datatype == "BYTES":
         if len(shape) == 1 or shape[1:] == (1,):
             return shape[0]
         raise invalid(("inputs", f"of BYTES must have the shape [B], got {list(shape)}"))
-    if shape in {(SIDE, SIDE), (_PIXELS,)}:
+    layouts = tuple(_layouts(image_shape).values())
+    if shape in {image_shape, layouts[-1]}:
         return 1
-    if shape[1:] in _SHAPES:
+    if shape[1:] in layouts:
         return shape[0]
-    expected = f"[B, {SIDE}, {SIDE}], [B, 1, {SIDE}, {SIDE}] or [B, {_PIXELS}]"
-    raise invalid(("inputs", f"must have the shape {expected}, got {list(shape)}"))
+    first, second, last = (f"[{', '.join(map(str, ('B', *layout)))}]" for layout in layouts)
+    raise invalid(("inputs", f"must have the shape {first}, {second} or {last}, got {list(shape)}"))
 
 
-def _read_data(tensor: RequestInput, limits: Settings) -> list[RawImage | Problem]:
-    count, values = _image_count(tensor), list(_flat(tensor.data or [], depth=len(tensor.shape)))
+def _read_data(tensor: RequestInput, limits: Settings, shape: tuple[int, ...]) -> list[RawImage | Problem]:
+    count, values = _image_count(tensor, shape), list(_flat(tensor.data or [], depth=len(tensor.shape)))
     if tensor.datatype == "BYTES":
         _check_count(len(values), count, "elements")
         check_count(count, limits)
         return [image_of(value) for value in values]
-    _check_count(len(values), count * _PIXELS, "values")
+    _check_count(len(values), count * math.prod(shape), "values")
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         raise invalid(("inputs", "must have numbers as data"))
     try:
-        return _pixels(np.array(values, dtype=np.float64), tensor.datatype)
+        return _pixels(np.array(values, dtype=np.float64), tensor, shape)
     except OverflowError as error:
         raise invalid(("inputs", f"has a number that is too large: {error}")) from error
 
@@ -142,8 +153,10 @@ def _flat(data: list[Any], depth: int) -> Sequence[Any]:
     return data
 
 
-def _read_binary(tensor: RequestInput, raw: bytes, limits: Settings) -> list[RawImage | Problem]:
-    count, size = _image_count(tensor), tensor.parameters["binary_data_size"]
+def _read_binary(
+    tensor: RequestInput, raw: bytes, limits: Settings, shape: tuple[int, ...]
+) -> list[RawImage | Problem]:
+    count, size = _image_count(tensor, shape), tensor.parameters["binary_data_size"]
     if tensor.data is not None or size != len(raw):
         raise invalid(
             ("inputs", f"must have binary_data_size {len(raw)}, the number of bytes after the JSON, and no data")
@@ -155,8 +168,8 @@ def _read_binary(tensor: RequestInput, raw: bytes, limits: Settings) -> list[Raw
         _check_count(len(images), count, "elements")
         return images
     dtype = _NUMBERS[tensor.datatype]
-    _check_count(len(raw), count * _PIXELS * dtype.itemsize, "bytes")
-    return _pixels(np.frombuffer(raw, dtype).astype(np.float64), tensor.datatype)
+    _check_count(len(raw), count * math.prod(shape) * dtype.itemsize, "bytes")
+    return _pixels(np.frombuffer(raw, dtype).astype(np.float64), tensor, shape)
 
 
 def _elements(raw: bytes) -> Iterator[bytes]:
@@ -176,9 +189,14 @@ def _check_count(count: int, expected: int, unit: str) -> None:
         raise invalid(("inputs", f"must have {expected} {unit} by their shape, got {count}"))
 
 
-def _pixels(values: np.ndarray, datatype: str) -> list[RawImage | Problem]:
+def _pixels(values: np.ndarray, tensor: RequestInput, shape: tuple[int, ...]) -> list[RawImage | Problem]:
+    datatype = tensor.datatype
     top = 255 if datatype == "UINT8" else 1
     is_whole = datatype != "UINT8" or bool((values == np.rint(values)).all())
     if not (is_whole and bool(((values >= 0) & (values <= top)).all())):
         raise invalid(("inputs", f"of {datatype} must have {'whole ' if top == 255 else ''}numbers in 0..{top}"))
-    return list(np.rint(values * (255 / top)).astype(np.uint8).reshape(-1, SIDE, SIDE))
+    pixels = np.rint(values * (255 / top)).astype(np.uint8)
+    planes = _layouts(shape)["C, H, W"]
+    if len(shape) == 3 and tuple(tensor.shape[1:]) == planes != shape:
+        return list(np.ascontiguousarray(pixels.reshape(-1, *planes).transpose(0, 2, 3, 1)))
+    return list(pixels.reshape(-1, *shape))

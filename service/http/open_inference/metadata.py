@@ -5,19 +5,18 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from service.inference.pixels import SIDE
-
 MODEL, VERSION = "mcd", "1"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ["binary_tensor_data", "classification"]
 SAMPLES = "sample_probabilities"
 
 
-def documents(outputs: Sequence[Mapping[str, Any]], max_images: int) -> dict[str, bytes]:
+def documents(outputs: Sequence[Mapping[str, Any]], image_shape: Sequence[int], max_images: int) -> dict[str, bytes]:
     """The metadata documents of server and model, by path.
 
     Args:
         outputs: name, datatype and shape of each output.
+        image_shape: shape of one image, (H, W) or (H, W, 3).
         max_images: maximum number of images of a request.
     """
     server = {"name": MODEL, "version": VERSION, "extensions": EXTENSIONS}
@@ -25,7 +24,7 @@ def documents(outputs: Sequence[Mapping[str, Any]], max_images: int) -> dict[str
         "name": MODEL,
         "versions": [VERSION],
         "platform": "mcd_monte_carlo_dropout",
-        "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, SIDE, SIDE]}],
+        "inputs": [{"name": "image", "datatype": "UINT8", "shape": [-1, *image_shape]}],
         "outputs": list(outputs),
     }
     contents: dict[str, Any] = {
@@ -44,7 +43,7 @@ def documents(outputs: Sequence[Mapping[str, Any]], max_images: int) -> dict[str
 
 def document_paths() -> list[str]:
     """Paths of all documents."""
-    return list(documents([], 0))
+    return list(documents([], (), 0))
 
 
 def model_paths() -> tuple[str, str]:

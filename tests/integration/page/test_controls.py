@@ -9,8 +9,9 @@ import torch
 from files import png
 from PIL import Image
 from playwright.sync_api import Page, expect
-from torchvision.transforms.v2 import functional
 from ui_page import assert_shows, gallery_file, move_slider, predict_both, shown_pixels
+
+from training.vision import functional
 
 
 def test_settings_become_request_parameters(page, client):

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 from playwright.sync_api import Response, expect
-from torchvision.transforms.v2 import functional
 from ui_page import CLASSES, gallery_file, percent
+
+from training.vision import functional
 
 
 def test_rotation_figure_shows_the_means_of_one_batch(page, client):

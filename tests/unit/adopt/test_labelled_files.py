@@ -1,0 +1,114 @@
+"""Labelled images in folders and tables, their classes, and how they are split."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from training.adopt.labelled_files import ImagesError, LabelledFiles, find_images, read_classes
+
+
+def make(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def labels(found: LabelledFiles) -> dict[str, str]:
+    return {path.name: found.classes[label] for path, label in zip(found.paths, found.labels_N, strict=True)}
+
+
+def test_folders_are_classes(tmp_path):
+    make(tmp_path, "dog/1.jpg", "dog/deep/2.PNG", "cat/3.webp", "cat/notes.txt", ".hidden/4.png")
+    found = find_images(tmp_path)
+    assert found.classes == ("cat", "dog")
+    assert labels(found) == {"1.jpg": "dog", "2.PNG": "dog", "3.webp": "cat"}
+    ordered = find_images(tmp_path, ("dog", "bird", "cat"))
+    assert ordered.classes == ("dog", "bird", "cat")
+    assert labels(ordered) == labels(found)
+
+
+def test_files_may_be_named_after_classes(tmp_path):
+    make(tmp_path, "n01_tench.jpg", "great white shark_7.jpg", "n02_ostrich.png", "README.md")
+    found = find_images(tmp_path, ("ostrich", "great white shark", "tench"))
+    assert labels(found) == {
+        "n01_tench.jpg": "tench", "great white shark_7.jpg": "great white shark", "n02_ostrich.png": "ostrich",
+    }  # fmt: skip
+    by_synset = find_images(tmp_path, ("n01", "great_white_shark", "n02_ostrich"))
+    assert by_synset.labels_N.tolist() == [1, 0, 2]
+
+
+def test_a_table_lists_them(tmp_path):
+    make(tmp_path, "a/1.jpg", "2.jpg")
+    (tmp_path / "list.csv").write_text("path,label\na/1.jpg,dog\n2.jpg,cat\n")
+    found = find_images(tmp_path / "list.csv")
+    assert labels(found) == {"1.jpg": "dog", "2.jpg": "cat"}
+
+
+@pytest.mark.parametrize(
+    ("files", "table", "classes", "message"),
+    [
+        (["dog/1.jpg"], None, ("cat", "hound"), "images of the classes dog, but the classes are cat, hound"),
+        (["1.jpg"], None, None, "expected one folder for each class, got files only"),
+        (["1.jpg", "dog_2.jpg"], None, ("dog",), r"1\.jpg named after no class; the classes are dog"),
+        (["notes.txt"], None, None, "no images found"),
+        ([], "path,label\nabsent.jpg,dog\n", None, r"files that don't exist: .*absent\.jpg"),
+        ([], "file,class\nabsent.jpg,dog\n", None, "expected the columns path and label, got file, class"),
+        ([], "path,label\n", None, "no images found"),
+    ],
+)
+def test_images_without_classes_are_refused(tmp_path, files, table, classes, message):
+    make(tmp_path, *files)
+    source = tmp_path
+    if table is not None:
+        source = tmp_path / "list.csv"
+        source.write_text(table)
+    with pytest.raises(ImagesError, match=message) as caught:
+        find_images(source, classes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_of_another_kind_is_refused(tmp_path):
+    with pytest.raises(ImagesError, match="expected a folder of images, or a CSV file"):
+        find_images(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\n\nb\n", "no empty line"),
+        ("a\n", "at least two"),
+        ("", "at least two"),
+        ("a\nb\na\n", "got a more than once"),
+    ],
+)
+def test_invalid_class_names_are_refused(tmp_path, text, message):
+    (tmp_path / "classes.txt").write_text(text)
+    with pytest.raises(ImagesError, match=message):
+        read_classes(tmp_path / "classes.txt")
+
+
+def test_class_names_keep_their_order(tmp_path):
+    (tmp_path / "classes.txt").write_text("dog\n great white shark \ncat\n\n")
+    assert read_classes(tmp_path / "classes.txt") == ("dog", "great white shark", "cat")
+
+
+@pytest.mark.parametrize("fraction", [0.5, 0.3])
+def test_a_split_divides_every_class(fraction):
+    labels_N = np.repeat([0, 1, 2], [40, 10, 50])
+    files = LabelledFiles(tuple(Path(f"{index}.png") for index in range(100)), labels_N, ("a", "b", "c"))
+    first, second = files.split(3, fraction)
+    assert sorted(first.paths + second.paths) == sorted(files.paths)
+    assert len(first) == round(100 * fraction)
+    for label, count in enumerate((40, 10, 50)):
+        assert abs((first.labels_N == label).sum() - fraction * count) <= 1.5
+    assert all(files.labels_N[int(path.stem)] == label for path, label in zip(first.paths, first.labels_N, strict=True))
+    assert files.split(3, fraction)[0].paths == first.paths != files.split(4, fraction)[0].paths
+
+
+def test_classes_of_one_image_are_divided_too():
+    files = LabelledFiles(tuple(Path(f"{index}.png") for index in range(200)), np.arange(200), tuple("abc"))
+    first, second = files.split(0, 0.5)
+    assert len(first) == len(second) == 100
+    assert 30 < sum(int(path.stem) < 100 for path in first.paths) < 70

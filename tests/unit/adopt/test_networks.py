@@ -1,0 +1,126 @@
+"""Networks that users name, and the weights that fill them."""
+
+import re
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from training.adopt.networks import NetworkError, load_network
+
+CODE = """
+from torch import nn
+
+
+def make(width=3, dropout=0.5):
+    return nn.Sequential(nn.Flatten(), nn.Linear(4, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, 2))
+
+
+network = make(5)
+number = 3
+
+
+def text():
+    return "network"
+
+
+def fails():
+    raise RuntimeError("first line\\nsecond line")
+"""
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch) -> str:
+    """A module in the current folder."""
+    name = "somebodys_networks"
+    (tmp_path / f"{name}.py").write_text(CODE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    sys.modules.pop(name, None)
+    return name
+
+
+def refused(message: str, *arguments: object, **options: object) -> None:
+    with pytest.raises(NetworkError, match=message) as caught:
+        load_network(*arguments, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_function_of_the_current_folder_makes_it(module):
+    network = load_network(f"{module}:make", '{"width": 7}')
+    assert network[1].out_features == 7
+    assert not network.training
+
+
+def test_a_network_itself_is_taken(module):
+    assert load_network(f"{module}:network")[1].out_features == 5
+    refused("takes no --arguments", f"{module}:network", '{"width": 7}')
+
+
+@pytest.mark.parametrize(
+    ("reference", "arguments", "message"),
+    [
+        ("no_colon", "{}", "package.module:factory, got no_colon"),
+        ("nowhere_to_be_found:make", "{}", "nowhere_to_be_found can't be imported"),
+        ("somebodys_networks:absent", "{}", "somebodys_networks defines no absent"),
+        ("somebodys_networks:number", "{}", "must be a function that returns a torch.nn.Module, got int"),
+        ("somebodys_networks:text", "{}", "must return a torch.nn.Module, got str"),
+        ("somebodys_networks:fails", "{}", "failed: RuntimeError: first line$"),
+        ("somebodys_networks:make", "{", "--arguments must be a JSON object, got {"),
+        ("somebodys_networks:make", "[1]", r"--arguments must be a JSON object, got \[1\]"),
+        ("somebodys_networks:make", '{"depth": 1}', "failed: TypeError: .*depth"),
+    ],
+)
+def test_what_makes_no_network_is_refused(module, reference, arguments, message):
+    refused(message, reference, arguments)
+
+
+@pytest.fixture
+def state(module) -> dict[str, torch.Tensor]:
+    torch.manual_seed(5)
+    return load_network(f"{module}:make").state_dict()
+
+
+@pytest.mark.parametrize("key", [None, "state_dict", "model"])
+def test_weights_fill_the_network(module, state, tmp_path, key):
+    torch.save({key: state} if key else state, tmp_path / "weights.pt")
+    safetensors.torch.save_file(state, tmp_path / "weights.safetensors")
+    for file in ("weights.pt", "weights.safetensors"):
+        found = load_network(f"{module}:make", weights=tmp_path / file).state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("1.bias"), r"1\.bias missing, none unexpected"),
+        (lambda state: state.update(extra=torch.ones(2)), "none missing, extra unexpected"),
+        (lambda state: state.update({"1.bias": torch.ones(9)}), r"1\.bias \[9\] instead of \[3\]"),
+        (lambda state: state.update({"1.bias": torch.full((3,), torch.nan)}), r"not finite in 1\.bias"),
+    ],
+)
+def test_other_weights_are_refused_with_names(module, state, tmp_path, change, message):
+    change(state)
+    torch.save(dict(state), tmp_path / "weights.pt")
+    refused(message, f"{module}:make", weights=tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("w.pt", b"no weights", "expected safetensors or a state dict"),
+        ("w.safetensors", b"no weights", "expected safetensors or a state dict"),
+        ("absent.pt", None, "expected a readable file, got No such file"),
+    ],
+)
+def test_files_without_weights_are_refused(module, tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    refused(re.escape(name) + ".*" + message, f"{module}:make", weights=tmp_path / name)
+
+
+def test_a_pickled_network_is_never_run(module, tmp_path):
+    torch.save(nn.Linear(2, 2), tmp_path / "network.pt")
+    refused("expected safetensors or a state dict", f"{module}:make", weights=tmp_path / "network.pt")

@@ -1,0 +1,166 @@
+"""The service with a network of other images: RGB, another size, another number of classes."""
+
+import base64
+import io
+
+import httpx
+import numpy as np
+import pytest
+import rgb
+import torch
+from application import client_of
+from files import encoded
+from PIL import Image
+
+from model import MonteCarloDropout, load_artifact, summarize
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return rgb.save(tmp_path_factory.mktemp("rgb") / "artifact")
+
+
+@pytest.fixture(scope="module")
+def client(folder):
+    with client_of(MCD_MODEL=str(folder)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def pixels_B() -> np.ndarray:
+    return np.random.default_rng(51).integers(0, 256, (5, 20, 24, 3), np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    return encoded(Image.fromarray(pixels))
+
+
+def post(client: httpx.Client, path: str, **request) -> dict:
+    response = client.post(path, **request)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_an_answer_is_what_torch_computes_under_the_same_masks(client, pixels_B):
+    inputs_B = torch.from_numpy(rgb.SPEC.normalize(pixels_B))
+    mc = MonteCarloDropout(rgb.network())
+    expected, plain = summarize(mc.sample(inputs_B, samples=30, seed=5)), mc.predict(inputs_B)
+    for b, pixels in enumerate(pixels_B):
+        answer = post(client, "/predict", content=png(pixels), params={"samples": 30, "seed": 5})
+        assert answer["probabilities"] == pytest.approx(expected.mean[b].tolist(), abs=1e-5)
+        for name, value in answer["uncertainty"].items():
+            assert value == pytest.approx(getattr(expected, name)[b].tolist(), abs=1e-5), name
+        assert answer["label"] == rgb.CLASSES[answer["class_index"]]
+        assert (answer["calibrated"], answer["prediction_set"], answer["novelty"]) == (False, None, None)
+        eval_mode = post(client, "/predict", content=png(pixels))
+        assert eval_mode["probabilities"] == pytest.approx(plain[b].tolist(), abs=1e-5)
+
+
+def test_each_way_to_send_an_image_gives_the_same(client, pixels_B):
+    params = {"samples": 20, "seed": 1}
+    alone = [post(client, "/predict", content=png(pixels), params=params)["probabilities"] for pixels in pixels_B]
+    file = io.BytesIO()
+    np.save(file, pixels_B)
+    npy = {"content": file.getvalue(), "headers": {"content-type": "application/x-npy"}}
+    several = [
+        {"files": [("images", png(pixels)) for pixels in pixels_B], "params": params},
+        {"json": {"images": pixels_B.tolist(), **params}},
+        {"json": {"images": [pixels.ravel().tolist() for pixels in pixels_B], **params}},
+        {"json": {"images": [base64.b64encode(png(pixels)).decode() for pixels in pixels_B], **params}},
+        {"params": params, **npy},
+    ]
+    for request in several:
+        results = post(client, "/predict_batch", **request)["results"]
+        assert [one["probabilities"] for one in results] == alone
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW", "flat", "FP32"])
+def test_the_open_inference_protocol_takes_both_layouts(client, pixels_B, layout):
+    params = {"samples": 20, "seed": 1}
+    alone = [post(client, "/predict", content=png(pixels), params=params)["probabilities"] for pixels in pixels_B]
+    values = {
+        "NHWC": pixels_B, "NCHW": pixels_B.transpose(0, 3, 1, 2), "flat": pixels_B.reshape(5, -1),
+        "FP32": pixels_B.transpose(0, 3, 1, 2) / 255,
+    }[layout]  # fmt: skip
+    tensor = {
+        "name": "image", "shape": list(values.shape), "datatype": "FP32" if layout == "FP32" else "UINT8",
+        "data": values.ravel().tolist(),
+    }  # fmt: skip
+    found = post(client, "/v2/models/mcd/infer", json={"inputs": [tensor], "parameters": params})
+    outputs = {one["name"]: one for one in found["outputs"]}
+    assert outputs["probabilities"]["shape"] == [5, 7]
+    assert np.array_equal(np.reshape(outputs["probabilities"]["data"], (5, 7)), alone)
+    metadata = client.get("/v2/models/mcd").json()
+    assert metadata["inputs"] == [{"name": "image", "datatype": "UINT8", "shape": [-1, 20, 24, 3]}]
+
+
+def test_photographs_of_other_sizes_and_modes_are_answered(client):
+    image = Image.effect_noise((200, 130), 60)
+    for file in (
+        encoded(image), encoded(image.convert("RGB"), "JPEG"), encoded(image.convert("CMYK"), "JPEG"),
+        encoded(image.convert("RGBA"), "WEBP"), encoded(image.convert("P")),
+    ):  # fmt: skip
+        answer = post(client, "/predict", content=file, params={"samples": 10, "return_pixels": True})
+        assert np.shape(answer["preprocessing"]["pixels"]) == (20, 24, 3)
+        assert "cropped" in answer["preprocessing"]["steps"]
+
+
+def test_images_are_ranked(client, pixels_B):
+    ranked = post(client, "/rank", files=[("images", png(pixels)) for pixels in pixels_B], params={"samples": 20})
+    assert sorted(ranked["indices"]) == list(range(5))
+    assert ranked["scores"] == sorted(ranked["scores"], reverse=True)
+
+
+@pytest.mark.parametrize("path", ["/predict", "/predict_batch", "/rank"])
+def test_moments_are_refused_where_the_network_has_none(client, pixels_B, path):
+    response = client.post(path, files={"image": png(pixels_B[0])}, params={"method": "moments"})
+    assert response.status_code == 422, response.text
+    assert response.json()["detail"].startswith("method must be masks: moments need a network of linear layers")
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((28, 28), int).tolist(), "an image array must have the shape 20 x 24 x 3, or 1440 values row by row"),
+        (np.zeros((20, 24), int).tolist(), "an image array must have the shape 20 x 24 x 3"),
+        ([0] * 1439, "an image array must have the shape 20 x 24 x 3"),
+        (np.full((20, 24, 3), 256).tolist(), "must be numbers in 0..255"),
+    ],
+)
+def test_arrays_of_other_shapes_are_refused(client, image, message):
+    response = client.post("/predict", json={"image": image})
+    assert response.status_code == 422
+    assert message in response.json()["detail"]
+
+
+def test_tensors_and_npy_of_other_shapes_are_refused(client):
+    file = io.BytesIO()
+    np.save(file, np.zeros((2, 28, 28), np.uint8))
+    response = client.post("/predict_batch", content=file.getvalue(), headers={"content-type": "application/x-npy"})
+    assert response.status_code == 422
+    assert "uint8 images of shape (B, 20, 24, 3) in C order" in response.json()["detail"]
+    tensor = {"name": "image", "shape": [1, 28, 28], "datatype": "UINT8", "data": [0] * 784}
+    response = client.post("/v2/models/mcd/infer", json={"inputs": [tensor]})
+    assert response.status_code == 422
+    assert "[B, 20, 24, 3], [B, 3, 20, 24] or [B, 1440]" in response.json()["detail"]
+
+
+def test_the_description_and_its_example_are_the_networks(client):
+    described = client.get("/docs.json").json()
+    body = described["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
+    answer = post(client, "/predict", json=body["example"])
+    expected = described["paths"]["/predict"]["post"]["responses"]["200"]["content"]["application/json"]["example"]
+    assert answer["probabilities"] == expected["probabilities"]
+    assert len(answer["probabilities"]) == 7
+    inference = described["paths"]["/v2/models/mcd/infer"]["post"]["requestBody"]["content"]["application/json"]
+    post(client, "/v2/models/mcd/infer", json=inference["example"])
+
+
+def test_metrics_count_the_classes(client, pixels_B):
+    post(client, "/predict", content=png(pixels_B[0]))
+    assert 'predicted_class="g"' in client.get("/metrics").text
+
+
+def test_the_card_has_the_input_specification(client, folder):
+    assert client.get("/card.json").json()["input"] == rgb.SPEC.to_json()
+    assert load_artifact(folder).input == rgb.SPEC

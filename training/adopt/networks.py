@@ -1,0 +1,147 @@
+"""The network to adopt: made by a function of the user's, with weights from a file."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+_SHOWN = 5  # names of tensors in a message
+
+
+class NetworkError(ValueError):
+    """A network that can't be made or filled with its weights; one line that says what to do."""
+
+
+def load_network(reference: str, arguments: str = "{}", weights: Path | None = None) -> nn.Module:
+    """Make the network that `package.module:factory` names, in eval mode.
+
+    Args:
+        reference: a module that the current folder or the environment has, and in it a callable that returns the
+            network, or the network itself.
+        arguments: keyword arguments of the callable, a JSON object.
+        weights: file of a state dict, safetensors or one that `torch.load(weights_only=True)` reads.
+
+    Raises:
+        NetworkError: the reference, the arguments or the weights don't fit.
+    """
+    module_name, colon, attribute = reference.partition(":")
+    if not (module_name and colon and attribute):
+        raise NetworkError(f"the network must be named as package.module:factory, got {reference}")
+    target = _find(module_name, attribute)
+    keywords = _keywords(arguments)
+    if isinstance(target, nn.Module):
+        if keywords:
+            raise NetworkError(f"{reference} is a network, not a function: it takes no --arguments")
+        network = target
+    else:
+        network = _call(reference, target, keywords)
+    if weights is not None:
+        _fill(network, weights)
+    return network.eval()
+
+
+def _find(module_name: str, attribute: str) -> Any:
+    """Import a module, with the current folder importable as `python -m` has it, and get what it defines."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise NetworkError(
+            f"{module_name} can't be imported ({error}): install it, or start from the folder that has it"
+        ) from error
+    except Exception as error:  # whatever the user's module raises
+        raise NetworkError(f"{module_name} can't be imported: {_line(error)}") from error
+    for name in attribute.split("."):
+        if not hasattr(found, name):
+            raise NetworkError(f"{module_name} defines no {attribute}")
+        found = getattr(found, name)
+    return found
+
+
+def _keywords(arguments: str) -> dict[str, Any]:
+    try:
+        keywords = json.loads(arguments)
+    except json.JSONDecodeError as error:
+        raise NetworkError(f"--arguments must be a JSON object, got {arguments} ({error})") from error
+    if not isinstance(keywords, dict):
+        raise NetworkError(f"--arguments must be a JSON object, got {arguments}")
+    return keywords
+
+
+def _call(reference: str, target: Any, keywords: dict[str, Any]) -> nn.Module:
+    if not callable(target):
+        raise NetworkError(
+            f"{reference} must be a function that returns a torch.nn.Module, got {type(target).__name__}"
+        )
+    try:
+        network = target(**keywords)
+    except Exception as error:  # whatever the user's function raises
+        given = ", ".join(f"{name}={value!r}" for name, value in keywords.items())
+        raise NetworkError(f"{reference}({given}) failed: {_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise NetworkError(f"{reference} must return a torch.nn.Module, got {type(network).__name__}")
+    return network
+
+
+def _fill(network: nn.Module, path: Path) -> None:
+    """Copy the tensors of a file into a network; names and shapes must be the network's."""
+    state = _read_state(path)
+    expected = network.state_dict()
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    if missing or unexpected:
+        raise NetworkError(
+            f"{path}: the weights don't fit the network: {_names(missing)} missing, {_names(unexpected)} unexpected"
+        )
+    other = [
+        f"{name} {list(state[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in expected.items()
+        if state[name].shape != tensor.shape
+    ]
+    if other:
+        raise NetworkError(f"{path}: the weights don't fit the network: {_names(other)}")
+    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise NetworkError(f"{path}: values that are not finite in {_names(broken)}")
+    network.load_state_dict(state)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise NetworkError(f"{path}: expected a readable file, got {error.strerror or error}") from error
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise NetworkError(
+            f"{path}: expected safetensors or a state dict that torch.load(weights_only=True) reads, got {_line(error)}"
+        ) from error
+    for key in ("state_dict", "model"):  # of a checkpoint
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise NetworkError(f"{path}: expected a state dict, names with tensors, got {type(state).__name__}")
+    return state
+
+
+def _names(names: list[str]) -> str:
+    if not names:
+        return "none"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's message, with its type."""
+    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

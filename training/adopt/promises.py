@@ -1,0 +1,74 @@
+"""What calibration images allow to promise, and whether test images keep it."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from model.calibration import COVERAGES, RISKS, Calibration
+from training.calibrate import conformal_quantile, least_images
+from training.measure import prediction_sets
+
+Array = np.ndarray
+
+_CONFIDENCE = 0.95  # of the intervals
+
+
+def kept_promises(calibration: Calibration, probs_BC: Array, labels_B: Array) -> list[tuple[str, str, bool]]:
+    """Compare each promise of a calibration with labelled test images.
+
+    Args:
+        calibration: fitted to other images.
+        probs_BC: mean class probabilities of the test images, before temperature scaling.
+        labels_B: their classes.
+
+    Returns:
+        Promise, what was found, and whether that is within the binomial interval of 95 % around the promise or better.
+    """
+    probs_BC = calibration.probabilities(probs_BC)
+    rows = []
+    for coverage, members_BC in prediction_sets(calibration, probs_BC)["lac"].items():
+        covered_B = np.take_along_axis(members_BC, labels_B[:, None], axis=1)[:, 0]
+        low, high = stats.binom.interval(_CONFIDENCE, len(labels_B), coverage)
+        expected = f"{low / len(labels_B):.3f} to {high / len(labels_B):.3f} expected"
+        found = f"{covered_B.mean():.3f} covered ({expected}), {members_BC.sum(axis=1).mean():.2f} classes a set"
+        rows.append((f"sets of coverage {coverage:g}", found, bool(covered_B.sum() >= low)))
+    confidence_B, wrong_B = probs_BC.max(axis=1), probs_BC.argmax(axis=1) != labels_B
+    for risk in RISKS:
+        answered_B = calibration.is_answered(confidence_B, risk=risk)
+        if calibration.confidences[risk] is not None and answered_B.any():
+            high = stats.binom.ppf((1 + _CONFIDENCE) / 2, int(answered_B.sum()), risk)
+            rows.append(
+                (
+                    f"at most {risk:.0%} of the answers wrong",
+                    f"{wrong_B[answered_B].mean():.3f} wrong, {answered_B.mean():.3f} answered",
+                    bool(wrong_B[answered_B].sum() <= high),
+                )
+            )
+    return rows
+
+
+def missing_promises(calibration: Calibration, images: int, classes: Sequence[str], labels_B: Array) -> list[str]:
+    """Say which promises a calibration can't make, and what it would need.
+
+    Args:
+        calibration: fitted to `images` images.
+        images: their number.
+        classes: names of the classes.
+        labels_B: the classes of all images at hand.
+    """
+    lines = []
+    for coverage in COVERAGES:
+        if calibration.set_scores["lac"][coverage] is None:
+            needed = next(n for n in itertools.count(1) if conformal_quantile(np.zeros(n), coverage) is not None)
+            lines.append(f"no sets of coverage {coverage:g}: it needs {needed} calibration images, there are {images}")
+    for risk in RISKS:
+        if calibration.confidences[risk] is None:
+            few = f"it needs {least_images(risk)} calibration images, there are {images}"
+            unsure = "the network errs too often even where it is most confident"
+            lines.append(f"no bound of {risk:.0%} on wrong answers: {few if images < least_images(risk) else unsure}")
+    if absent := [name for index, name in enumerate(classes) if not (labels_B == index).any()]:
+        shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+        lines.append(f"nothing about {shown}: there are no images of these classes")
+    return lines

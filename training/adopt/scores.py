@@ -1,0 +1,87 @@
+"""What a compiled network says of labelled images: by each estimator, and its features."""
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from model.artifact import write_atomically
+from model.graph import Graph
+from model.uncertainty import summarize
+from training.estimates import Estimates
+
+Array = np.ndarray
+
+_SAVED_TOGETHER = 50  # images
+SEED = 0  # of the masks
+
+
+def measure_images(
+    engine: Graph,
+    paths: Sequence[Path],
+    prepare: Callable[[Path], Array],
+    *,
+    samples: Sequence[int],
+    folder: Path,
+    identity: str,
+    track: Callable[[Iterable[int]], Iterable[int]],
+) -> tuple[Estimates, Array]:
+    """Predict images in eval mode and under masks; what a previous run saved is not computed again.
+
+    Args:
+        engine: the compiled network.
+        paths: the images, N files.
+        prepare: reads a file as the network takes it, (1, C, H, W) float32.
+        samples: numbers of masks; each uses the first masks of the largest number.
+        folder: of the saved parts; created if missing.
+        identity: of network and input specification; parts of another one are not used.
+        track: shows the progress over an iterable.
+
+    Returns:
+        `probs_BC` and the mutual information `information_B` (nats; 0 for eval mode), by estimator and number of masks;
+        and the features before the last layer, (N, F), of no columns if the network has none.
+    """
+    groups = [paths[first : first + _SAVED_TOGETHER] for first in range(0, len(paths), _SAVED_TOGETHER)]
+    parts = []
+    for index in track(range(len(groups))):
+        described = json.dumps([identity, list(samples), [_identity(path) for path in groups[index]]])
+        saved = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.npz"
+        if not saved.exists():
+            buffer = io.BytesIO()
+            np.savez(buffer, **_measure(engine, groups[index], prepare, samples))
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(saved, buffer.getvalue())
+        with np.load(saved, allow_pickle=False) as arrays:
+            parts.append(dict(arrays))
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    estimates: Estimates = {("eval", 0): {"probs_BC": joined["eval"], "information_B": np.zeros(len(paths))}}
+    for count in samples:
+        estimates["masks", count] = {
+            "probs_BC": joined[f"mean {count}"],
+            "information_B": joined[f"information {count}"],
+        }
+    return estimates, joined["features"]
+
+
+def _measure(
+    engine: Graph, paths: Sequence[Path], prepare: Callable[[Path], Array], samples: Sequence[int]
+) -> dict[str, Array]:
+    rows: dict[str, list[Array]] = {}
+    for path in paths:
+        image_1CHW = prepare(path)
+        rows.setdefault("eval", []).append(engine.predict(image_1CHW).astype(np.float64))
+        rows.setdefault("features", []).append(engine.features(image_1CHW))
+        probs_S1C = engine.sample(image_1CHW, max(samples), SEED)
+        for count in samples:
+            summary = summarize(probs_S1C[:count])
+            rows.setdefault(f"mean {count}", []).append(summary.mean)
+            rows.setdefault(f"information {count}", []).append(summary.mutual_information)
+    return {name: np.concatenate(values) for name, values in rows.items()}
+
+
+def _identity(path: Path) -> list[object]:
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
