@@ -247,8 +247,8 @@ def _show_network(compiled: Compiled, seconds: dict[int, float]) -> None:
     console.print(
         f"largest difference from torch {compiled.difference:.1g} of the largest logit, eval mode and 32 masks"
     )
-    times = ", ".join(f"{count} masks {1000 * value:.1f} ms" for count, value in seconds.items() if count)
-    console.print(f"one image on one core: eval mode {1000 * seconds[0]:.1f} ms, {times}")
+    times = ", ".join(f"{count} masks {1000 * value:.3g} ms" for count, value in seconds.items() if count)
+    console.print(f"one image on one core: eval mode {1000 * seconds[0]:.3g} ms, {times}")
 
 
 def _show_metrics(metrics: dict[str, Any], images: int) -> None:

@@ -1,0 +1,105 @@
+"""docs/your-network.md as a reader follows it; and what `mcd adopt` refuses."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from server import ROOT, serve
+
+from model import load_artifact
+
+GUIDE = (ROOT / "docs" / "your-network.md").read_text()
+BIN = Path(sys.executable).parent
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"^```{kind}\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
+
+
+def run(folder: Path, *words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    environ = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "200"}
+    done = subprocess.run(words, cwd=folder, env=environ, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """The folder of a reader, up to the trained network."""
+    made = tmp_path_factory.mktemp("guide")
+    network, training = blocks("py")
+    (made / "digits.py").write_text(network)
+    (made / "train.py").write_text(training)
+    run(made, sys.executable, "train.py")
+    return made
+
+
+@pytest.fixture(scope="module")
+def adopted(folder) -> str:
+    """What the command prints."""
+    return run(folder, *shlex.split(blocks("sh")[0])).stdout
+
+
+def test_the_network_is_calibrated_and_its_promises_hold(folder, adopted):
+    artifact = load_artifact(folder / "adopted")
+    test = artifact.card["metrics"]["test"]
+    assert test["mc"]["accuracy"] > 0.93
+    assert test["mc"]["calibrated"]["nll"] < 0.25
+    assert [site.p for site in artifact.spec.sites] == [0.3, 0.5]
+    assert artifact.card["data"]["split"] == {"calibration": 448, "test": 449, "fraction": 0.5}
+    covered = test["mc"]["calibrated"]["prediction_sets"]["lac"]["0.9"]["covered"]
+    assert 0.85 < covered < 0.95
+    assert "at most 5% of the answers wrong" in adopted
+    assert "not promised: no bound of 1% on wrong answers" in adopted
+    assert sorted(path.name for path in (folder / "adopted").iterdir() if path.suffix != ".safetensors") == [
+        "card.json", "example.png", "network.onnx",
+    ]  # fmt: skip
+
+
+def test_the_artifact_is_served(folder, adopted, tmp_path):
+    images = sorted((folder / "images").glob("*/*.png"))[::20]
+    with (
+        serve(tmp_path / "home", MCD_MODEL=str(folder / "adopted")) as server,
+        httpx.Client(base_url=server.url) as one,
+    ):
+        answers = []
+        for path in images:
+            response = one.post("/predict", content=path.read_bytes(), params={"samples": 100})
+            assert response.status_code == 200, response.text
+            answers.append(response.json())
+        files = [("images", path.read_bytes()) for path in images]
+        assert one.post("/predict_batch", files=files, params={"samples": 100}).json()["results"] == answers
+    right = [answer["label"] == path.parent.name for answer, path in zip(answers, images, strict=True)]
+    assert np.mean(right) > 0.85
+    assert all(answer["calibrated"] and answer["prediction_set"] is not None for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--size", "12"], "error: the network fails on an image of shape [1, 1, 12, 12]"),
+        (["--weights", "absent.pt"], "absent.pt: expected a readable file, got No such file or directory"),
+        (["--images", "few"], "few: 3 images are too few to calibrate and to test: give 20 or more"),
+        (["--classes", "names.txt"], "images of the classes 2, 3, 4, 5, 6 and 3 more, but the classes are 0, 1"),
+        (["--channels", "3"], "error: the network fails on an image of shape [1, 3, 8, 8]"),
+        (["--images", "broken"], "broken/0/0.png: "),
+    ],
+)  # fmt: skip
+def test_bad_input_is_refused_in_one_line(folder, adopted, tmp_path, change, message):
+    (folder / "names.txt").write_text("0\n1\n")
+    source = sorted((folder / "images" / "0").glob("*.png"))
+    for name, count, content in (("few", 3, None), ("broken", 25, b"no image")):
+        (folder / name / "0").mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            (folder / name / "0" / f"{index}.png").write_bytes(content or source[index].read_bytes())
+    command = [*shlex.split(blocks("sh")[0]), "--out", str(tmp_path / "out"), *change]
+    done = run(folder, *command, status=1)
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "out" / "card.json").exists()
