@@ -16,6 +16,7 @@ from model.masks import MaskRange
 from model.network.live import LiveNetwork
 from model.network.tracing import CompileError, MaskedNetwork, trace
 from model.network.twins import with_own_buffers
+from model.session import OPSET
 
 _CHECKED_MASKS = 32
 _CHECKED_TOGETHER = 5  # images
@@ -153,7 +154,12 @@ def to_onnx(
         with torch.no_grad(), _quiet():
             program = torch.export.export(module, inputs, dynamic_shapes=axes, strict=False)
             exported = torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=names, output_names=output_names
+                program,
+                dynamo=True,
+                verbose=False,
+                input_names=names,
+                output_names=output_names,
+                opset_version=OPSET,
             )
     except Exception as error:  # whatever the exporter raises
         line = (str(error).strip() or "no message").splitlines()[0]
