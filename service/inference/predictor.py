@@ -126,7 +126,7 @@ class Predictor:
             raise ValueError(f"the model must take images of shape {[1, SIDE, SIDE]}, got {list(shape)}")
         moments = artifact.moments
         if moments is None:
-            raise ValueError("the model must be a chain of linear layers, ReLU and dropout of at most 100 classes")
+            raise ValueError(f"the model must allow moment propagation: {artifact.moments_unavailable}")
         self._moments = moments
 
     def predict(self, pixels_BHW: Pixels) -> Predictions:
@@ -150,9 +150,7 @@ class Predictor:
 
     def propagate(self, pixels_BHW: Pixels) -> Predictions:
         """Predict the mean over all masks without sampling, by moment propagation."""
-        return self._over_masks(
-            "moments", self._moments.predict(_as_inputs(pixels_BHW).reshape(len(pixels_BHW), SIDE * SIDE))
-        )
+        return self._over_masks("moments", self._moments.predict(_as_inputs(pixels_BHW)))
 
     def warm_up(self) -> None:
         """Run all modes once, to pay their one-time costs, and draw the masks of the default seed."""
