@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.chain import Chain, FixedAffine, Stage
+from model.chain import Affine, Chain, FixedAffine, Stage
 from model.graph import Site
 from model.network.dropout_mode import NO_DROPOUT, ONE_LOGIT, DropoutError, DropoutMode, refuse_unmaskable
 from model.network.twins import attention_modules, eval_twin, without_fused_attention
@@ -36,6 +36,7 @@ _PROBABILITIES = {
     _ATEN.log_softmax.int: "log_softmax",
 }
 _RESHAPES = {_ATEN.view.default, _ATEN.reshape.default, _ATEN.flatten.using_ints, _ATEN.contiguous.default}
+_BATCH_NORM = _ATEN.batch_norm.default
 _RELU = {_ATEN.relu.default, _ATEN.relu_.default}
 _UNCHANGED = {_ATEN.clone.default, _ATEN.alias.default} | _RESHAPES  # units of an image, in the same order
 _SIZE = _ATEN.sym_size.int
@@ -317,6 +318,10 @@ class _Rewriter:
                 elif node.target is _ATEN.linear.default:
                     stages.append(Stage(relu, tuple(dropouts), self._affine(node)))
                     relu, dropouts = False, []
+                elif node.target is _BATCH_NORM:
+                    if not stages or relu or dropouts:
+                        raise CompileError(f"{_where(node)}: moments need a linear layer directly before batch norm")
+                    stages[-1] = stages[-1]._replace(linear=self._normalized(stages[-1].linear, node))
             if relu or dropouts:
                 raise CompileError("moments need logits that come from a linear layer")
             if sum(len(stage.dropouts) for stage in stages) < len(self.sites):
@@ -334,14 +339,14 @@ class _Rewriter:
         path: list[fx.Node] = []
         node = self._output
         while node is not start:
-            is_known = node.target in {_ATEN.linear.default} | _DROPOUT | _RELU | _UNCHANGED
+            is_known = node.target in {_ATEN.linear.default, _BATCH_NORM} | _DROPOUT | _RELU | _UNCHANGED
             if node.op != "call_function" or not is_known:
                 name = str(node.target).removeprefix("aten.").partition(".")[0]
                 raise CompileError(
                     f"{_where(node)}: moments pass through linear layers, ReLU and dropout of units, not {name}"
                 )
             source = _first(node)
-            is_vector = node.target is not _ATEN.linear.default or source.meta["val"].ndim == 2
+            is_vector = node.target not in {_ATEN.linear.default, _BATCH_NORM} or source.meta["val"].ndim == 2
             if not is_vector or self._layout(node) != _Layout(0, 1) or self._layout(source) != _Layout(0, 1):
                 raise CompileError(f"{_where(node)}: moments need one vector of units for each image")
             others = [user for user in source.users if user is not node and isinstance(user.meta.get("val"), Tensor)]
@@ -353,14 +358,26 @@ class _Rewriter:
 
     def _affine(self, node: fx.Node) -> FixedAffine:
         """Copy the parameters of a linear layer."""
-        parameters = [one for one in node.args[1:] if one is not None]
-        if not all(isinstance(one, fx.Node) and one.op == "get_attr" for one in parameters):
-            raise CompileError(f"{_where(node)}: moments need a linear layer whose weight is a parameter")
-        weight_VU, *biases = (
-            operator.attrgetter(str(typing.cast("fx.Node", one).target))(self._recorded).detach().numpy().copy()
-            for one in parameters
-        )
+        weight_VU, *biases = (self._constant(node, one) for one in node.args[1:] if one is not None)
         return FixedAffine(weight_VU, biases[0] if biases else np.zeros_like(weight_VU[:, 0]))
+
+    def _normalized(self, linear: Affine, node: fx.Node) -> FixedAffine:
+        """A linear layer and the batch norm after it, in eval mode, as one: scale (W u + b - mean) + shift."""
+        scale, shift, *statistics = node.args[1:5]
+        mean_V, variance_V = (self._constant(node, one) for one in statistics)
+        scale_V = 1 / np.sqrt(variance_V.astype(np.float64) + typing.cast("float", node.args[7]))
+        if scale is not None:
+            scale_V *= self._constant(node, scale)
+        weight_VU, bias_V = linear.arrays()
+        bias_V = scale_V * (bias_V - mean_V) + (0 if shift is None else self._constant(node, shift))
+        return FixedAffine((scale_V[:, None] * weight_VU).astype(np.float32), bias_V.astype(np.float32))
+
+    def _constant(self, node: fx.Node, argument: Any) -> np.ndarray:
+        """Copy a parameter or buffer."""
+        if not isinstance(argument, fx.Node) or argument.op != "get_attr":
+            raise CompileError(f"{_where(node)}: moments need layers whose weights are parameters")
+        tensor: Tensor = operator.attrgetter(str(argument.target))(self._recorded)
+        return tensor.detach().numpy().copy()
 
     def mask_bytes(self) -> int:
         """Largest memory, in bytes, that tensors of the masked part take at once for one mask."""

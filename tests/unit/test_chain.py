@@ -201,6 +201,25 @@ def test_the_layers_after_the_first_part_give_the_logits(kind):
         assert np.allclose(logits_C, network(image[None])[0], atol=1e-5)
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_after_a_linear_layer_is_part_of_it(affine):
+    torch.manual_seed(62)
+    norms = [nn.BatchNorm1d(size, eps=0.1, affine=affine) for size in (10, 8)]
+    for norm in norms:
+        for tensor in norm.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand_like(tensor) + 0.5)
+    network = nn.Sequential(
+        *(nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 10), norms[0], nn.ReLU(), nn.Dropout(0.3)),
+        *(nn.Linear(10, 8, bias=False), norms[1], nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 4)),
+    ).eval()
+    chain = traced(network).chain
+    assert [stage.relu for stage in chain.after] == [False, True, True]
+    for image in IMAGES_B:
+        logits_C = run(chain.after, image.flatten().numpy())
+        assert np.allclose(logits_C, network(image[None]).detach()[0], atol=1e-5)
+
+
 class Twice(nn.Module):
     """Units that are changed in place, or used again, after the layer that uses them."""
 
@@ -226,9 +245,9 @@ OTHERS = [
     ("not max_pool2d", nn.Sequential(nn.Dropout(0.2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(16, 4))),
     ("not gelu", nn.Sequential(*LINEAR, nn.GELU(), nn.Linear(4, 4))),
     ("logits that come from a linear layer", nn.Sequential(*LINEAR, nn.ReLU())),
-    ("not batch_norm", nn.Sequential(*LINEAR, nn.BatchNorm1d(4), nn.Linear(4, 4))),
+    ("directly before batch norm", nn.Sequential(*LINEAR, nn.ReLU(), nn.BatchNorm1d(4), nn.Linear(4, 4))),
     ("one vector of units", nn.Sequential(nn.Dropout(0.2), nn.Linear(8, 8), nn.Flatten(), nn.Linear(64, 4))),
-    ("weight is a parameter", nn.Sequential(*LINEAR, nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))),
+    ("weights are parameters", nn.Sequential(*LINEAR, nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))),
     ("drop: .* its output is used twice", Twice(changed_in_place)),
     ("not add", Twice(lambda units: units + units.relu())),
     ("not add", MLP()),
