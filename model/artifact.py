@@ -1,14 +1,16 @@
 """A trained network on disk, verified on loading, never unpickled: `card.json` and the files whose hashes it has.
 
-Format 2 has the compiled network, `network.onnx` and for some networks `prefix.onnx`; `chain.safetensors` with what
-moment propagation needs, if the network allows it; `novelty.safetensors` if it was fitted; and `weights.safetensors` of
-a network of ours, for further training. Format 1 had weights only; its graph is compiled when it is first used.
+Format 2 has the compiled network, `network.onnx` and for some networks `prefix.onnx`; what moment propagation needs, if
+the network allows it, `quadrature.safetensors` and, for networks of others, `chain.safetensors`; `novelty.safetensors`
+if it was fitted; and `weights.safetensors` of a network of ours, for further training. Format 1 had weights only; its
+graph is compiled when it is first used.
 """
 
 import hashlib
 import json
 import math
 import os
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
@@ -20,7 +22,7 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from model.calibration import Calibration
-from model.chain import Chain
+from model.chain import Chain, run
 from model.graph import MAIN, PREFIX, Graph, GraphSpec
 from model.input_spec import FASHION_MNIST, InputSpec
 from model.mlp import MLPConfig
@@ -38,6 +40,7 @@ CARD = "card.json"
 WEIGHTS = "weights.safetensors"
 NOVELTY = "novelty.safetensors"
 POINTS = "quadrature.safetensors"
+CHAIN = "chain.safetensors"
 _KNOWN_MASKS = 3
 _KNOWN_TOLERANCE = 1e-3  # of an answer, relative to the largest logit: kernels differ between processors
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -63,6 +66,8 @@ class Artifact:
         spec: what the graph takes; None in format 1.
         files: contents of the graph's files, by name; empty in format 1.
         points: quasi-random points for moment propagation, (P, C); None if the artifact has none.
+        tail: the layers from `Graph.units` to the logits of a network of others; None if they are not a chain, and for
+            networks of ours, see `chain`.
     """
 
     card: dict[str, Any]
@@ -73,6 +78,7 @@ class Artifact:
     spec: GraphSpec | None = None
     files: Mapping[str, bytes] = field(default_factory=dict)
     points: np.ndarray | None = None
+    tail: Chain | None = None
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         """Pickle or copy the fields; everything else is derived from them."""
@@ -133,15 +139,29 @@ class Artifact:
 
     @cached_property
     def moments(self) -> ChainMoments | None:
-        """Moment propagation; None if the network does not allow it."""
-        if self.chain is None or len(self.classes) > MAX_CLASSES:
+        """Moment propagation for images (B, C, H, W); None if the network does not allow it."""
+        if self.moments_unavailable is not None:
             return None
+        if self.tail is not None and self.points is not None:
+            return ChainMoments(self.tail, self.points, self.engine.units)
         points = self.points
         if points is None:  # format 1
             from model.network.moments import sobol_points  # noqa: PLC0415 - needs torch
 
             points = sobol_points(len(self.classes))
-        return ChainMoments(self.chain, points)
+        return ChainMoments(typing.cast("Chain", self.chain), points)
+
+    @property
+    def moments_unavailable(self) -> str | None:
+        """Why there is no moment propagation, for users; None if there is."""
+        if len(self.classes) > MAX_CLASSES:
+            return f"moments are for at most {MAX_CLASSES} classes, and the network has {len(self.classes)}"
+        if self.chain is not None or self.tail is not None:
+            return None
+        if self.config is not None:
+            return "the network has no active dropout"
+        entry = self.card.get("chain", {})
+        return str(entry.get("unavailable", "the artifact was saved without the layers for moments: compile it again"))
 
     def _architecture(self) -> MLPConfig:
         if self.config is None:
@@ -182,6 +202,7 @@ def load_artifact(path: str | os.PathLike[str] | None = None) -> Artifact:
         spec=spec,
         files=files,
         points=points,
+        tail=None if spec is None or config is not None else _read_tail(folder, card, spec),
     )
     if spec is not None:
         _check_known_answer(folder, artifact)
@@ -224,7 +245,7 @@ def save_artifact(
     computed: dict[str, Any] = {
         "format": FORMAT,
         "architecture": asdict(config),
-        "weights": {"file": WEIGHTS, "sha256": _sha256(files[WEIGHTS])},
+        "weights": _file_entry(WEIGHTS, files),
     }
     if any(config.dropout):
         from model.network.compile import compile_to_files  # noqa: PLC0415 - needs torch
@@ -236,7 +257,7 @@ def save_artifact(
         files |= compiled.files
         if config.classes <= MAX_CLASSES:
             files[POINTS] = safetensors.numpy.save({"points": sobol_points(config.classes)})
-            computed["quadrature"] = {"file": POINTS, "sha256": _sha256(files[POINTS])}
+            computed["quadrature"] = _file_entry(POINTS, files)
     return _write(folder, card, computed, files, calibrations, novelty)
 
 
@@ -266,12 +287,24 @@ def save_compiled(
         ArtifactError: the number of class names is not that of the network's outputs.
     """
     _check_classes(folder / CARD, card, compiled.spec.classes)
+    files = dict(compiled.files)
     computed = {"format": FORMAT, "graph": _graph_entry(compiled.spec, compiled.files)}
     if input_spec is not None:
         computed["input"] = input_spec.to_json()
         _check_input(folder / CARD, computed, compiled.spec)
+    if compiled.chain is None:
+        computed["chain"] = {"unavailable": compiled.no_chain}
+    elif compiled.spec.classes <= MAX_CLASSES:
+        from model.network.moments import sobol_points  # noqa: PLC0415 - needs torch
+
+        files[POINTS] = safetensors.numpy.save({"points": sobol_points(compiled.spec.classes)})
+        files[CHAIN] = safetensors.numpy.save(compiled.chain.arrays())
+        computed |= {
+            "quadrature": _file_entry(POINTS, files),
+            "chain": _file_entry(CHAIN, files) | compiled.chain.to_json(),
+        }
     (folder / WEIGHTS).unlink(missing_ok=True)  # left by an older artifact
-    return _write(folder, card, computed, dict(compiled.files), calibrations, novelty)
+    return _write(folder, card, computed, files, calibrations, novelty)
 
 
 def _write(
@@ -286,15 +319,19 @@ def _write(
     fitted: dict[str, Any] = {"calibrations": [calibration.to_json() for calibration in calibrations]}
     if novelty is not None:
         files[NOVELTY] = safetensors.numpy.save(novelty.arrays())
-        fitted["novelty"] = {"file": NOVELTY, "sha256": _sha256(files[NOVELTY]), **novelty.to_json()}
+        fitted["novelty"] = _file_entry(NOVELTY, files) | novelty.to_json()
     full_card = computed | dict(card) | computed | fitted
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomically(folder / name, content)
     write_atomically(folder / CARD, (json.dumps(full_card, indent=2) + "\n").encode())
-    for name in {MAIN, PREFIX, POINTS, NOVELTY} - files.keys():
+    for name in {MAIN, PREFIX, POINTS, CHAIN, NOVELTY} - files.keys():
         (folder / name).unlink(missing_ok=True)  # left by an older artifact
     return full_card
+
+
+def _file_entry(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
+    return {"file": name, "sha256": _sha256(files[name])}
 
 
 def _graph_entry(spec: GraphSpec, files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -401,6 +438,28 @@ def _read_graph(folder: Path, card: Mapping[str, Any]) -> tuple[GraphSpec | None
     return spec, files, points
 
 
+def _read_tail(folder: Path, card: Mapping[str, Any], spec: GraphSpec) -> Chain | None:
+    """Read the layers for moment propagation of a network of others; None if it has none."""
+    fields = card.get("chain", {})
+    if not isinstance(fields, Mapping):
+        raise ArtifactError(f"{folder / CARD}: chain: expected a JSON object, got {type(fields).__name__}")
+    if not fields or "unavailable" in fields:
+        return None
+    _required_entry(folder / CARD, card, "quadrature", "sha256")
+    tensors = _read_tensors(folder / CHAIN, _required_entry(folder / CARD, card, "chain", "sha256"))
+    try:
+        types = Chain.tensor_types(fields)
+        _check_tensors(folder / CHAIN, types, _tensor_types(tensors))
+        chain = Chain.from_parts(fields, tensors, [site.p for site in spec.sites])
+    except ArtifactError:
+        raise
+    except ValueError as error:
+        raise ArtifactError(f"{folder / CARD}: chain: {error}") from error
+    if fields["units"][-1] != spec.classes:
+        raise ArtifactError(f"{folder / CARD}: chain: expected {spec.classes} logits, got {fields['units'][-1]}")
+    return chain
+
+
 def _check_graph(path: Path, spec: GraphSpec, config: MLPConfig) -> None:
     """Compare the graph's description with the architecture."""
     expected = [list(config.image), config.classes, [p for p in config.dropout if p > 0]]
@@ -419,9 +478,22 @@ def _check_known_answer(folder: Path, artifact: Artifact) -> None:
     expected = _required_entry(folder / CARD, artifact.card, "graph", "known_answers")
     for name, answer in answers.items():
         given = np.array(expected.get(name, ()) if isinstance(expected, Mapping) else (), dtype=np.float64)
-        scale = max(float(np.abs(answer).max()), 1e-6)
-        if given.shape != answer.shape or not np.abs(answer - given).max() <= _KNOWN_TOLERANCE * scale:
+        if not _is_close(answer, given):
             raise ArtifactError(f"{folder / MAIN}: expected the known answer of the card, got another ({name})")
+    if (tail := artifact.tail) is not None:
+        try:
+            (units_U,) = artifact.engine.units(_known_image(artifact.engine.spec.image))
+            logits_C = run((*tail.before, *tail.after), units_U)
+        except ValueError as error:
+            raise ArtifactError(f"{folder / CHAIN}: {error}") from error
+        if not _is_close(logits_C, answers["eval"]):
+            raise ArtifactError(f"{folder / CHAIN}: expected the known answer of the card, got another")
+
+
+def _is_close(answer: np.ndarray, given: np.ndarray) -> bool:
+    """Whether an answer has the shape and, but for rounding, the values of another."""
+    scale = max(float(np.abs(answer).max()), 1e-6)
+    return given.shape == answer.shape and bool(np.abs(answer - given).max() <= _KNOWN_TOLERANCE * scale)
 
 
 def _read_novelty(folder: Path, card: Mapping[str, Any], config: MLPConfig | None) -> Novelty | None:

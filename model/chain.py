@@ -1,9 +1,10 @@
 """Chains of linear layers, ReLU and dropout as arrays: what moments and novelty need beside the graph."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -82,6 +83,85 @@ class Chain:
         return self.before, self.after
 
     @classmethod
+    def of(cls, stages: Sequence[Stage]) -> Self:
+        """Divide stages at the first active dropout.
+
+        Raises:
+            ValueError: no dropout is active.
+        """
+        first = next((index for index, stage in enumerate(stages) if stage.dropouts), None)
+        if first is None:
+            raise ValueError("the network has no active dropout: it needs an nn.Dropout with p > 0")
+        return cls(tuple(stages[:first]), tuple(stages[first:]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `arrays` does not have, for the card."""
+        stages = (*self.before, *self.after)
+        weights = [stage.linear.arrays()[0] for stage in stages]
+        return {
+            "units": [weights[0].shape[1], *(len(weight_VU) for weight_VU in weights)],
+            "stages": [{"relu": stage.relu, "dropout": [site for site, _ in stage.dropouts]} for stage in stages],
+        }
+
+    def arrays(self) -> dict[str, Array]:
+        """Return weights and biases by name, as `tensor_types` describes them."""
+        arrays = {}
+        for number, stage in enumerate((*self.before, *self.after)):
+            arrays[f"{number}.weight"], arrays[f"{number}.bias"] = map(np.ascontiguousarray, stage.linear.arrays())
+        return arrays
+
+    @classmethod
+    def tensor_types(cls, fields: Mapping[str, Any]) -> dict[str, str]:
+        """Types of the arrays of a chain with these results of `to_json`.
+
+        Raises:
+            ValueError: a field is missing or invalid.
+        """
+        units = fields.get("units")
+        if not isinstance(units, list) or not all(type(size) is int and size > 0 for size in units) or len(units) < 2:
+            raise ValueError(f"units: expected the sizes of the layers, got {units!r}")
+        types: dict[str, str] = {}
+        for number, (inputs, outputs) in enumerate(itertools.pairwise(units)):
+            types |= {f"{number}.weight": f"float32[{outputs}, {inputs}]", f"{number}.bias": f"float32[{outputs}]"}
+        return types
+
+    @classmethod
+    def from_parts(cls, fields: Mapping[str, Any], arrays: Mapping[str, Array], rates: Sequence[float]) -> Self:
+        """Join the results of `to_json` and `arrays`.
+
+        Args:
+            fields: result of `to_json`.
+            arrays: result of `arrays`, with the types that `tensor_types` gives.
+            rates: probability of each use of dropout, in the order of execution.
+
+        Raises:
+            ValueError: the stages are not described, not one for each layer, or do not use each dropout once and in
+                order; or an array is not finite.
+        """
+        try:
+            described = [(entry["relu"], entry["dropout"]) for entry in fields["stages"]]
+            sites = [site for _, dropouts in described for site in dropouts]
+        except (KeyError, TypeError) as error:
+            raise ValueError("stages: expected a list of entries with relu and dropout") from error
+        if not all(isinstance(relu, bool) for relu, _ in described) or 2 * len(described) != len(arrays):
+            raise ValueError(f"stages: expected true or false as relu of {len(arrays) // 2} layers")
+        if sites != list(range(len(rates))):
+            raise ValueError(f"stages: expected each of {len(rates)} uses of dropout, in order, got {sites}")
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} has values that are not finite")
+        return cls.of(
+            [
+                Stage(
+                    relu,
+                    tuple((site, rates[site]) for site in dropouts),
+                    FixedAffine(arrays[f"{number}.weight"], arrays[f"{number}.bias"]),
+                )
+                for number, (relu, dropouts) in enumerate(described)
+            ]
+        )
+
+    @classmethod
     def of_mlp(cls, config: MLPConfig, arrays: Mapping[str, Array]) -> Self:
         """Read the arrays of `build_mlp(config).state_dict()`.
 
@@ -94,10 +174,12 @@ class Chain:
             dropouts = ((active, p),) if p > 0 else ()
             active += len(dropouts)
             stages.append(Stage(number > 0, dropouts, FixedAffine(arrays[f"{name}.weight"], arrays[f"{name}.bias"])))
-        first = next((index for index, stage in enumerate(stages) if stage.dropouts), None)
-        if first is None:
-            raise ValueError("the network has no active dropout: it needs an nn.Dropout with p > 0")
-        return cls(tuple(stages[:first]), tuple(stages[first:]))
+        return cls.of(stages)
+
+
+def as_vectors(images_B: Array) -> Array:
+    """Flatten images (B, ...) to vectors of units (B, U)."""
+    return images_B.reshape(len(images_B), math.prod(images_B.shape[1:]))
 
 
 def run(stages: Sequence[Stage], units_U: Array) -> Array:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from model.adaptive import sample_until
+from model.chain import as_vectors
 from model.masks import MaskRange, Masks, check_sampling, keep_masks, survivor_scale
 from model.session import open_session
 from model.uncertainty import Uncertainty, summarize
@@ -169,6 +170,26 @@ class Graph:
         ]
         features_BF: Array = np.concatenate(parts).reshape(len(images_B), -1)
         return features_BF
+
+    def units(self, images_B: Array) -> Array:
+        """Compute what comes before the first mask, one image at a time, so that its bits don't depend on the others.
+
+        Args:
+            images_B: as in `predict`.
+
+        Returns:
+            (B, U), float32: the one value that the separate first part computes; the images, if no part is separate.
+
+        Raises:
+            TypeError: as in `predict`.
+            ValueError: as in `predict`, or the first part computes several values.
+        """
+        self._check_images(images_B)
+        if self._prefix is None:
+            return as_vectors(images_B)
+        (name,) = self._value_names
+        values = [self._prefix.run([name], {"image": images_B[b : b + 1]})[0].ravel() for b in range(len(images_B))]
+        return np.stack(values) if values else self.units(np.zeros((1, *self.spec.image), np.float32))[:0]
 
     def sample(self, images_B: Array, samples: int = 100, seed: int = 0, *, masks: Masks = "stratified") -> Array:
         """Predict under each of the first `samples` dropout masks of a seed.

@@ -1,7 +1,7 @@
 """Moments of dropout's predictions without sampling, propagated through the layers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -10,7 +10,7 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf, dtrtri
 from scipy.special import ndtr, ndtri
 
-from model.chain import Array, Stage, Stages, check_units, one_thread, run
+from model.chain import Array, Stage, Stages, as_vectors, check_units, one_thread, run
 
 _QUADRATURE_POINTS = 128
 MAX_CLASSES = 100  # memory grows with the cube of the number of classes
@@ -73,32 +73,35 @@ class ChainMoments:
         chain: the network, applied to vectors of units.
         points: quasi-random numbers in (0, 1) of shape (P, C), one row for each point of the distribution of the
             logits; see `point_count`.
+        units_of: what comes before the chain: from images (B, ...) to its inputs (B, U). By default images are
+            flattened.
 
     Raises:
         ValueError: no dropout is active, or there are more than 100 classes.
     """
 
-    def __init__(self, chain: Stages, points: Array) -> None:
+    def __init__(self, chain: Stages, points: Array, units_of: Callable[[Array], Array] = as_vectors) -> None:
         _, after = chain.stages()
-        self._chain = chain
+        self._chain, self._units_of = chain, units_of
         self._classes = len(after[-1].linear.arrays()[1])
         if self._classes > MAX_CLASSES:
             raise ValueError(f"moments are for at most {MAX_CLASSES} classes, got {self._classes}")
         self._quadrature_basis = _quadrature_basis(points)
 
-    def predict(self, units_BU: Array) -> Moments:
+    def predict(self, images_B: Array) -> Moments:
         """Predict the moments of the class probabilities over all masks.
 
         Args:
-            units_BU: inputs of the chain, (B, U).
+            images_B: images of shape (B, ...), as the network takes them: (B, C, H, W) for a compiled one.
 
         Returns:
             Moments of each image, as arrays.
 
         Raises:
-            ValueError: an input is not finite, or does not match the layers.
+            TypeError: the images have a type that the network does not take.
+            ValueError: an image is not finite, or does not match the network.
         """
-        classes = self._classes
+        units_BU, classes = self._units_of(images_B), self._classes
         mean_BC = np.empty((len(units_BU), classes))
         covariance_BCC = np.empty((len(units_BU), classes, classes))
         expected_B = np.empty(len(units_BU))

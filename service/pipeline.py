@@ -131,9 +131,9 @@ class Pipeline:
         Raises:
             Problem: 422 for method=moments where the network doesn't allow it.
         """
-        if sampling.method == "moments" and not self._predictor.can_propagate:
-            rule = "linear layers, ReLU and dropout only, of at most 100 classes"
-            raise invalid(("method", f"must be masks: moments need a network of {rule}"))
+        reason = self._predictor.moments_unavailable
+        if sampling.method == "moments" and reason is not None:
+            raise invalid(("method", f"must be masks with this network: {reason}"))
 
     def accept(self, image: RawImage) -> Upload:
         """Check an image without decoding it.

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.chain import Chain, run
 from model.graph import MAIN, PREFIX, Graph, GraphSpec
 from model.masks import MaskRange
 from model.network.live import LiveNetwork
 from model.network.tracing import CompileError, MaskedNetwork, trace
 from model.network.twins import with_own_buffers
+from model.session import OPSET
 
 _CHECKED_MASKS = 32
 _CHECKED_TOGETHER = 5  # images
@@ -31,11 +33,16 @@ class Compiled:
         spec: what the graph takes, and how it is run.
         files: contents of the graph's files, by name.
         difference: largest difference from torch over eval mode and 32 masks, relative to the largest logit.
+        chain: the layers from `Graph.units` to the logits, for moment propagation; None if they are something else
+            than linear layers, ReLU and dropout in sequence.
+        no_chain: why there is no chain; None if there is one.
     """
 
     spec: GraphSpec
     files: dict[str, bytes]
     difference: float
+    chain: Chain | None = None
+    no_chain: str | None = None
 
     def graph(self) -> Graph:
         """The graph, ready to run."""
@@ -73,8 +80,8 @@ def compile_to_files(module: nn.Module, example_image: Tensor | np.ndarray) -> C
         mask_bytes=network.mask_bytes,
         shared=network.shared,
     )
-    difference = _verify(Graph(spec, files), module, image_1)
-    return Compiled(spec, files, difference)
+    difference = _verify(Graph(spec, files), module, image_1, network.chain)
+    return Compiled(spec, files, difference, network.chain, network.no_chain)
 
 
 def _example(module: nn.Module, example_image: Tensor | np.ndarray) -> Tensor:
@@ -153,7 +160,12 @@ def to_onnx(
         with torch.no_grad(), _quiet():
             program = torch.export.export(module, inputs, dynamic_shapes=axes, strict=False)
             exported = torch.onnx.export(
-                program, dynamo=True, verbose=False, input_names=names, output_names=output_names
+                program,
+                dynamo=True,
+                verbose=False,
+                input_names=names,
+                output_names=output_names,
+                opset_version=OPSET,
             )
     except Exception as error:  # whatever the exporter raises
         line = (str(error).strip() or "no message").splitlines()[0]
@@ -187,8 +199,8 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _verify(graph: Graph, module: nn.Module, image_1: Tensor) -> float:
-    """Compare the graph with torch, in eval mode and under masks.
+def _verify(graph: Graph, module: nn.Module, image_1: Tensor, chain: Chain | None) -> float:
+    """Compare the graph with torch, in eval mode and under masks; and the chain in eval mode.
 
     Returns:
         The largest difference of logits, relative to the largest logit.
@@ -214,6 +226,9 @@ def _verify(graph: Graph, module: nn.Module, image_1: Tensor) -> float:
         "masks": _difference(graph.logits(images, masks), masked_SC[:, None]),
         "several images at once": _difference(graph.logits(together, masks), alone_SBC),
     }
+    if chain is not None:
+        logits_C = run((*chain.before, *chain.after), graph.units(images)[0])
+        differences["the layers for moments"] = _difference(logits_C, eval_1C[0])
     for name, difference in differences.items():
         if not difference <= _TOLERANCE:
             raise CompileError(

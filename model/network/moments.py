@@ -1,6 +1,5 @@
 """Moment propagation through live torch modules."""
 
-import math
 from dataclasses import fields
 
 import numpy as np
@@ -71,8 +70,7 @@ class MomentPropagation:
         images_B = as_images(images_B, self._structure.parameter)
         if images_B.dtype is torch.bfloat16:  # not a NumPy dtype
             images_B = images_B.float()
-        units_BU = images_B.numpy(force=True).reshape(len(images_B), math.prod(images_B.shape[1:]))
-        moments = self._moments.predict(units_BU)
+        moments = self._moments.predict(images_B.numpy(force=True))
         return Moments(**{field.name: torch.from_numpy(getattr(moments, field.name)) for field in fields(moments)})
 
 

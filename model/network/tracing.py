@@ -13,10 +13,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.chain import Affine, Chain, FixedAffine, Stage
 from model.graph import Site
 from model.network.dropout_mode import NO_DROPOUT, ONE_LOGIT, DropoutError, DropoutMode, refuse_unmaskable
 from model.network.twins import attention_modules, eval_twin, without_fused_attention
@@ -34,6 +36,9 @@ _PROBABILITIES = {
     _ATEN.log_softmax.int: "log_softmax",
 }
 _RESHAPES = {_ATEN.view.default, _ATEN.reshape.default, _ATEN.flatten.using_ints, _ATEN.contiguous.default}
+_BATCH_NORM = _ATEN.batch_norm.default
+_RELU = {_ATEN.relu.default, _ATEN.relu_.default}
+_UNCHANGED = {_ATEN.clone.default, _ATEN.alias.default} | _RESHAPES  # units of an image, in the same order
 _SIZE = _ATEN.sym_size.int
 # Operators that treat the rows of a matrix (rows, features) alone: they also take (images, masks, features).
 _ROW_WISE = {_ATEN.linear.default, _ATEN.dropout.default}.union(
@@ -59,6 +64,9 @@ class MaskedNetwork:
         batched: whether several images can be computed together.
         shared: fraction of the operations of an eval-mode forward pass that is done once for all masks.
         mask_bytes: memory that the masked part needs for each mask.
+        chain: the layers from the one value of `prefix`, or from the image, to the logits, if they are linear layers,
+            ReLU and dropout in sequence; None otherwise.
+        no_chain: why there is no chain; None if there is one.
     """
 
     sites: tuple[Site, ...]
@@ -67,6 +75,8 @@ class MaskedNetwork:
     batched: bool
     shared: float
     mask_bytes: int
+    chain: Chain | None
+    no_chain: str | None
 
 
 def trace(module: nn.Module, image_1: Tensor) -> MaskedNetwork:
@@ -86,7 +96,10 @@ def trace(module: nn.Module, image_1: Tensor) -> MaskedNetwork:
     ones = [torch.ones(1, *site.shape, dtype=image_1.dtype, device=image_1.device) for site in rewriter.sites]
     shared_flops, values = _count_flops(prefix, (image_1.clone(),))
     masked_flops, _ = _count_flops(masked, (*values, *ones))
+    of_image, of_values = rewriter.chain(from_image=True), rewriter.chain(from_image=False)
     is_split = shared_flops > (_SPLIT_FLOPS if rewriter.batched else 0)
+    is_split = is_split or (isinstance(of_values, Chain) and not isinstance(of_image, Chain))
+    chain = of_values if is_split else of_image
     return MaskedNetwork(
         sites=tuple(rewriter.sites),
         prefix=prefix if is_split else None,
@@ -94,6 +107,8 @@ def trace(module: nn.Module, image_1: Tensor) -> MaskedNetwork:
         batched=rewriter.batched,
         shared=shared_flops / max(shared_flops + masked_flops, 1),
         mask_bytes=rewriter.mask_bytes(),
+        chain=chain if isinstance(chain, Chain) else None,
+        no_chain=chain if isinstance(chain, str) else None,
     )
 
 
@@ -284,6 +299,85 @@ class _Rewriter:
             return self._size(graph, node, rows)
         layout = self._layout(node)
         return values[node] if layout is None else graph.call_function(_expand, (values[node], rows, *layout))
+
+    def chain(self, *, from_image: bool) -> Chain | str:
+        """Read the layers from the image, or from the input of the first dropout, to the logits.
+
+        Returns:
+            The layers, or why they are not a chain of linear layers, ReLU and dropout.
+        """
+        start = self._image if from_image else _first(next(iter(self._site_of)))
+        stages: list[Stage] = []
+        relu, dropouts = False, []
+        try:
+            for node in self._path_from(start):
+                if node in self._site_of:
+                    dropouts.append((self._site_of[node], self.sites[self._site_of[node]].p))
+                elif node.target in _RELU:
+                    relu = True
+                elif node.target is _ATEN.linear.default:
+                    stages.append(Stage(relu, tuple(dropouts), self._affine(node)))
+                    relu, dropouts = False, []
+                elif node.target is _BATCH_NORM:
+                    if not stages or relu or dropouts:
+                        raise CompileError(f"{_where(node)}: moments need a linear layer directly before batch norm")
+                    stages[-1] = stages[-1]._replace(linear=self._normalized(stages[-1].linear, node))
+            if relu or dropouts:
+                raise CompileError("moments need logits that come from a linear layer")
+            if sum(len(stage.dropouts) for stage in stages) < len(self.sites):
+                raise CompileError("moments need all dropout in the layers that lead to the logits")
+        except CompileError as error:
+            return str(error)
+        return Chain.of(stages)
+
+    def _path_from(self, start: fx.Node) -> list[fx.Node]:
+        """The nodes after `start` to the logits, each of which uses the one before it alone.
+
+        Raises:
+            CompileError: a node does something else than the layers of a chain.
+        """
+        path: list[fx.Node] = []
+        node = self._output
+        while node is not start:
+            is_known = node.target in {_ATEN.linear.default, _BATCH_NORM} | _DROPOUT | _RELU | _UNCHANGED
+            if node.op != "call_function" or not is_known:
+                name = str(node.target).removeprefix("aten.").partition(".")[0]
+                raise CompileError(
+                    f"{_where(node)}: moments pass through linear layers, ReLU and dropout of units, not {name}"
+                )
+            source = _first(node)
+            is_vector = node.target not in {_ATEN.linear.default, _BATCH_NORM} or source.meta["val"].ndim == 2
+            if not is_vector or self._layout(node) != _Layout(0, 1) or self._layout(source) != _Layout(0, 1):
+                raise CompileError(f"{_where(node)}: moments need one vector of units for each image")
+            others = [user for user in source.users if user is not node and isinstance(user.meta.get("val"), Tensor)]
+            if any(source is not start or _changes(user, source) for user in others):
+                raise CompileError(f"{_where(source)}: moments need layers in sequence, but its output is used twice")
+            path.append(node)
+            node = source
+        return path[::-1]
+
+    def _affine(self, node: fx.Node) -> FixedAffine:
+        """Copy the parameters of a linear layer."""
+        weight_VU, *biases = (self._constant(node, one) for one in node.args[1:] if one is not None)
+        return FixedAffine(weight_VU, biases[0] if biases else np.zeros_like(weight_VU[:, 0]))
+
+    def _normalized(self, linear: Affine, node: fx.Node) -> FixedAffine:
+        """A linear layer and the batch norm after it, in eval mode, as one: scale (W u + b - mean) + shift."""
+        scale, shift, *statistics = node.args[1:5]
+        mean_V, variance_V = (self._constant(node, one) for one in statistics)
+        scale_V = 1 / np.sqrt(variance_V.astype(np.float64) + typing.cast("float", node.args[7]))
+        if scale is not None:
+            scale_V *= self._constant(node, scale)
+        weight_VU, bias_V = linear.arrays()
+        bias_V = scale_V * (bias_V - mean_V) + (0 if shift is None else self._constant(node, shift))
+        return FixedAffine((scale_V[:, None] * weight_VU).astype(np.float32), bias_V.astype(np.float32))
+
+    def _constant(self, node: fx.Node, argument: Any) -> np.ndarray:
+        """Copy a parameter or buffer."""
+        if not isinstance(argument, fx.Node) or argument.op != "get_attr":
+            raise CompileError(f"{_where(node)}: moments need layers whose weights are parameters")
+        tensor: Tensor = operator.attrgetter(str(argument.target))(self._recorded)
+        return tensor.detach().numpy().copy()
 
     def mask_bytes(self) -> int:
         """Largest memory, in bytes, that tensors of the masked part take at once for one mask."""

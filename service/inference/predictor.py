@@ -115,6 +115,11 @@ class Predictor:
     Args:
         artifact: the model to serve.
 
+    Attributes:
+        classes: names of the classes.
+        input: what the network takes.
+        moments_unavailable: why `propagate` can't be used; None if it can.
+
     Raises:
         ValueError: the model takes other images than its input specification says, or has no dropout to sample.
     """
@@ -127,11 +132,7 @@ class Predictor:
             shapes = f"{list(self.input.shape)}, got {list(self._graph.spec.image)}"
             raise ValueError(f"the model must take images of shape {shapes}")
         self._moments = artifact.moments
-
-    @property
-    def can_propagate(self) -> bool:
-        """Whether the network allows moment propagation: linear layers, ReLU and dropout, of at most 100 classes."""
-        return self._moments is not None
+        self.moments_unavailable = artifact.moments_unavailable
 
     def predict(self, pixels_BHW: Pixels) -> Predictions:
         """Predict in eval mode."""
@@ -156,18 +157,17 @@ class Predictor:
         """Predict the mean over all masks without sampling, by moment propagation.
 
         Raises:
-            ValueError: the network does not allow it, see `can_propagate`.
+            ValueError: the network does not allow it, see `moments_unavailable`.
         """
         if self._moments is None:
-            raise ValueError("the network does not allow moment propagation")
-        inputs_B = self.input.normalize(pixels_BHW)
-        return self._over_masks("moments", self._moments.predict(inputs_B.reshape(len(inputs_B), -1)))
+            raise ValueError(self.moments_unavailable)
+        return self._over_masks("moments", self._moments.predict(self.input.normalize(pixels_BHW)))
 
     def warm_up(self) -> None:
         """Run all modes once, to pay their one-time costs, and draw the masks of the default seed."""
         blank = np.zeros((1, *self.input.pixel_shape), dtype=np.uint8)
         self.predict(blank)
-        if self.can_propagate:
+        if self._moments is not None:
             self.propagate(blank)
         for samples in (1000, 100) if self._graph.spec.mask_bytes <= _LIGHT_MASK_BYTES else (10,):
             self.sample(blank, samples=samples, seed=0)

@@ -7,6 +7,10 @@ import sys
 import pytest
 import torch
 from server import ROOT
+from torch import nn
+
+from model import save_compiled
+from model.network import compile_to_files
 
 SNEAKER = ROOT / "service" / "web" / "images" / "sneaker.png"
 
@@ -102,10 +106,22 @@ def test_loading_and_predicting_imports_no_torch():
     code = (
         "import sys, numpy as np; from model import load_artifact, summarize; "
         "artifact = load_artifact(); artifact.engine.estimate(np.zeros((1, 1, 28, 28), np.float32)); "
-        "artifact.moments.predict(np.zeros((1, 784), np.float32)); "
+        "artifact.moments.predict(np.zeros((1, 1, 28, 28), np.float32)); "
         "sys.exit(any(name.split('.')[0] in ('torch', 'torchvision', 'onnx') for name in sys.modules))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_moments_of_a_network_of_others_import_no_torch(tmp_path):
+    layers = [nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Dropout(0.3), nn.Linear(6, 2)]
+    save_compiled(tmp_path, compile_to_files(nn.Sequential(*layers), torch.rand(1, 4, 4)), {"classes": ["a", "b"]})
+    code = (
+        "import sys, numpy as np; from model import load_artifact; "
+        "moments = load_artifact(sys.argv[1]).moments.predict(np.ones((2, 1, 4, 4), np.float32)); "
+        "assert np.allclose(moments.mean.sum(axis=1), 1); "
+        "sys.exit(any(name.split('.')[0] in ('torch', 'torchvision', 'onnx') for name in sys.modules))"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=120)
 
 
 def test_shim_is_needed_with_a_cpu_only_torch() -> None:

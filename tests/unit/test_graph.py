@@ -6,6 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from zoo import SIZES, make
@@ -13,6 +14,7 @@ from zoo import SIZES, make
 from model import Graph, MonteCarloDropout, load_artifact, summarize
 from model.graph import GraphSpec
 from model.network.compile import Compiled, compile_to_files
+from model.session import OPSET, read_opsets
 
 DESIGNS = ["stratified", "independent"]
 
@@ -311,3 +313,37 @@ def test_the_latest_masks_are_kept_and_old_ones_are_not(graph):
     again = graph._factors(range(10), 0, "stratified")
     assert all(again[name] is not first[name] and np.array_equal(again[name], first[name]) for name in first)
     assert len(cache._kept) <= max(64, 8 * len(first))
+
+
+def changed(data: bytes, change) -> bytes:
+    model = onnx.load_from_string(data)
+    change(model)
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: setattr(model.opset_import[0], "version", OPSET - 1), "got ONNX 19: compile the network again"),
+        (lambda model: setattr(model.opset_import[0], "version", OPSET + 1), "got ONNX 21: compile the network again"),
+        (lambda model: setattr(model.opset_import[0], "version", 999), "can't read it .* Opset 999 .*"),
+        (lambda model: model.opset_import.add(domain="com.microsoft", version=1), "ONNX 20, com.microsoft 1: .*"),
+        (lambda model: model.opset_import.add(domain="", version=OPSET), "got ONNX 20, ONNX 20: .*"),
+        (lambda model: setattr(model.graph.node[0], "domain", "other"), "can't read it .* domain 'other'.*"),
+    ],
+)
+def test_a_graph_of_other_operators_is_refused_in_one_line(graphs, change, message):
+    one = graphs["split"]
+    for name, data in one.files.items():
+        with pytest.raises(ValueError, match=f"^{name}: .*{message}") as refused:
+            Graph(one.spec, one.files | {name: changed(data, change)})
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["embedded", "split", "one image"])
+def test_the_operators_of_a_graph_are_read_as_onnx_reads_them(graphs, name):
+    for data in graphs[name].files.values():
+        expected = [(one.domain, one.version) for one in onnx.load_from_string(data).opset_import]
+        assert read_opsets(data) == expected == [("", OPSET)]
+        with pytest.raises(ValueError, match="expected the fields of an ONNX model, got field 99 of kind 1"):
+            read_opsets(data + bytes([0x99, 0x06]) + bytes(8))

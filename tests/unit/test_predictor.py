@@ -42,3 +42,13 @@ def test_predictions_of_a_batch_are_those_of_each_image(predict):
         if one.probs_SBC is not None:
             votes = np.asarray(one.probs_SBC)[:, 0].argmax(axis=1)
             assert one.agreement == np.mean(votes == one.class_index)
+
+
+def test_a_model_without_moments_says_why():
+    embedded = load_artifact()
+    chain = {"unavailable": "fc: moments pass through linear layers"}
+    other = dataclasses.replace(embedded, config=None, weights={}, card=embedded.card | {"chain": chain})
+    predictor = Predictor(other)
+    assert predictor.moments_unavailable == "fc: moments pass through linear layers"
+    with pytest.raises(ValueError, match="fc: moments pass through linear layers"):
+        predictor.propagate(np.zeros((1, 28, 28), np.uint8))

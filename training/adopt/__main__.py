@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,9 @@ from model.artifact import ArtifactError
 from model.calibration import SAMPLES, Calibration, find_calibration
 from model.graph import Graph
 from model.input_spec import InputSpec, Polarity
+from model.moments import MAX_CLASSES, ChainMoments
 from model.network.compile import Compiled, compile_to_files
+from model.network.moments import sobol_points
 from model.network.tracing import CompileError
 from service.inference.errors import ImageError
 from training.adopt.inputs import NORMALIZATIONS, input_spec, prepare_file
@@ -126,7 +129,8 @@ def _adopt(
     console.print(f"{files.paths[0].name} as the network sees it: {out / EXAMPLE}")
     calibrating, testing = files.split(seed, fraction)
     samples = _affordable(seconds, len(files))
-    identity = compiled_identity(compiled, spec)
+    identity = _identity(compiled, spec)
+    moments = _moments(compiled, engine)
     found: list[Estimates] = []
     for label, part in (("calibration", calibrating), ("test", testing)):
         estimates, _ = measure_images(
@@ -134,8 +138,8 @@ def _adopt(
             part.paths,
             lambda path: spec.normalize(prepare(path)[None]),
             samples=samples,
-            folder=out / PROGRESS,
-            identity=identity,
+            moments=moments,
+            folder=out / PROGRESS / identity,
             track=partial(_track, label=f"{label}: {len(part):,} images"),
         )
         found.append(estimates)
@@ -148,14 +152,19 @@ def _adopt(
     save_compiled(out, compiled, card, input_spec=spec, calibrations=calibrations)
     _show_metrics(metrics, len(testing))
     _show_promises(calibrations, found[1], files, calibrating, testing, samples)
-    for path in (out / PROGRESS).glob("*.npz"):
-        path.unlink()
-    (out / PROGRESS).rmdir()
+    shutil.rmtree(out / PROGRESS)
     console.print(f"artifact {out}")
     console.print(f"serve it: MCD_MODEL={shlex.quote(str(out.resolve()))} make serve")
 
 
-def compiled_identity(compiled: Compiled, spec: InputSpec) -> str:
+def _moments(compiled: Compiled, engine: Graph) -> ChainMoments | None:
+    """Moment propagation, if the network allows it."""
+    if compiled.chain is None or compiled.spec.classes > MAX_CLASSES:
+        return None
+    return ChainMoments(compiled.chain, sobol_points(compiled.spec.classes), engine.units)
+
+
+def _identity(compiled: Compiled, spec: InputSpec) -> str:
     """Identify network and input specification, for results that are kept."""
     digest = hashlib.sha256(repr(spec).encode())
     for name in sorted(compiled.files):
@@ -195,7 +204,9 @@ def _metrics(
     """Figures of the test images, by mode, as `training.train` has them."""
     count = _reported(samples)
     rows = {}
-    for mode, key in (("eval", ("eval", 0)), ("mc", ("masks", count))):
+    for mode, key in (("eval", ("eval", 0)), ("mc", ("masks", count)), ("moments", ("moments", 0))):
+        if key not in estimates:
+            continue
         calibration = find_calibration(calibrations, *key)  # type: ignore[arg-type]
         rows[mode] = measure_one(estimates[key], labels_N, calibration=calibration)  # type: ignore[index]
     rows["mc"] |= {"samples": count, "seed": SEED}
@@ -257,7 +268,7 @@ def _show_metrics(metrics: dict[str, Any], images: int) -> None:
     for column in ("mode", *columns.values()):
         table.add_column(column)
     for mode, row in metrics.items():
-        name = "eval mode" if mode == "eval" else f"{row['samples']} masks"
+        name = {"eval": "eval mode", "mc": f"{row.get('samples')} masks", "moments": "moments"}[mode]
         table.add_row(name, *(f"{row[key]:.4f}" for key in columns))
         table.add_row(f"{name}, calibrated", *(f"{row['calibrated'][key]:.4f}" for key in columns))
     console.print(table)

@@ -10,6 +10,7 @@ import numpy as np
 
 from model.artifact import write_atomically
 from model.graph import Graph
+from model.moments import ChainMoments
 from model.uncertainty import summarize
 from training.estimates import Estimates
 
@@ -25,19 +26,19 @@ def measure_images(
     prepare: Callable[[Path], Array],
     *,
     samples: Sequence[int],
+    moments: ChainMoments | None,
     folder: Path,
-    identity: str,
     track: Callable[[Iterable[int]], Iterable[int]],
 ) -> tuple[Estimates, Array]:
-    """Predict images in eval mode and under masks; what a previous run saved is not computed again.
+    """Predict images in eval mode, under masks and by moments; what a previous run saved is not computed again.
 
     Args:
         engine: the compiled network.
         paths: the images, N files.
         prepare: reads a file as the network takes it, (1, C, H, W) float32.
         samples: numbers of masks; each uses the first masks of the largest number.
-        folder: of the saved parts; created if missing.
-        identity: of network and input specification; parts of another one are not used.
+        moments: moment propagation, if the network allows it.
+        folder: of the saved parts of this network and input specification; created if missing.
         track: shows the progress over an iterable.
 
     Returns:
@@ -47,11 +48,11 @@ def measure_images(
     groups = [paths[first : first + _SAVED_TOGETHER] for first in range(0, len(paths), _SAVED_TOGETHER)]
     parts = []
     for index in track(range(len(groups))):
-        described = json.dumps([identity, list(samples), [_identity(path) for path in groups[index]]])
+        described = json.dumps([list(samples), [_identity(path) for path in groups[index]]])
         saved = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.npz"
         if not saved.exists():
             buffer = io.BytesIO()
-            np.savez(buffer, **_measure(engine, groups[index], prepare, samples))
+            np.savez(buffer, **_measure(engine, groups[index], prepare, samples, moments))
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(saved, buffer.getvalue())
         with np.load(saved, allow_pickle=False) as arrays:
@@ -63,11 +64,17 @@ def measure_images(
             "probs_BC": joined[f"mean {count}"],
             "information_B": joined[f"information {count}"],
         }
+    if moments is not None:
+        estimates["moments", 0] = {"probs_BC": joined["moments"], "information_B": joined["moments information"]}
     return estimates, joined["features"]
 
 
 def _measure(
-    engine: Graph, paths: Sequence[Path], prepare: Callable[[Path], Array], samples: Sequence[int]
+    engine: Graph,
+    paths: Sequence[Path],
+    prepare: Callable[[Path], Array],
+    samples: Sequence[int],
+    moments: ChainMoments | None,
 ) -> dict[str, Array]:
     rows: dict[str, list[Array]] = {}
     for path in paths:
@@ -79,6 +86,10 @@ def _measure(
             summary = summarize(probs_S1C[:count])
             rows.setdefault(f"mean {count}", []).append(summary.mean)
             rows.setdefault(f"information {count}", []).append(summary.mutual_information)
+        if moments is not None:
+            propagated = moments.predict(image_1CHW)
+            rows.setdefault("moments", []).append(propagated.mean)
+            rows.setdefault("moments information", []).append(propagated.mutual_information)
     return {name: np.concatenate(values) for name, values in rows.items()}
 
 

@@ -32,9 +32,9 @@ def test_estimates_are_those_of_the_engine_and_kept(engine, paths, tmp_path):
         read.append(path)
         return rgb.SPEC.normalize(prepare_file(path, rgb.SPEC)[None])
 
-    def measure(identity="a"):
+    def measure(folder="kept"):
         return measure_images(
-            engine, paths, prepare, samples=(10, 30), folder=tmp_path / "kept", identity=identity, track=iter
+            engine, paths, prepare, samples=(10, 30), moments=None, folder=tmp_path / folder, track=iter
         )
 
     estimates, features_NF = measure()

@@ -115,7 +115,8 @@ def test_images_are_ranked(client, pixels_B):
 def test_moments_are_refused_where_the_network_has_none(client, pixels_B, path):
     response = client.post(path, files={"image": png(pixels_B[0])}, params={"method": "moments"})
     assert response.status_code == 422, response.text
-    assert response.json()["detail"].startswith("method must be masks: moments need a network of linear layers")
+    reason = "3: moments pass through linear layers, ReLU and dropout of units, not conv2d"
+    assert response.json()["detail"] == f"method must be masks with this network: {reason}"
 
 
 @pytest.mark.parametrize(
