@@ -27,7 +27,7 @@ from model.graph import MAIN, PREFIX, Graph, GraphSpec
 from model.input_spec import FASHION_MNIST, InputSpec
 from model.mlp import MLPConfig
 from model.moments import MAX_CLASSES, ChainMoments
-from model.novelty import Novelty
+from model.novelty import FeatureNovelty, Novelty, novelty_from_parts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,7 +72,7 @@ class Artifact:
 
     card: dict[str, Any]
     calibrations: tuple[Calibration, ...] = ()
-    novelty: Novelty | None = None
+    novelty: Novelty | FeatureNovelty | None = None
     config: MLPConfig | None = None
     weights: Mapping[str, np.ndarray] = field(default_factory=dict)
     spec: GraphSpec | None = None
@@ -216,7 +216,7 @@ def save_artifact(
     card: Mapping[str, Any],
     *,
     calibrations: Sequence[Calibration] = (),
-    novelty: Novelty | None = None,
+    novelty: Novelty | FeatureNovelty | None = None,
 ) -> dict[str, Any]:
     """Compile a network of `build_mlp(config)` and write it with its card; each file is written atomically.
 
@@ -268,7 +268,7 @@ def save_compiled(
     *,
     input_spec: InputSpec | None = None,
     calibrations: Sequence[Calibration] = (),
-    novelty: Novelty | None = None,
+    novelty: Novelty | FeatureNovelty | None = None,
 ) -> dict[str, Any]:
     """Write a compiled network of any architecture with its card; as `save_artifact` does.
 
@@ -313,7 +313,7 @@ def _write(
     computed: dict[str, Any],
     files: dict[str, bytes],
     calibrations: Sequence[Calibration],
-    novelty: Novelty | None,
+    novelty: Novelty | FeatureNovelty | None,
 ) -> dict[str, Any]:
     """Write files and card, and return the card; computed entries come first and can't be overridden."""
     fitted: dict[str, Any] = {"calibrations": [calibration.to_json() for calibration in calibrations]}
@@ -496,14 +496,16 @@ def _is_close(answer: np.ndarray, given: np.ndarray) -> bool:
     return given.shape == answer.shape and bool(np.abs(answer - given).max() <= _KNOWN_TOLERANCE * scale)
 
 
-def _read_novelty(folder: Path, card: Mapping[str, Any], config: MLPConfig | None) -> Novelty | None:
+def _read_novelty(folder: Path, card: Mapping[str, Any], config: MLPConfig | None) -> Novelty | FeatureNovelty | None:
     if "novelty" not in card:
         return None
     tensors = _read_tensors(folder / NOVELTY, _required_entry(folder / CARD, card, "novelty", "sha256"))
     try:
-        novelty = Novelty.from_parts(card["novelty"], tensors)
+        novelty = novelty_from_parts(card["novelty"], tensors)
     except ValueError as error:
         raise ArtifactError(f"{folder / CARD}: novelty: {error}") from error
+    if isinstance(novelty, FeatureNovelty):
+        return novelty
     sizes = {"first layer": config.hidden[0], "activations": sum(config.hidden)} if config and config.hidden else {}
     for name, size in sizes.items():
         actual = len(novelty.gaussians[name].whiten_FF)

@@ -11,6 +11,7 @@ from model.calibration import optional_float
 from model.chain import Array, Stages
 
 FALSE_ALARM_RATES = (0.001, 0.01, 0.05)
+STATISTICS = 5  # of features
 FEATURES = ("image", "first layer", "activations")
 _DARK_BELOW = 0.02
 _LANES = 16  # float32 numbers in the longest vector register of a processor; each image gets one lane
@@ -190,3 +191,117 @@ class Novelty:
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected a novelty score, got one with a bad {error}") from error
         return cls(gaussians, thresholds)
+
+
+@dataclass(frozen=True)
+class FeatureNovelty:
+    """Model of the novelty score of any network, for few calibration images: from its features and its confidence.
+
+    Score = scaled distance - scaled confidence, each scaled so that 0 is the median of calibration images and 1 their
+    95th percentile towards novelty. The distance is the squared Mahalanobis distance of five statistics of the features
+    before the last layer: hundreds of images determine five variables well, and thousands of features badly. The
+    confidence is the largest probability in eval mode (Hendrycks & Gimpel 2017, arXiv:1610.02136).
+
+    Attributes:
+        scale: typical absolute value of a feature.
+        mean_S: mean of the statistics.
+        precision_SS: inverse of their covariance.
+        scales: median and 95th percentile of "distance" and of "confidence", the latter negative.
+        thresholds: as in `Novelty`.
+    """
+
+    scale: float
+    mean_S: Array
+    precision_SS: Array
+    scales: Mapping[str, tuple[float, float]]
+    thresholds: Mapping[float, float | None]
+
+    def score(self, features_BF: Array, probs_BC: Array) -> Array:
+        """Score images; a score does not depend on the other images.
+
+        Args:
+            features_BF: features before the last layer, in eval mode.
+            probs_BC: class probabilities in eval mode.
+
+        Returns:
+            Scores (B,), float64.
+        """
+        parts = {
+            "distance": feature_distance(features_BF, self.scale, self.mean_S, self.precision_SS),
+            "confidence": -probs_BC.max(axis=1).astype(np.float64),
+        }
+        score_B = np.zeros(len(features_BF))
+        for name, value_B in parts.items():
+            median, percentile_95 = self.scales[name]
+            score_B += (value_B - median) / (percentile_95 - median)
+        return score_B
+
+    def arrays(self) -> dict[str, Array]:
+        """Return the arrays by name, for a file."""
+        return {"mean": self.mean_S, "precision": self.precision_SS}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return scales and thresholds, for the card."""
+        return {
+            "kind": "features",
+            "scale": self.scale,
+            "scales": {name: list(pair) for name, pair in self.scales.items()},
+            "thresholds": {str(rate): threshold for rate, threshold in self.thresholds.items()},
+        }
+
+    @classmethod
+    def from_parts(cls, fields: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
+        """Build a novelty model from the results of `to_json` and `arrays`.
+
+        Raises:
+            ValueError: an entry is missing or invalid.
+        """
+        try:
+            mean_S, precision_SS = arrays["mean"], arrays["precision"]
+            if mean_S.shape != (STATISTICS,) or precision_SS.shape != (STATISTICS, STATISTICS):
+                raise ValueError(f"shapes {mean_S.shape} and {precision_SS.shape} don't fit")
+            scales = {name: tuple(map(float, fields["scales"][name])) for name in ("distance", "confidence")}
+            if not all(len(pair) == 2 and pair[1] > pair[0] for pair in scales.values()):
+                raise ValueError(f"expected increasing scales, got {scales}")
+            return cls(
+                scale=float(fields["scale"]),
+                mean_S=mean_S,
+                precision_SS=precision_SS,
+                scales={name: (pair[0], pair[1]) for name, pair in scales.items()},
+                thresholds={rate: optional_float(fields["thresholds"][str(rate)]) for rate in FALSE_ALARM_RATES},
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"expected a novelty score, got one with a bad {error}") from error
+
+
+def feature_statistics(features_BF: Array, scale: float) -> Array:
+    """Five statistics of each row's features, (B, 5): mean, standard deviation, share near 0, maximum, mean root."""
+    features_BF = features_BF.astype(np.float64) / scale
+    absolute_BF = np.abs(features_BF)
+    return np.stack(
+        [
+            features_BF.mean(axis=1),
+            features_BF.std(axis=1),
+            (absolute_BF < 0.01).mean(axis=1),
+            np.log(absolute_BF.max(axis=1) + 0.01),
+            np.sqrt(absolute_BF).mean(axis=1),
+        ],
+        axis=1,
+    )
+
+
+def feature_distance(features_BF: Array, scale: float, mean_S: Array, precision_SS: Array) -> Array:
+    """Squared Mahalanobis distance of `feature_statistics` from their mean, (B,)."""
+    deviation_BS = feature_statistics(features_BF, scale) - mean_S
+    distance_B: Array = np.einsum("bs,st,bt->b", deviation_BS, precision_SS, deviation_BS)
+    return distance_B
+
+
+def novelty_from_parts(fields: Mapping[str, Any], arrays: Mapping[str, Array]) -> Novelty | FeatureNovelty:
+    """Build the novelty model of either kind from its card entry and arrays.
+
+    Raises:
+        ValueError: an entry is missing or invalid.
+    """
+    kind = FeatureNovelty if fields.get("kind") == "features" else Novelty
+    return kind.from_parts(fields, arrays)

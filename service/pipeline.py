@@ -227,7 +227,7 @@ class Pipeline:
         drawing, parameters = _drawing(self.input.pixel_shape), Parameters(samples=100)
         batch = self._evaluate([Upload(drawing)], parameters, parameters.decision_options, Run())
         (outcome,) = (one for one in batch.each() if isinstance(one, Outcome))
-        return drawing, _answer(outcome, parameters)
+        return drawing, _answer(outcome, parameters, self.classes)
 
     def _check(self, artifact: Artifact) -> None:
         """Compare the prediction for a drawing with what the network's layers give as arrays."""
@@ -277,7 +277,7 @@ class Pipeline:
 
     def _answer(self, outcome: Outcome, parameters: Parameters, run: Run) -> Answer:
         with run.timings.stage("encode"):
-            answer = _answer(outcome, parameters)
+            answer = _answer(outcome, parameters, self.classes)
         self._observe(outcome, run)
         return answer
 
@@ -363,11 +363,11 @@ def _predict(predictor: Predictor, pixels_BHW: Pixels, sampling: Sampling) -> Pr
     return predictor.sample(pixels_BHW, samples=sampling.samples, seed=sampling.seed)
 
 
-def _answer(outcome: Outcome, parameters: Parameters) -> Answer:
+def _answer(outcome: Outcome, parameters: Parameters, classes: Sequence[str]) -> Answer:
     image, prediction, decision = outcome
     if decision is None:
         raise ValueError("an answer needs a decision")
-    return Answer.of(prediction, decision, image, parameters)
+    return Answer.of(prediction, decision, image, parameters, classes)
 
 
 def _drawing(shape: tuple[int, ...]) -> Pixels:

@@ -10,6 +10,7 @@ import numpy as np
 
 from model import Artifact
 from model.calibration import Calibration, Estimator, SetMethod, find_calibration
+from model.novelty import FeatureNovelty
 from service.inference.pixels import Pixels
 from service.inference.predictor import Prediction, Predictions
 
@@ -130,9 +131,7 @@ class DecisionPolicy:
     def __init__(self, artifact: Artifact, *, together: bool = False) -> None:
         self._classes, self._together = artifact.classes, together
         self._calibrations = artifact.calibrations
-        self._novelty = None
-        if artifact.novelty is not None and artifact.chain is not None:
-            self._novelty = artifact.novelty, artifact.chain
+        self._artifact = artifact
 
     def calibration(self, predicted: Prediction | Predictions) -> Calibration | None:
         """The calibration for the estimator and number of masks of predictions; None if there is none."""
@@ -195,11 +194,16 @@ class DecisionPolicy:
 
     def _novelties(self, pixels_BHW: Pixels, options: DecisionOptions) -> tuple[np.ndarray | None, float | None]:
         """Novelty scores of the images, and their threshold; None if they are not available."""
-        if self._novelty is None:
+        novelty, chain = self._artifact.novelty, self._artifact.chain
+        if novelty is None:
             return None, None
-        novelty, chain = self._novelty
         threshold = novelty.thresholds[options.false_alarm_rate]
-        images_B = pixels_BHW[:, None].astype(np.float32) / np.float32(255)
+        images_B = self._artifact.input.normalize(pixels_BHW)
+        if isinstance(novelty, FeatureNovelty):
+            graph = self._artifact.engine
+            return novelty.score(graph.features(images_B), graph.predict(images_B)), threshold
+        if chain is None:
+            return None, None
         scores_B = np.empty(len(images_B))
         inexact_B = np.ones(len(images_B), bool)
         if self._together:

@@ -1,6 +1,6 @@
 """Schemas of answers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field
@@ -12,6 +12,8 @@ from service.inference.predictor import Prediction
 from service.inference.preparation import Input
 from service.schemas.parameters import Parameters, RankBy
 from service.schemas.problems import Problem
+
+_ALL_UP_TO, _LISTED_OF_MANY = 20, 10  # classes in the lists of an answer
 
 Mode = Literal["eval", "mc", "moments"]
 # Name of each estimator in answers, metrics and model cards.
@@ -72,7 +74,8 @@ class NoveltyAnswer(BaseModel):
 class Answer(BaseModel):
     """A prediction. `uncertainty` is null in eval mode; values that the model is not calibrated for are null.
 
-    `sample_probabilities`, if requested, are the uncalibrated class probabilities of each mask.
+    `sample_probabilities`, if requested, are the uncalibrated class probabilities of each mask. Lists by class are in
+    class order; if they have the most probable classes only, `classes` names these, the most probable first.
     """
 
     label: str
@@ -95,22 +98,31 @@ class Answer(BaseModel):
     preprocessing: PreprocessingAnswer
     warnings: list[str]
     sample_probabilities: Annotated[list[list[float]] | None, Field(exclude_if=lambda value: value is None)] = None
+    classes: Annotated[list[str] | None, Field(exclude_if=lambda value: value is None)] = None
 
     @classmethod
-    def of(cls, prediction: Prediction, decision: Decision, image: Input, parameters: Parameters) -> Self:
+    def of(
+        cls,
+        prediction: Prediction,
+        decision: Decision,
+        image: Input,
+        parameters: Parameters,
+        classes: Sequence[str],
+    ) -> Self:
         """Combine the results of the stages."""
         width, height = image.size
         calibrated = decision.probabilities if parameters.calibrated else None
         probabilities = prediction.probabilities if calibrated is None else calibrated
+        listed = _listed(probabilities, parameters.top_k)
         return cls(
             label=prediction.label,
             class_index=prediction.class_index,
             confidence=probabilities[prediction.class_index],
-            probabilities=probabilities,
+            probabilities=_of_classes(probabilities, listed),
             mode=MODES[prediction.estimator],
             samples=prediction.samples,
             seed=parameters.seed,
-            uncertainty=_uncertainty_answer(prediction.uncertainty),
+            uncertainty=_uncertainty_answer(prediction.uncertainty, listed),
             calibrated=calibrated is not None,
             calibration=_calibration_answer(decision),
             prediction_set=decision.prediction_set,
@@ -130,7 +142,8 @@ class Answer(BaseModel):
                 pixels=image.pixels.tolist() if parameters.return_pixels else None,
             ),
             warnings=[*image.warnings, *prediction.warnings, *decision.warnings],
-            sample_probabilities=_sample_probabilities(prediction) if parameters.return_samples else None,
+            sample_probabilities=_sample_probabilities(prediction, listed) if parameters.return_samples else None,
+            classes=None if listed is None else [classes[index] for index in listed],
         )
 
 
@@ -190,10 +203,22 @@ def _result(answer: Answer | Problem) -> Answer | Refusal:
     return Refusal(error=answer.document()) if isinstance(answer, Problem) else answer
 
 
-def _sample_probabilities(prediction: Prediction) -> list[list[float]] | None:
+def _listed(probabilities: list[float], top_k: int | None) -> list[int] | None:
+    """Indices of the most probable classes, the most probable first; None to list all classes."""
+    count = len(probabilities)
+    listed = top_k if top_k is not None else count if count <= _ALL_UP_TO else _LISTED_OF_MANY
+    return None if listed >= count else sorted(range(count), key=lambda index: -probabilities[index])[:listed]
+
+
+def _of_classes(values: list[float], listed: list[int] | None) -> list[float]:
+    return values if listed is None else [values[index] for index in listed]
+
+
+def _sample_probabilities(prediction: Prediction, listed: list[int] | None) -> list[list[float]] | None:
     if prediction.probs_SBC is None:
         return None
-    values: list[list[float]] = prediction.probs_SBC[:, 0].tolist()
+    probs_SC = prediction.probs_SBC[:, 0]
+    values: list[list[float]] = (probs_SC if listed is None else probs_SC[:, listed]).tolist()
     return values
 
 
@@ -211,12 +236,16 @@ def _novelty_answer(decision: Decision) -> NoveltyAnswer | None:
     return NoveltyAnswer(score=novelty.score, threshold=novelty.threshold, flagged=novelty.flagged)
 
 
-def _uncertainty_answer(uncertainty: Uncertainty | Moments | None) -> UncertaintyAnswer | None:
+def _uncertainty_answer(
+    uncertainty: Uncertainty | Moments | None, listed: list[int] | None
+) -> UncertaintyAnswer | None:
     if uncertainty is None:
         return None
     return UncertaintyAnswer(
-        variance=uncertainty.variance.tolist()[0],
-        standard_error=None if isinstance(uncertainty, Moments) else uncertainty.standard_error.tolist()[0],
+        variance=_of_classes(uncertainty.variance.tolist()[0], listed),
+        standard_error=None
+        if isinstance(uncertainty, Moments)
+        else _of_classes(uncertainty.standard_error.tolist()[0], listed),
         predictive_entropy=uncertainty.predictive_entropy.item(),
         expected_entropy=uncertainty.expected_entropy.item(),
         mutual_information=uncertainty.mutual_information.item(),

@@ -213,6 +213,11 @@ class Parameters(Sampling):
         bool, Field(description="also return the uncalibrated class probabilities of each mask"), _IS_BOOLEAN
     ] = False
     return_pixels: Annotated[bool, Field(description="also return the network's input image"), _IS_BOOLEAN] = False
+    top_k: Annotated[
+        int | None,
+        Field(ge=1, description="number of classes in the lists of an answer; by default all up to 20, else 10"),
+        BeforeValidator(_limit, json_schema_input_type=Annotated[int, Field(ge=1)] | _WholeText | None),
+    ] = None
 
     @property
     def max_work(self) -> int:

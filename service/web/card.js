@@ -6,14 +6,24 @@ import { percent } from "./explanations.js";
 
 const MODES = { eval: "without dropout", mc: "100 masks", moments: "all masks (moment propagation)" };
 
-function facts(card) {
-  const { recipe = {}, data = {}, architecture, weights } = card;
+/** The layers of a network of ours; of another one its input and where it has dropout. */
+function layers({ architecture, input, graph, classes }) {
+  if (!architecture) {
+    const { channels, height, width } = input;
+    const places = graph.dropout.map(({ name, p }) => `${name} ${p}`).join(", ");
+    return `${channels} x ${height} x ${width} pixels to ${classes.length} classes, dropout ${places}`;
+  }
   const inputs = architecture.image.reduce((product, side) => product * side);
-  const layers = [inputs, ...architecture.hidden, architecture.classes];
+  const units = [inputs, ...architecture.hidden, architecture.classes];
+  return `${units.join(" – ")} units, dropout ${architecture.dropout.join(" and ")}`;
+}
+
+function facts(card) {
+  const { recipe = {}, data = {}, weights, graph } = card;
   return {
     Classes: card.classes.join(", "),
-    Layers: `${layers.join(" – ")} units, dropout ${architecture.dropout.join(" and ")}`,
-    Weights: `sha256 ${weights.sha256}`,
+    Layers: layers(card),
+    Weights: `sha256 ${(weights ?? graph).sha256}`,
     Training: Object.entries(recipe).map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(", "),
     Data: data.name,
     Split: data.split && Object.entries(data.split).map(([name, count]) => `${name} ${count}`).join(", "),

@@ -33,6 +33,12 @@ const cardRequests = new LatestRequest((_, signal) => requestJson("card.json", {
   ...errorHandlers("card"),
   onResponse: (whenLoaded, card) => {
     clearStatus("card");
+    if (card.input?.channels) { // an adopted network
+      const { channels, height, width } = card.input;
+      showProblem(`This page shows grey images of 28 x 28 pixels, but the network takes ${channels} x ${height} x ` +
+        `${width}: send its images to /predict, which /docs describes.`);
+      return;
+    }
     classTable = new ClassTable(card.classes);
     whenLoaded();
   },

@@ -57,9 +57,11 @@ def test_the_network_is_calibrated_and_its_promises_hold(folder, adopted):
     assert 0.85 < covered < 0.95
     assert "at most 5% of the answers wrong" in adopted
     assert "not promised: no bound of 1% on wrong answers" in adopted
-    assert sorted(path.name for path in (folder / "adopted").iterdir() if path.suffix != ".safetensors") == [
-        "card.json", "example.png", "network.onnx",
-    ]  # fmt: skip
+    assert artifact.moments is not None
+    assert test["moments"]["accuracy"] == pytest.approx(test["mc"]["accuracy"], abs=0.02)
+    assert artifact.novelty.thresholds[0.05] is not None
+    assert "novelty: " in adopted
+    assert not (folder / "adopted" / "progress").exists()
 
 
 def test_the_artifact_is_served(folder, adopted, tmp_path):

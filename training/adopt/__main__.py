@@ -28,10 +28,12 @@ from model.moments import MAX_CLASSES, ChainMoments
 from model.network.compile import Compiled, compile_to_files
 from model.network.moments import sobol_points
 from model.network.tracing import CompileError
+from model.novelty import FeatureNovelty
 from service.inference.errors import ImageError
 from training.adopt.inputs import NORMALIZATIONS, input_spec, prepare_file
 from training.adopt.labelled_files import ImagesError, LabelledFiles, find_images, read_classes
 from training.adopt.networks import NetworkError, load_network
+from training.adopt.novelty import LEAST_IMAGES, fit_feature_novelty
 from training.adopt.promises import kept_promises, missing_promises
 from training.adopt.scores import SEED, measure_images
 from training.calibrate import fit_calibration
@@ -131,9 +133,9 @@ def _adopt(
     samples = _affordable(seconds, len(files))
     identity = _identity(compiled, spec)
     moments = _moments(compiled, engine)
-    found: list[Estimates] = []
+    found: list[tuple[Estimates, np.ndarray]] = []
     for label, part in (("calibration", calibrating), ("test", testing)):
-        estimates, _ = measure_images(
+        measured = measure_images(
             engine,
             part.paths,
             lambda path: spec.normalize(prepare(path)[None]),
@@ -142,16 +144,19 @@ def _adopt(
             folder=out / PROGRESS / identity,
             track=partial(_track, label=f"{label}: {len(part):,} images"),
         )
-        found.append(estimates)
+        found.append(measured)
+    (calibrated, features_NF), (tested, tested_features_NF) = found
     calibrations = [
         fit_calibration(**rows, labels_B=calibrating.labels_N, estimator=estimator, samples=count)
-        for (estimator, count), rows in found[0].items()
+        for (estimator, count), rows in calibrated.items()
     ]
-    metrics = _metrics(found[1], testing.labels_N, samples, calibrations)
+    novelty = fit_feature_novelty(features_NF, calibrated["eval", 0]["probs_BC"], seed)
+    metrics = _metrics(tested, testing.labels_N, samples, calibrations)
     card = _card(files, calibrating, testing, fraction, seed, compiled, metrics)
-    save_compiled(out, compiled, card, input_spec=spec, calibrations=calibrations)
+    save_compiled(out, compiled, card, input_spec=spec, calibrations=calibrations, novelty=novelty)
     _show_metrics(metrics, len(testing))
-    _show_promises(calibrations, found[1], files, calibrating, testing, samples)
+    _show_promises(calibrations, tested, files, calibrating, testing, samples)
+    _show_novelty(novelty, tested_features_NF, tested["eval", 0]["probs_BC"])
     shutil.rmtree(out / PROGRESS)
     console.print(f"artifact {out}")
     console.print(f"serve it: MCD_MODEL={shlex.quote(str(out.resolve()))} make serve")
@@ -294,6 +299,21 @@ def _show_promises(
     console.print(table)
     for line in missing_promises(calibration, len(calibrating), files.classes, files.labels_N):
         console.print(f"not promised: {line}")
+
+
+def _show_novelty(novelty: FeatureNovelty | None, features_NF: np.ndarray, probs_NC: np.ndarray) -> None:
+    """Print the false alarms among the test images, or why there is no score."""
+    if novelty is None:
+        console.print(f"not promised: novelty: it needs {LEAST_IMAGES} calibration images with features that differ")
+        return
+    scores_N = novelty.score(features_NF, probs_NC)
+    for rate, threshold in novelty.thresholds.items():
+        if threshold is None:
+            console.print(f"not promised: novelty with {rate:.1%} false alarms: too few calibration images")
+        else:
+            console.print(
+                f"novelty: {(scores_N > threshold).mean():.1%} of the test images flagged, {rate:.1%} allowed"
+            )
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from service.settings import Settings
 
 _NUMBERS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
 _LENGTH_BYTES = 4  # before each element of BYTES
+_ALL_CLASSES = 2**31  # tensors have all classes
 _DEFAULT_SHAPE = (SIDE, SIDE)
 # Further parameters of Triton's client; only binary_data_output and timeout have an effect.
 _CLIENT_PARAMETERS = {"binary_data_output", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end"}
@@ -93,11 +94,12 @@ def _parameters(request: InferenceRequest) -> Parameters:
     for name in ("dtype", "return_samples"):
         if name in parameters:
             raise invalid((name, "must be left out: the tensors' datatypes and names determine it"))
-    if "return_pixels" in parameters:
-        raise invalid(("return_pixels", "can be used with /predict and /predict_batch only"))
+    for name in ("return_pixels", "top_k"):
+        if name in parameters:
+            raise invalid((name, "can be used with /predict and /predict_batch only"))
     if request.outputs is not None and any(output.name == SAMPLES for output in request.outputs):
         parameters["return_samples"] = True
-    return Parameters.gather(parameters.items())
+    return Parameters.gather([*parameters.items(), ("top_k", _ALL_CLASSES)])
 
 
 def _timeout_seconds(microseconds: object) -> float | None:

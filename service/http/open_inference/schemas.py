@@ -41,7 +41,10 @@ class RequestOutput(BaseModel):
 
 
 class InferenceRequest(BaseModel):
-    """An inference request; `parameters` are those of /predict except `dtype`, `return_samples` and `return_pixels`."""
+    """An inference request.
+
+    `parameters` are those of /predict except `dtype`, `return_samples`, `return_pixels` and `top_k`.
+    """
 
     model_config = ConfigDict(strict=True)
 

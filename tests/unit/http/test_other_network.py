@@ -13,6 +13,7 @@ from files import encoded
 from PIL import Image
 
 from model import MonteCarloDropout, load_artifact, summarize
+from service.schemas.answers import _listed
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,32 @@ def test_photographs_of_other_sizes_and_modes_are_answered(client):
         answer = post(client, "/predict", content=file, params={"samples": 10, "return_pixels": True})
         assert np.shape(answer["preprocessing"]["pixels"]) == (20, 24, 3)
         assert "cropped" in answer["preprocessing"]["steps"]
+
+
+def test_lists_may_have_the_most_probable_classes_only(client, pixels_B):
+    params = {"samples": 20, "return_samples": True}
+    whole = post(client, "/predict", content=png(pixels_B[0]), params=params)
+    assert "classes" not in whole
+    assert post(client, "/predict", content=png(pixels_B[0]), params=params | {"top_k": 7}) == whole
+    short = post(client, "/predict", content=png(pixels_B[0]), params=params | {"top_k": 3})
+    order = np.argsort(-np.array(whole["probabilities"]), kind="stable")[:3]
+    assert short["classes"] == [rgb.CLASSES[index] for index in order]
+    assert short["classes"][0] == short["label"]
+    assert short["probabilities"] == [whole["probabilities"][index] for index in order]
+    for name in ("variance", "standard_error"):
+        assert short["uncertainty"][name] == [whole["uncertainty"][name][index] for index in order]
+    assert short["sample_probabilities"] == np.array(whole["sample_probabilities"])[:, order].tolist()
+    for name in ("class_index", "confidence", "prediction_set", "preprocessing"):
+        assert short[name] == whole[name]
+    assert client.post("/predict", content=png(pixels_B[0]), params={"top_k": 0}).status_code == 422
+
+
+def test_many_classes_are_not_all_listed():
+    probabilities = np.random.default_rng(52).dirichlet(np.ones(1000)).tolist()
+    assert _listed(probabilities[:20], None) is None
+    assert _listed(probabilities[:21], None) == np.argsort(-np.array(probabilities[:21]))[:10].tolist()
+    assert _listed(probabilities, 1000) is None
+    assert len(_listed(probabilities, 999)) == 999
 
 
 def test_images_are_ranked(client, pixels_B):
