@@ -1,7 +1,7 @@
 """What a network takes: shape, normalization, and how an image of another size becomes one of this size."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, get_args
 
@@ -78,6 +78,44 @@ class InputSpec:
     def pixel_shape(self) -> tuple[int, ...]:
         """Shape of one image as pixels, (H, W) or (H, W, 3)."""
         return (self.height, self.width) if self.channels == 1 else (self.height, self.width, self.channels)
+
+    @property
+    def values(self) -> int:
+        """Number of values of one image, C H W."""
+        return math.prod(self.shape)
+
+    def as_pixels(self, values: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:
+        """Arrange the values of B images as pixels.
+
+        Args:
+            values: the values of the images, in any shape, row-major.
+            shape: the shape that the images were sent in: (B, H, W, 3), (B, 3, H, W) or (B, H W 3), or of one image
+                without B. Of grey images, (B, H, W), (B, 1, H, W) or (B, H W). Channels are last if both fit.
+
+        Returns:
+            Pixels (B, H, W, 3), or (B, H, W) of grey images; None if the shape is not that of images.
+        """
+        layout = self.layout(shape)
+        if layout is None:
+            return None
+        if layout == "first":
+            return np.moveaxis(values.reshape(-1, *self.shape), 1, -1).reshape(-1, *self.pixel_shape)
+        return values.reshape(-1, *self.pixel_shape)
+
+    def layout(self, shape: Sequence[int]) -> str | None:
+        """Where a shape, see `as_pixels`, has the channels: "last" or "first"; None if it is not that of images."""
+        given = tuple(shape)
+        for layout, one in (("last", self.pixel_shape), ("first", self.shape), ("last", (self.values,))):
+            if one in (given, given[1:]):
+                return layout
+        return None
+
+    def count(self, shape: Sequence[int]) -> int | None:
+        """Number of images that a shape, see `as_pixels`, has; None if it is not that of images."""
+        given = tuple(shape)
+        if self.layout(given) is None:
+            return None
+        return 1 if given in (self.pixel_shape, self.shape, (self.values,)) else given[0]
 
     def normalize(self, pixels_B: np.ndarray) -> np.ndarray:
         """Turn pixels into the network's input: ((pixels / 255) - mean) / std.

@@ -125,16 +125,6 @@ class Pipeline:
         self._predictor.warm_up()
         self._check(artifact)
 
-    def check_method(self, sampling: Sampling) -> None:
-        """Check that the network allows the method.
-
-        Raises:
-            Problem: 422 for method=moments where the network doesn't allow it.
-        """
-        reason = self._predictor.moments_unavailable
-        if sampling.method == "moments" and reason is not None:
-            raise invalid(("method", f"must be masks with this network: {reason}"))
-
     def accept(self, image: RawImage) -> Upload:
         """Check an image without decoding it.
 
@@ -163,7 +153,7 @@ class Pipeline:
             Problem: 422 for broken image data, an array of another shape or range, or a method that the network does
                 not allow.
         """
-        self.check_method(parameters)
+        check_method(parameters, self._predictor.moments_unavailable)
         (outcome,) = self._evaluate([upload], parameters, parameters.decision_options, run).each()
         if isinstance(outcome, Problem):
             raise outcome
@@ -249,7 +239,7 @@ class Pipeline:
         Raises:
             Problem: 422 for a method that the network does not allow.
         """
-        self.check_method(sampling)
+        check_method(sampling, self._predictor.moments_unavailable)
         uploads = (self.try_accept(image, run) for image in images)
         for group in _groups(_allowed(uploads, self.limits.max_pixels), sampling):
             run.checkpoint()
@@ -300,6 +290,20 @@ _SCORES: dict[RankBy, Callable[[np.ndarray], float]] = {
     "margin": lambda probs_C: float(1 - np.diff(np.partition(probs_C, -2)[-2:])[0]),
     "least_confidence": lambda probs_C: float(1 - probs_C.max()),
 }
+
+
+def check_method(sampling: Sampling, moments_unavailable: str | None) -> None:
+    """Check that the network allows the method.
+
+    Args:
+        sampling: the method.
+        moments_unavailable: why the network does not allow moment propagation; None if it does.
+
+    Raises:
+        Problem: 422 for method=moments where the network doesn't allow it.
+    """
+    if sampling.method == "moments" and moments_unavailable is not None:
+        raise invalid(("method", f"must be masks with this network: {moments_unavailable}"))
 
 
 def _allowed(uploads: Iterable[Upload | Problem], pixels: int) -> Iterator[Upload | Problem]:

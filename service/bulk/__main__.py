@@ -21,6 +21,7 @@ from service.bulk.report import page
 from service.bulk.scoring import Scorer
 from service.bulk.summary import sections, summarize_output
 from service.inference.limits import ImageLimits
+from service.pipeline import check_method
 from service.schemas.parameters import Parameters
 from service.schemas.problems import Problem
 from service.settings import Settings, SettingsError
@@ -77,7 +78,14 @@ def main(  # noqa: PLR0913 - one argument an option
         parameters = Parameters.gather(options.items())
         settings = Settings.from_mapping(os.environ)
         artifact = load_artifact(model or None)
-        images = open_source(source, image=image_column, identifier=id_column, max_bytes=settings.max_body_bytes)
+        check_method(parameters, artifact.moments_unavailable)
+        images = open_source(
+            source,
+            image=image_column,
+            identifier=id_column,
+            max_bytes=settings.max_body_bytes,
+            spec=artifact.input,
+        )
         scorer_options: dict[str, Any] = {
             "artifact": artifact,
             "parameters": parameters,
@@ -104,6 +112,7 @@ def _job(artifact: Artifact, parameters: Parameters, source: str, images: Source
     return {
         "version": __version__,
         "model": artifact.sha256,
+        "input": artifact.input.to_json(),
         **parameters.model_dump(mode="json"),
         "in": source,
         "images": images.count,

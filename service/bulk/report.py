@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,9 +22,9 @@ from service.inference.pixels import Pixels
 from service.inference.preparation import Input
 
 _BINS = 60
-_MEASURES = {
+_MEASURES: dict[str, tuple[str, float, float | None]] = {  # None: ln(classes)
     "confidence": ("confidence", 0.0, 1.0),
-    "predictive_entropy": ("predictive entropy (nats)", 0.0, float(np.log(10))),
+    "predictive_entropy": ("predictive entropy (nats)", 0.0, None),
     "mutual_information": ("mutual information (nats)", 0.0, 1.0),
     "novelty": ("novelty (0 typical, 1 far)", -2.0, 8.0),
 }
@@ -53,7 +54,10 @@ def page(source: Source, scorer: Scorer, output: Output, summary: Mapping[str, A
         f"<p>In {html.escape(output.where)}, by the model {html.escape(scorer.model)}.",
         _table(*counts),
         "<h2>Uncertainty</h2>",
-        _img(_histograms(output), "Histograms of confidence, predictive entropy, mutual information and novelty"),
+        _img(
+            _histograms(output, len(scorer.classes)),
+            "Histograms of confidence, predictive entropy, mutual information and novelty",
+        ),
         _table(*quantiles),
         "<h2>Most uncertain images</h2><p>The network's inputs, with their predictive entropy in nats.",
         _gallery(source, scorer, summary["least_sure"]),
@@ -73,14 +77,18 @@ def _img(png: bytes, alternative: str) -> str:
     return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{html.escape(alternative)}">'
 
 
-def _histograms(output: Output) -> bytes:
+def _histograms(output: Output, classes: int) -> bytes:
     counts = {name: np.zeros(_BINS, np.int64) for name in _MEASURES}
+    measures = {
+        name: (label, low, math.log(classes) if high is None else high)
+        for name, (label, low, high) in _MEASURES.items()
+    }
     for batch in output.batches(_MEASURES):
-        for name, (_, low, high) in _MEASURES.items():
+        for name, (_, low, high) in measures.items():
             values = batch.column(name).drop_null().to_numpy(zero_copy_only=False)
             counts[name] += np.histogram(np.clip(values, low, high), _BINS, (low, high))[0]
     figure = Figure(figsize=(10, 6), layout="constrained")
-    for axes, (name, (label, low, high)) in zip(figure.subplots(2, 2).flat, _MEASURES.items(), strict=True):
+    for axes, (name, (label, low, high)) in zip(figure.subplots(2, 2).flat, measures.items(), strict=True):
         edges = np.linspace(low, high, _BINS + 1)
         axes.stairs(counts[name], edges, fill=True)
         axes.set(xlabel=label, ylabel="images", yscale="symlog", xlim=(low, high))

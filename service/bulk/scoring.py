@@ -12,7 +12,6 @@ from threadpoolctl import threadpool_limits
 from model import Artifact, Uncertainty
 from service.inference.decision import Decisions
 from service.inference.limits import ImageLimits
-from service.inference.pixels import SIDE
 from service.inference.predictor import Predictions
 from service.inference.preparation import Input
 from service.pipeline import Batch, Pipeline, Run
@@ -58,7 +57,7 @@ class Scorer:
     Args:
         artifact: the model.
         parameters: how to predict and decide.
-        encoded: whether the images are image files instead of arrays of 784 bytes.
+        encoded: whether the images are image files instead of arrays of the network's pixels.
         limits: limits on image files.
     """
 
@@ -66,6 +65,7 @@ class Scorer:
         threadpool_limits(1, user_api="blas")
         self._at_once = 1 if parameters.samples == "auto" else AT_ONCE
         self._pipeline = Pipeline(artifact, limits, novelty_together=self._at_once > 1)
+        self.classes, self.spec = self._pipeline.classes, self._pipeline.input
         self._parameters, self._encoded = parameters, encoded
         self.model = artifact.sha256
         self._constants = {"model": self.model, "method": parameters.method, "seed": parameters.seed}
@@ -98,7 +98,8 @@ class Scorer:
         return [_text(image) if isinstance(image, Problem) else image for image in prepared]
 
     def _evaluate(self, images: Sequence[bytes]) -> Iterator[Batch]:
-        sources = images if self._encoded else [np.frombuffer(one, np.uint8).reshape(SIDE, SIDE) for one in images]
+        sides = self.spec.pixel_shape
+        sources = images if self._encoded else [np.frombuffer(one, np.uint8).reshape(sides) for one in images]
         run = Run()
         for first in range(0, len(sources), self._at_once):
             group = [self._pipeline.try_accept(image, run) for image in sources[first : first + self._at_once]]

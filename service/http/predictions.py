@@ -110,7 +110,7 @@ class PredictionEndpoints:
             body,
             request.headers.get(HEADER_LENGTH),
             self._settings,
-            self._model.pipeline.input.pixel_shape,
+            self._model.pipeline.input,
         )
         check_outputs(inference)
         self._check_work(len(inference.images), inference.parameters)
@@ -151,7 +151,7 @@ class PredictionEndpoints:
         body = await self._bodies.read(request)
 
         def parse() -> tuple[ParsedBody, SomeParameters]:
-            content = parse_body(content_type, body, self._settings, self._model.pipeline.input.pixel_shape)
+            content = parse_body(content_type, body, self._settings, self._model.pipeline.input)
             return content, kind.gather(request.query_params.multi_items(), content.fields)
 
         is_light = len(body) <= _LIGHT_BODY_BYTES

@@ -4,7 +4,6 @@ import base64
 import binascii
 import io
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,8 @@ from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
-from service.inference.arrays import read_npy_header
+from model.input_spec import FASHION_MNIST, InputSpec
+from service.inference.arrays import read_npy_shape
 from service.inference.formats import is_image_file
 from service.inference.pixels import SIDE, Pixels
 from service.inference.upload import RawImage
@@ -24,7 +24,6 @@ from service.settings import Settings
 
 FORM, JSON, NPY = "multipart/form-data", "application/json", "application/x-npy"
 FILES = ("image/png", "image/jpeg", "image/webp", "application/octet-stream")
-_DEFAULT_SHAPE = (SIDE, SIDE)
 _BYTES = ("application/octet-stream", "binary/octet-stream")  # the second is S3's
 # No media type, and the one that curl --data-binary sends by default.
 _UNTYPED = ("", "application/x-www-form-urlencoded")
@@ -43,20 +42,20 @@ class ParsedBody:
     fields: RawParameters = ()
 
 
-def read_one(content_type: str, body: bytes, limits: Settings, shape: tuple[int, ...] = _DEFAULT_SHAPE) -> ParsedBody:
+def read_one(content_type: str, body: bytes, limits: Settings, spec: InputSpec = FASHION_MNIST) -> ParsedBody:
     """Read a body with exactly one image, whose field is called `image`.
 
     Args:
         content_type: the header.
         body: the complete body.
         limits: limits on forms and JSON.
-        shape: of the network's images, (H, W) or (H, W, 3).
+        spec: what the network takes.
 
     Raises:
         Problem: 400 for a body that does not match its media type, 415 for an unsupported media type, 422 for an
             invalid image, or for no image or several.
     """
-    content = _read(content_type, body, ("image",), limits, shape)
+    content = _read(content_type, body, ("image",), limits, spec)
     if len(content.images) != 1:
         raise (
             missing_image()
@@ -66,7 +65,7 @@ def read_one(content_type: str, body: bytes, limits: Settings, shape: tuple[int,
     return content
 
 
-def read_many(content_type: str, body: bytes, limits: Settings, shape: tuple[int, ...] = _DEFAULT_SHAPE) -> ParsedBody:
+def read_many(content_type: str, body: bytes, limits: Settings, spec: InputSpec = FASHION_MNIST) -> ParsedBody:
     """Read a body with one or more images, whose field is called `image` or `images`.
 
     A `Problem` takes the place of an invalid image.
@@ -74,7 +73,7 @@ def read_many(content_type: str, body: bytes, limits: Settings, shape: tuple[int
     Raises:
         Problem: as for `read_one`; 422 for no image.
     """
-    content = _read(content_type, body, ("images", "image"), limits, shape)
+    content = _read(content_type, body, ("images", "image"), limits, spec)
     if not content.images:
         raise invalid(("images", "are missing: send files in a form, a JSON list, or an .npy body"))
     return content
@@ -85,9 +84,7 @@ def missing_image() -> Problem:
     return invalid(("image", "is missing: send a form field, a raw PNG, JPEG or WebP body, or JSON"))
 
 
-def _read(
-    content_type: str, body: bytes, names: tuple[str, ...], limits: Settings, shape: tuple[int, ...]
-) -> ParsedBody:
+def _read(content_type: str, body: bytes, names: tuple[str, ...], limits: Settings, spec: InputSpec) -> ParsedBody:
     kind, options = parse_options_header(content_type)
     match kind.decode("latin-1"):
         case "multipart/form-data":
@@ -95,7 +92,7 @@ def _read(
         case other if other in {"application/json", "text/json"} or other.endswith("+json"):
             return _read_json(body, names, limits)
         case "application/x-npy":
-            return ParsedBody(list(_read_npy(body, shape)))
+            return ParsedBody(list(_read_npy(body, spec)))
         case other if other.startswith("image/") or other in _BYTES or other in _UNTYPED:
             return ParsedBody([body] if body else [])  # the format follows from the bytes
         case other:
@@ -279,17 +276,18 @@ def _from_base64(text: str) -> bytes:
         raise invalid(("image", f"is not base64: {error}")) from error
 
 
-def _read_npy(body: bytes, shape: tuple[int, ...]) -> Iterable[Pixels]:
-    """Read several uint8 images of a shape, or one, after checking the header."""
+def _read_npy(body: bytes, spec: InputSpec) -> Iterable[Pixels]:
+    """Read several uint8 images, or one, after checking the header."""
     file = io.BytesIO(body)
     try:
-        count = read_npy_header(file, shape)
+        shape = read_npy_shape(file, spec)
     except ValueError as error:
         raise Problem("malformed-body", f"the body is not an .npy file: {error}") from error
     except TypeError as error:
         raise Problem("invalid-body", f"the .npy body must have {error}") from error
     data = body[file.tell() :]
-    if len(data) != count * math.prod(shape):
-        expected = count * math.prod(shape)
+    expected = (spec.count(shape) or 0) * spec.values
+    if len(data) != expected:
         raise Problem("malformed-body", f"the .npy body must have {expected} bytes of data, got {len(data)}")
-    return np.frombuffer(data, np.uint8).reshape(count, *shape)
+    pixels_B = spec.as_pixels(np.frombuffer(data, np.uint8), shape)
+    return () if pixels_B is None else np.ascontiguousarray(pixels_B)

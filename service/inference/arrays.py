@@ -1,34 +1,36 @@
 """Images that are sent as arrays of numbers."""
 
-import math
 from tokenize import TokenError
 from typing import IO, Any
 
 import numpy as np
 
+from model.input_spec import FASHION_MNIST, InputSpec
 from service.inference.errors import ImageError
-from service.inference.pixels import SIDE, Pixels
+from service.inference.pixels import Pixels
 
 _MAX_NPY_HEADER = 1000  # bytes
 
 
-def pixels_of_array(values: Any, shape: tuple[int, ...] = (SIDE, SIDE), *, unit_range: bool) -> Pixels:
-    """Convert an image from nested lists of its shape, or from all its values in one list, row by row.
+def pixels_of_array(values: Any, spec: InputSpec = FASHION_MNIST, *, unit_range: bool) -> Pixels:
+    """Convert an image from nested lists, H x W, H x W x 3 or 3 x H x W, or from all its values in one list.
 
     Args:
         values: integers 0..255, or numbers in [0, 1] (rounded to the nearest of 256 levels).
-        shape: of the pixels, (H, W) or (H, W, 3).
+        spec: what the network takes.
         unit_range: whether the values are numbers in [0, 1].
 
     Returns:
-        Pixels of this shape.
+        Pixels of the network's shape.
 
     Raises:
         ImageError: another shape, or values of another type or range.
     """
-    flat = _flat(values, shape)
+    flat, shape = _flat(values)
     top = 1 if unit_range else 255
     wrong = ImageError(f"the values of an image must be numbers in 0..{top}")
+    if shape is None or spec.layout(shape) is None or spec.count(shape) != 1:
+        raise wrong_shape(spec)
     if not {int, float}.issuperset(map(type, flat)):
         raise wrong
     try:
@@ -39,40 +41,56 @@ def pixels_of_array(values: Any, shape: tuple[int, ...] = (SIDE, SIDE), *, unit_
         raise wrong
     if not unit_range and bool((numbers != np.rint(numbers)).any()):
         raise ImageError('the values of an image must be integers 0..255; for numbers in [0, 1] give "dtype": "float"')
-    return np.rint(numbers * (255 / top)).astype(np.uint8).reshape(shape)
+    pixels_1 = spec.as_pixels(np.rint(numbers * (255 / top)).astype(np.uint8), shape)
+    if pixels_1 is None:
+        raise wrong_shape(spec)
+    return np.ascontiguousarray(pixels_1[0])
 
 
-def wrong_shape(shape: tuple[int, ...]) -> ImageError:
+def wrong_shape(spec: InputSpec) -> ImageError:
     """The error of an array of another shape."""
-    return ImageError(
-        f"an image array must have the shape {' x '.join(map(str, shape))}, or {math.prod(shape)} values row by row"
-    )
+    sides = " x ".join(map(str, spec.pixel_shape))
+    return ImageError(f"an image array must have the shape {sides}, or {spec.values} values row by row")
 
 
-def _flat(values: Any, shape: tuple[int, ...]) -> list[Any]:
+def _flat(values: Any) -> tuple[list[Any], tuple[int, ...] | None]:
+    """The values of nested lists and their shape; None if the lists are irregular or too deep."""
     if not isinstance(values, list):
-        raise wrong_shape(shape)
+        return [], None
     flat: list[Any] = values
-    if len(flat) == math.prod(shape) and not any(isinstance(value, list) for value in flat):
-        return flat
-    for size in shape[1:]:
+    shape: tuple[int, ...] = (len(values),)
+    for _ in range(2):
+        if not (flat and isinstance(flat[0], list)):
+            break
+        size = len(flat[0])
         if not all(isinstance(row, list) and len(row) == size for row in flat):
-            raise wrong_shape(shape)
+            return [], None
+        shape = (*shape, size)
         flat = [value for row in flat for value in row]
-    if len(flat) != math.prod(shape):
-        raise wrong_shape(shape)
-    return flat
+    return flat, shape
 
 
-def read_npy_header(file: IO[bytes], image_shape: tuple[int, ...] = (SIDE, SIDE)) -> int:
-    """Read the header of an .npy file of uint8 images, (B, H, W) or (B, H, W, 3), or of one image.
-
-    Args:
-        file: the file, which is read up to the end of the header.
-        image_shape: shape of one image.
+def read_npy_header(file: IO[bytes], spec: InputSpec = FASHION_MNIST) -> int:
+    """Read the header of an .npy file of uint8 images, as `read_npy_shape` does.
 
     Returns:
         The number of images.
+
+    Raises:
+        ValueError: the header is invalid.
+        TypeError: the array has another dtype, shape or order; the message has the expected and the actual ones.
+    """
+    count = spec.count(read_npy_shape(file, spec))
+    if count is None:
+        raise TypeError("images of another shape")
+    return count
+
+
+def read_npy_shape(file: IO[bytes], spec: InputSpec = FASHION_MNIST) -> tuple[int, ...]:
+    """Read the header of an .npy file of uint8 images: (B, H, W), (B, H, W, 3) or (B, 3, H, W), or one image.
+
+    Returns:
+        The shape of the array.
 
     Raises:
         ValueError: the header is invalid.
@@ -86,8 +104,8 @@ def read_npy_header(file: IO[bytes], image_shape: tuple[int, ...] = (SIDE, SIDE)
         shape, fortran_order, dtype = read_header(file, max_header_size=_MAX_NPY_HEADER)
     except (ValueError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError, TokenError) as error:
         raise ValueError(" ".join(str(error).split())[:200]) from error
-    is_one = shape == image_shape
-    if dtype != np.uint8 or not (is_one or shape[1:] == image_shape) or fortran_order:
-        expected = ", ".join(map(str, ("B", *image_shape)))
-        raise TypeError(f"uint8 images of shape ({expected}) in C order, got {dtype} of shape {shape}")
-    return 1 if is_one else shape[0]
+    is_flat = shape in {(spec.values,), (shape[0] if shape else 0, spec.values)}
+    if dtype != np.uint8 or is_flat or fortran_order or spec.layout(shape) is None:
+        sides = ", ".join(map(str, spec.pixel_shape))
+        raise TypeError(f"uint8 images of shape (B, {sides}) in C order, got {dtype} of shape {shape}")
+    return tuple(shape)

@@ -40,6 +40,8 @@ _NOT_A_MARKER = (0x00, 0xFF, 0x01, *range(0xD0, 0xD8))  # escapes, fill bytes, a
 _IS_MARKER = np.ones(256, dtype=np.bool_)
 _IS_MARKER[list(_NOT_A_MARKER)] = False
 _EXIF, _XMP, _MULTI_PICTURE = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", b"MPF\0"
+_PROFILE = b"ICC_PROFILE\0"  # followed by the part's number and the number of parts (ICC.1:2022, B.4)
+_SRGB = re.compile(rb"s\0?R\0?G\0?B|IEC ?61966-2[-.]1")
 
 _ORIENTATION, _PICTURES = 0x0112, 0xB001  # TIFF tags
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG
@@ -60,6 +62,7 @@ class ImageStructure(NamedTuple):
         transparent: the transparent grey level or colour of a PNG without an alpha channel; None if there is none.
         bits: bits of a sample, 8 or 16; fewer are decoded to 8.
         warnings: notes on ignored parts.
+        has_profile: whether it has a colour profile other than sRGB.
     """
 
     format: str
@@ -72,6 +75,7 @@ class ImageStructure(NamedTuple):
     transparent: tuple[int, ...] | None = None
     bits: int = 8
     warnings: tuple[str, ...] = ()
+    has_profile: bool = False
 
 
 def is_image_file(data: bytes) -> bool:
@@ -103,6 +107,7 @@ class _Metadata:
         self._by_xmp: int | None = None
         self._damaged: dict[str, None] = {}
         self._remaining = _MAX_INFLATED
+        self.has_profile = False
 
     def inflate(self, data: bytes, name: str) -> bytes:
         """Decompress metadata; note invalid data as damaged.
@@ -135,6 +140,10 @@ class _Metadata:
         match = _XMP_ORIENTATION.search(data)
         if match:
             self._by_xmp = int(match[1])
+
+    def profile(self, data: bytes | bytearray) -> None:
+        """Note a colour profile (ICC.1:2022) whose description does not name sRGB, in ASCII or UTF-16."""
+        self.has_profile |= bool(data) and not _SRGB.search(data)
 
     def damaged(self, name: str) -> None:
         """Note ignored metadata."""
@@ -297,6 +306,7 @@ def _read_png(data: bytes) -> ImageStructure:
         transparent=transparent,
         bits=max(depth, 8),
         warnings=parts.metadata.warnings,
+        has_profile=parts.metadata.has_profile,
     )
 
 
@@ -351,7 +361,7 @@ def _png_international_text(content: bytes, metadata: _Metadata) -> None:
 
 
 def _png_profile(content: bytes, metadata: _Metadata) -> None:
-    metadata.inflate(content.partition(b"\0")[2][1:], "iCCP")
+    metadata.profile(metadata.inflate(content.partition(b"\0")[2][1:], "iCCP"))
 
 
 _PNG_METADATA: dict[bytes, Callable[[bytes, _Metadata], None]] = {
@@ -369,6 +379,7 @@ class _JpegParts:
     def __init__(self) -> None:
         self.metadata = _Metadata()
         self.exif: list[bytes] = []
+        self.profile = bytearray()
         self.width = self.height = self.components = self.scans = 0
         self.frames = 1
 
@@ -383,6 +394,8 @@ class _JpegParts:
             self.exif.append(content.removeprefix(_EXIF))
         elif marker == _APP1 and content.startswith(_XMP):
             self.metadata.xmp(content)
+        elif marker == _APP2 and content.startswith(_PROFILE):
+            self.profile += content[len(_PROFILE) + 2 :]
         elif marker == _APP2 and content.startswith(_MULTI_PICTURE):
             self.frames = _pictures(content)
         start, length = _COLOUR_MARKERS.get(marker, (b"", 0))
@@ -436,6 +449,7 @@ def _read_jpeg(data: bytes) -> ImageStructure:
         raise ImageError(f"the JPEG image has {parts.scans} scans; at most {_MAX_SCANS} are allowed")
     if parts.exif:
         parts.metadata.exif(b"".join(parts.exif))
+    parts.metadata.profile(parts.profile)
     samples = parts.width * parts.height * max(parts.components, _PIXEL_BYTES)
     return ImageStructure(
         "JPEG",
@@ -446,6 +460,7 @@ def _read_jpeg(data: bytes) -> ImageStructure:
         orientation=parts.metadata.orientation,
         frames=parts.frames,
         warnings=parts.metadata.warnings,
+        has_profile=parts.metadata.has_profile,
     )
 
 
@@ -472,6 +487,8 @@ def _read_webp(data: bytes) -> ImageStructure:
             metadata.exif(bytes(content))
         elif name == b"XMP ":
             metadata.xmp(bytes(content))
+        elif name == b"ICCP":
+            metadata.profile(bytes(content))
         position += 8 + length + length % 2
     else:
         raise _too_many_parts("WebP", "chunks")
@@ -487,6 +504,7 @@ def _read_webp(data: bytes) -> ImageStructure:
         orientation=metadata.orientation,
         frames=max(frames, 1),
         warnings=metadata.warnings,
+        has_profile=metadata.has_profile,
     )
 
 

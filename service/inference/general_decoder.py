@@ -13,6 +13,8 @@ from service.inference.pixels import Pixels
 from service.inference.png import PlainPng
 from service.inference.upload import Upload
 
+_PROFILE_WARNING = "the colour profile of the file is ignored: its colours are taken as sRGB"
+
 
 class Decoded(NamedTuple):
     """A decoded image, of any size, dark on light or light on dark.
@@ -34,13 +36,14 @@ def decode_image(upload: Upload, *, unit_range: bool, spec: InputSpec = FASHION_
     """Decode an image; arguments and errors as for `decoding.decode_all`."""
     content = upload.content
     if isinstance(content, list):
-        return Decoded(pixels_of_array(content, spec.pixel_shape, unit_range=unit_range), "array")
+        return Decoded(pixels_of_array(content, spec, unit_range=unit_range), "array")
     if isinstance(content, np.ndarray):
         if content.shape != spec.pixel_shape:
-            raise wrong_shape(spec.pixel_shape)
+            raise wrong_shape(spec)
         return Decoded(content, "array")
     with as_image_error:
         file = read_structure(content.data) if isinstance(content, PlainPng) else content
         pixels, steps = pillow_decoder.decode_file(file, spec.channels)
     frames = () if file.frames == 1 else (f"only the first of {file.frames} frames was used",)
-    return Decoded(pixels, file.format, steps, frames + file.warnings)
+    profile = (_PROFILE_WARNING,) if spec.channels > 1 and file.has_profile else ()
+    return Decoded(pixels, file.format, steps, frames + file.warnings + profile)

@@ -9,6 +9,7 @@ import pyarrow as pa
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
+from model.input_spec import FASHION_MNIST, InputSpec
 from service.bulk.inputs.array_files import idx_shards, npy_shards
 from service.bulk.inputs.image_files import SUFFIXES, file_shards
 from service.bulk.inputs.parquet import parquet_source
@@ -18,7 +19,9 @@ _PARQUET = ".parquet"
 _MAGIC = {b"PAR1": "parquet", b"\x93NUM": "npy", b"\x00\x00\x08\x03": "idx", b"\x1f\x8b": "idx.gz"}
 
 
-def open_source(where: str, *, image: str, identifier: str | None, max_bytes: int) -> Source:
+def open_source(
+    where: str, *, image: str, identifier: str | None, max_bytes: int, spec: InputSpec = FASHION_MNIST
+) -> Source:
     """Detect the kind of an input, and list its images.
 
     Args:
@@ -26,6 +29,7 @@ def open_source(where: str, *, image: str, identifier: str | None, max_bytes: in
         image: column with the images of a Parquet data set.
         identifier: column with their ids; None for "id" if it exists, else ids are made of file and row.
         max_bytes: maximum size of an image file.
+        spec: the images that the network takes.
 
     Raises:
         InputError: nothing there, nothing to score, a column is missing, or ids are not unique.
@@ -41,10 +45,14 @@ def open_source(where: str, *, image: str, identifier: str | None, max_bytes: in
             shards = file_shards(filesystem, root, files, max_bytes)
             return Source(kind, encoded=True, shards=shards, identity=identity, skipped=skipped)
         if kind == "parquet":
-            return parquet_source(filesystem, root, files, image, identifier, identity)
+            return parquet_source(filesystem, root, files, image, identifier, identity, spec)
         if len(files) > 1:
             raise InputError(f"{where}: {len(files)} files, and the first is an array: score one array file at a time")
-        array = npy_shards(filesystem, files[0].path) if kind == "npy" else idx_shards(filesystem, files[0].path, kind)
+        array = (
+            npy_shards(filesystem, files[0].path, spec)
+            if kind == "npy"
+            else idx_shards(filesystem, files[0].path, kind, spec)
+        )
         return Source(kind.partition(".")[0], encoded=False, shards=array, identity=identity)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{where}: can't be read ({one_line(error)})") from error

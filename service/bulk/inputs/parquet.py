@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from pandas.util import hash_array
 from pyarrow import fs
 
+from model.input_spec import InputSpec
 from service.bulk.inputs.source import AT_ONCE, SHARD, InputError, Shard, Source, one_line, select
 from service.bulk.inputs.tables import column_table, is_array, is_encoded
 
@@ -27,6 +28,7 @@ class ParquetShard:
     count: int
     image: str
     identifier: str | None
+    spec: InputSpec
 
     def read(self, ids: pa.Array, *, include: bool) -> Iterator[pa.Table]:
         """Read the rows in order, see `Shard.read`.
@@ -48,7 +50,7 @@ class ParquetShard:
                 names = self._ids(batch, first)
                 first += len(batch)
                 selected = select(names, ids, include=include)
-                yield column_table(names.filter(selected), batch.column(self.image).filter(selected))
+                yield column_table(names.filter(selected), batch.column(self.image).filter(selected), self.spec)
 
     def _ids(self, batch: pa.RecordBatch, first: int) -> pa.Array:
         if self.identifier is not None:
@@ -63,6 +65,7 @@ def parquet_source(
     image: str,
     identifier: str | None,
     identity: str,
+    spec: InputSpec,
 ) -> Source:
     """Make a source from Parquet files, after checking their columns and ids.
 
@@ -78,7 +81,7 @@ def parquet_source(
         _check_columns(file.path, metadata.schema.to_arrow_schema(), schema, image, identifier)
         name = posixpath.relpath(file.path, root)
         shards += [
-            ParquetShard(filesystem, file.path, name, *part, image, identifier) for part in _row_groups(metadata)
+            ParquetShard(filesystem, file.path, name, *part, image, identifier, spec) for part in _row_groups(metadata)
         ]
     if not shards:
         raise InputError(f"{root}: has no rows")

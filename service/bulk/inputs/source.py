@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import fs
 
-# Schema of read images: an encoded file or the 784 bytes of an array, or the error that prevented reading.
+# Schema of read images: an encoded file or the bytes of the network's pixels, or the error that prevented reading.
 IMAGES = pa.schema([("id", pa.string()), ("image", pa.binary()), ("error", pa.string())])
 SHARD = 4096  # images of a shard, unless the number of shards would exceed its maximum
 AT_ONCE = 1024  # maximum number of images that are read at once

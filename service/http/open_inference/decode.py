@@ -1,7 +1,6 @@
 """Decodes requests of the protocol into images and parameters."""
 
 import itertools
-import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from model.input_spec import FASHION_MNIST, InputSpec
 from service.http.open_inference.metadata import HEADER_LENGTH, SAMPLES
 from service.http.open_inference.schemas import InferenceRequest, RequestInput, RequestOutput
 from service.http.request_body import check_count, image_of, parse_json
-from service.inference.pixels import SIDE
 from service.inference.upload import RawImage
 from service.schemas.parameters import Parameters
 from service.schemas.problems import Problem, invalid, invalid_document, short
@@ -22,7 +21,6 @@ from service.settings import Settings
 _NUMBERS: dict[str, np.dtype[Any]] = {"UINT8": np.dtype("u1"), "FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
 _LENGTH_BYTES = 4  # before each element of BYTES
 _ALL_CLASSES = 2**31  # tensors have all classes
-_DEFAULT_SHAPE = (SIDE, SIDE)
 # Further parameters of Triton's client; only binary_data_output and timeout have an effect.
 _CLIENT_PARAMETERS = {"binary_data_output", "timeout", "priority", "sequence_id", "sequence_start", "sequence_end"}
 _CLIENT_PARAMETERS |= {"content_type", "headers"}  # MLServer's client; redundant with the datatypes
@@ -50,7 +48,7 @@ class Inference:
 
 
 def read_inference(
-    body: bytes, header_length: str | None, limits: Settings, shape: tuple[int, ...] = _DEFAULT_SHAPE
+    body: bytes, header_length: str | None, limits: Settings, spec: InputSpec = FASHION_MNIST
 ) -> Inference:
     """Read the body of an inference request: JSON, followed by raw tensors.
 
@@ -58,7 +56,7 @@ def read_inference(
         body: the complete body.
         header_length: the header with the length of the JSON in bytes; None if the body is JSON only.
         limits: limits on JSON and images.
-        shape: of the network's images, (H, W) or (H, W, 3).
+        spec: what the network takes.
 
     Raises:
         Problem: 400 for a body that is not JSON, 422 for an invalid request.
@@ -74,9 +72,9 @@ def read_inference(
         raise invalid_document(error) from error
     (tensor,) = request.inputs
     if "binary_data_size" in tensor.parameters:
-        images = _read_binary(tensor, body[length:], limits, shape)
+        images = _read_binary(tensor, body[length:], limits, spec)
     else:
-        images = _read_data(tensor, limits, shape)
+        images = _read_data(tensor, limits, spec)
     if not images:
         raise invalid(("inputs", "must have at least one image"))
     return Inference(
@@ -108,40 +106,32 @@ def _timeout_seconds(microseconds: object) -> float | None:
     return None
 
 
-def _layouts(shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    """Shapes of one image that are accepted, by their names; the first is the network's own."""
-    sides = "H, W" if len(shape) == 2 else "H, W, C"
-    channels = (1, *shape) if len(shape) == 2 else (shape[2], *shape[:2])
-    return {sides: shape, "C, H, W": channels, "flat": (math.prod(shape),)}
-
-
-def _image_count(tensor: RequestInput, image_shape: tuple[int, ...]) -> int:
+def _image_count(tensor: RequestInput, spec: InputSpec) -> int:
     """Number of images by the tensor's shape, which is checked."""
     shape = tuple(tensor.shape)
     if tensor.datatype == "BYTES":
         if len(shape) == 1 or shape[1:] == (1,):
             return shape[0]
         raise invalid(("inputs", f"of BYTES must have the shape [B], got {list(shape)}"))
-    layouts = tuple(_layouts(image_shape).values())
-    if shape in {image_shape, layouts[-1]}:
-        return 1
-    if shape[1:] in layouts:
-        return shape[0]
-    first, second, last = (f"[{', '.join(map(str, ('B', *layout)))}]" for layout in layouts)
-    raise invalid(("inputs", f"must have the shape {first}, {second} or {last}, got {list(shape)}"))
+    count = spec.count(shape)
+    if count is None:
+        layouts = (spec.pixel_shape, spec.shape, (spec.values,))
+        first, second, last = (f"[{', '.join(map(str, ('B', *layout)))}]" for layout in layouts)
+        raise invalid(("inputs", f"must have the shape {first}, {second} or {last}, got {list(shape)}"))
+    return count
 
 
-def _read_data(tensor: RequestInput, limits: Settings, shape: tuple[int, ...]) -> list[RawImage | Problem]:
-    count, values = _image_count(tensor, shape), list(_flat(tensor.data or [], depth=len(tensor.shape)))
+def _read_data(tensor: RequestInput, limits: Settings, spec: InputSpec) -> list[RawImage | Problem]:
+    count, values = _image_count(tensor, spec), list(_flat(tensor.data or [], depth=len(tensor.shape)))
     if tensor.datatype == "BYTES":
         _check_count(len(values), count, "elements")
         check_count(count, limits)
         return [image_of(value) for value in values]
-    _check_count(len(values), count * math.prod(shape), "values")
+    _check_count(len(values), count * spec.values, "values")
     if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         raise invalid(("inputs", "must have numbers as data"))
     try:
-        return _pixels(np.array(values, dtype=np.float64), tensor, shape)
+        return _pixels(np.array(values, dtype=np.float64), tensor, spec)
     except OverflowError as error:
         raise invalid(("inputs", f"has a number that is too large: {error}")) from error
 
@@ -155,10 +145,8 @@ def _flat(data: list[Any], depth: int) -> Sequence[Any]:
     return data
 
 
-def _read_binary(
-    tensor: RequestInput, raw: bytes, limits: Settings, shape: tuple[int, ...]
-) -> list[RawImage | Problem]:
-    count, size = _image_count(tensor, shape), tensor.parameters["binary_data_size"]
+def _read_binary(tensor: RequestInput, raw: bytes, limits: Settings, spec: InputSpec) -> list[RawImage | Problem]:
+    count, size = _image_count(tensor, spec), tensor.parameters["binary_data_size"]
     if tensor.data is not None or size != len(raw):
         raise invalid(
             ("inputs", f"must have binary_data_size {len(raw)}, the number of bytes after the JSON, and no data")
@@ -170,8 +158,8 @@ def _read_binary(
         _check_count(len(images), count, "elements")
         return images
     dtype = _NUMBERS[tensor.datatype]
-    _check_count(len(raw), count * math.prod(shape) * dtype.itemsize, "bytes")
-    return _pixels(np.frombuffer(raw, dtype).astype(np.float64), tensor, shape)
+    _check_count(len(raw), count * spec.values * dtype.itemsize, "bytes")
+    return _pixels(np.frombuffer(raw, dtype).astype(np.float64), tensor, spec)
 
 
 def _elements(raw: bytes) -> Iterator[bytes]:
@@ -191,14 +179,12 @@ def _check_count(count: int, expected: int, unit: str) -> None:
         raise invalid(("inputs", f"must have {expected} {unit} by their shape, got {count}"))
 
 
-def _pixels(values: np.ndarray, tensor: RequestInput, shape: tuple[int, ...]) -> list[RawImage | Problem]:
+def _pixels(values: np.ndarray, tensor: RequestInput, spec: InputSpec) -> list[RawImage | Problem]:
     datatype = tensor.datatype
     top = 255 if datatype == "UINT8" else 1
     is_whole = datatype != "UINT8" or bool((values == np.rint(values)).all())
     if not (is_whole and bool(((values >= 0) & (values <= top)).all())):
         raise invalid(("inputs", f"of {datatype} must have {'whole ' if top == 255 else ''}numbers in 0..{top}"))
     pixels = np.rint(values * (255 / top)).astype(np.uint8)
-    planes = _layouts(shape)["C, H, W"]
-    if len(shape) == 3 and tuple(tensor.shape[1:]) == planes != shape:
-        return list(np.ascontiguousarray(pixels.reshape(-1, *planes).transpose(0, 2, 3, 1)))
-    return list(pixels.reshape(-1, *shape))
+    pixels_B = spec.as_pixels(pixels, tensor.shape)
+    return [] if pixels_B is None else list(np.ascontiguousarray(pixels_B))
