@@ -35,7 +35,7 @@ MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 # BentoML reports usage unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: install serve unit test test-all fuzz observe soak mutants check format train ensemble bulk evaluate studies bench \
+.PHONY: install serve unit test test-all fuzz observe soak mutants check format train adopt ensemble bulk evaluate studies bench \
 	pictures bento bento-check lock clean
 
 # Everything that development needs.
@@ -109,6 +109,10 @@ format: $(INSTALLED)
 # An interrupted run goes on where it stopped; a finished one is only reported.
 train: $(FOR_TRAINING)
 	$(BIN)/python -m training.train --recipe default --out runs/default --resume
+
+# A network of yours: make adopt ADOPT='package.module:factory --images FOLDER --size 224 --out DIR' (docs/your-network.md).
+adopt: $(FOR_TRAINING)
+	$(BIN)/mcd adopt $(or $(ADOPT),--help)
 
 # Other seeds of the same recipe, ten minutes of one core each: for an ensemble, and for intervals over seeds.
 ensemble: $(FOR_TRAINING)

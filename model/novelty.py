@@ -226,15 +226,8 @@ class FeatureNovelty:
         Returns:
             Scores (B,), float64.
         """
-        parts = {
-            "distance": feature_distance(features_BF, self.scale, self.mean_S, self.precision_SS),
-            "confidence": -probs_BC.max(axis=1).astype(np.float64),
-        }
-        score_B = np.zeros(len(features_BF))
-        for name, value_B in parts.items():
-            median, percentile_95 = self.scales[name]
-            score_B += (value_B - median) / (percentile_95 - median)
-        return score_B
+        distance_B = feature_distance(features_BF, self.scale, self.mean_S, self.precision_SS)
+        return combine_scores(distance_B, probs_BC, self.scales)
 
     def arrays(self) -> dict[str, Array]:
         """Return the arrays by name, for a file."""
@@ -272,6 +265,15 @@ class FeatureNovelty:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected a novelty score, got one with a bad {error}") from error
+
+
+def combine_scores(distance_B: Array, probs_BC: Array, scales: Mapping[str, tuple[float, float]]) -> Array:
+    """The score of `FeatureNovelty`, (B,), of distances and class probabilities."""
+    score_B = np.zeros(len(distance_B))
+    for name, value_B in (("distance", distance_B), ("confidence", -probs_BC.max(axis=1).astype(np.float64))):
+        median, percentile_95 = scales[name]
+        score_B += (value_B - median) / (percentile_95 - median)
+    return score_B
 
 
 def feature_statistics(features_BF: Array, scale: float) -> Array:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from files import encoded
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from model.input_spec import FASHION_MNIST, InputSpec
 from service.inference.general_decoder import Decoded, decode_image
@@ -193,3 +193,13 @@ def test_a_blank_image_is_warned_of():
     found = prepared(Image.new("RGB", (50, 40), RED), PLAIN)
     assert "the image is blank" not in found.warnings  # its channels differ
     assert "the image is blank" in prepared(Image.new("RGB", (50, 40)), PLAIN).warnings
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_colour_profile_other_than_srgb_is_warned_of(kind):
+    warnings = []
+    for name in (None, "sRGB", "XYZ"):
+        profile = name and ImageCms.ImageCmsProfile(ImageCms.createProfile(name)).tobytes()
+        warnings.append(prepared(Image.fromarray(smooth(20, 24)), PLAIN, kind, icc_profile=profile).warnings)
+    assert [len(one) for one in warnings] == [0, 0, 1]
+    assert "colour profile of the file is ignored" in warnings[2][0]

@@ -2,6 +2,8 @@
 
 import base64
 import io
+import shutil
+import threading
 
 import httpx
 import numpy as np
@@ -9,10 +11,11 @@ import pytest
 import rgb
 import torch
 from application import client_of
-from files import encoded
+from files import encoded, npy_request
 from PIL import Image
 
 from model import MonteCarloDropout, load_artifact, summarize
+from model.artifact import PRETRAINED
 from service.schemas.answers import _listed
 
 
@@ -192,3 +195,59 @@ def test_metrics_count_the_classes(client, pixels_B):
 def test_the_card_has_the_input_specification(client, folder):
     assert client.get("/card.json").json()["input"] == rgb.SPEC.to_json()
     assert load_artifact(folder).input == rgb.SPEC
+
+
+def _ok(response: httpx.Response) -> dict:
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_networks_of_other_shapes_replace_each_other_while_requests_go_on(tmp_path, folder):
+    """Every answer is wholly of one model: its classes, its number of probabilities, its warnings and its pixels."""
+    embedded = load_artifact()
+    forms = {embedded.classes: [28, 28], rgb.CLASSES: [20, 24, 3]}
+    picture = encoded(Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 40, 3), np.uint8)))
+    arrays = [npy_request(np.zeros((9, *shape), np.uint8)) for shape in forms.values()]
+    served, ended = tmp_path / "served", threading.Event()
+    shutil.copytree(PRETRAINED, served)
+    seen: list[tuple[str, int]] = []
+    wrong: list[object] = []
+
+    def check(answer: dict) -> None:
+        classes = embedded.classes if answer["label"] in embedded.classes else rgb.CLASSES
+        shape = list(np.shape(answer["preprocessing"]["pixels"]))
+        seen.append((answer["label"], len(answer["probabilities"])))
+        if len(answer["probabilities"]) != len(classes) or shape != forms[classes]:
+            wrong.append(answer)
+
+    def ask(client: httpx.Client) -> None:
+        params = {"samples": 20, "return_pixels": True}
+        while not ended.is_set():
+            check(_ok(client.post("/predict", content=picture, params=params)))
+            for one in _ok(client.post("/predict_batch", files=[("images", picture)] * 5, params=params))["results"]:
+                check(one)
+            statuses = {client.post("/predict_batch", **array).status_code for array in arrays}
+            if not statuses <= {200, 422}:
+                wrong.append(statuses)
+
+    with client_of(MCD_MODEL=str(served), MCD_ADMIN_KEYS="admin-key", MCD_LOG_LEVEL="error") as client:
+        threads = [threading.Thread(target=ask, args=(client,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        try:
+            for source in (folder, PRETRAINED, folder, PRETRAINED):
+                shutil.rmtree(served)
+                shutil.copytree(source, served)
+                model = _ok(client.post("/admin/reload", headers={"X-API-Key": "admin-key"}))["model"]
+                artifact = load_artifact(source)
+                assert model == artifact.sha256
+                assert _ok(client.get("/card.json"))["classes"] == list(artifact.classes)
+                shape = _ok(client.get("/v2/models/mcd"))["inputs"][0]["shape"]
+                assert shape == [-1, *artifact.input.pixel_shape]
+                assert _ok(client.post("/predict", content=picture))["label"] in artifact.classes
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join()
+    assert not wrong
+    assert {count for _, count in seen} == {10, 7}
