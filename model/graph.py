@@ -3,6 +3,7 @@
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -123,8 +124,7 @@ class Graph:
         self._main = open_session(MAIN, files[MAIN])
         self._prefix = open_session(PREFIX, files[PREFIX]) if PREFIX in files else None
         self._masks = _MaskCache(spec.sites)
-        # What the first part gave for the latest image: of several questions about one image, it answers once.
-        self._latest: tuple[Array, dict[str, Array]] | None = None
+        self._shared = threading.local()
         self._check_interface()
         self._has_features = "features" in {entry.name for entry in self._main.get_outputs()}
         self._mask_names = [f"mask_{index}" for index in range(len(spec.sites))]
@@ -133,6 +133,15 @@ class Graph:
         self._ones = {
             name: np.ones((1, *site.shape), np.float32) for name, site in zip(self._mask_names, spec.sites, strict=True)
         }
+
+    @contextmanager
+    def first_part_once(self) -> Iterator[None]:
+        """Within this context, calls of this thread for the same image compute what precedes the first mask once."""
+        self._shared.kept = []
+        try:
+            yield
+        finally:
+            self._shared.kept = None
 
     def predict(self, images_B: Array) -> Array:
         """Predict without dropout, as in eval mode.
@@ -294,12 +303,13 @@ class Graph:
         """The inputs of the main graph that depend on the images."""
         if self._prefix is None:
             return {self._value_names[0]: images}
-        latest = self._latest
-        if latest is not None and np.array_equal(latest[0], images):
-            return latest[1]
+        kept: list[tuple[Array, dict[str, Array]]] | None = getattr(self._shared, "kept", None)
+        for known, values in kept or ():
+            if np.array_equal(known, images):
+                return values
         values = dict(zip(self._value_names, self._prefix.run(self._value_names, {"image": images}), strict=True))
-        if len(images) == 1:
-            self._latest = images.copy(), values
+        if kept is not None:
+            kept[:] = [(images.copy(), values)]
         return values
 
     def _groups(self, images_B: Array, masks: int) -> Iterator[Array]:

@@ -1,6 +1,7 @@
 """Predictions for prepared images. No HTTP."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from typing import get_args
 
@@ -133,6 +134,10 @@ class Predictor:
             raise ValueError(f"the model must take images of shape {shapes}")
         self._moments = artifact.moments
         self.moments_unavailable = artifact.moments_unavailable
+
+    def first_part_once(self) -> AbstractContextManager[None]:
+        """Within this context, what precedes the first mask is computed once for prediction and novelty."""
+        return self._graph.first_part_once()
 
     def predict(self, pixels_BHW: Pixels) -> Predictions:
         """Predict in eval mode."""

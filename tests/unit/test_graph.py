@@ -235,6 +235,42 @@ def test_defaults_are_those_of_live_networks():
         assert shared >= {"seed", "masks"}
 
 
+def test_the_first_part_is_computed_once_within_its_context(graphs, monkeypatch):
+    graph, other = (graphs["split"].graph() for _ in range(2))
+    images_B, computed = images(graph, 2), []
+    run = graph._prefix.run
+
+    class Counted:
+        def run(self, *arguments):
+            computed.append(arguments)
+            return run(*arguments)
+
+    graph._prefix = Counted()
+    with graph.first_part_once():
+        for image_1 in (images_B[:1], images_B[1:], images_B[:1]):
+            changing = image_1.copy()
+            assert np.array_equal(graph.predict(changing), other.predict(image_1))
+            assert np.array_equal(graph.sample(changing, 20), other.sample(image_1, 20))
+            assert np.array_equal(graph.features(changing), other.features(image_1))
+            changing += 1  # which must not be taken for the image that was computed
+            assert np.array_equal(graph.predict(changing), other.predict(changing))
+    assert len(computed) == 6
+    graph.predict(images_B)
+    graph.predict(images_B)
+    assert len(computed) == 8
+
+
+def test_features_are_what_the_last_layer_takes(graphs):
+    graph, network = graphs["split"].graph(), make("lenet").eval()
+    images_B, seen = images(graph), []
+    last = [module for module in network.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        network(torch.from_numpy(images_B))
+    assert np.allclose(graph.features(images_B), seen[0], atol=1e-5)
+    assert graph.features(images_B[:0]).shape[0] == 0
+
+
 def test_a_description_survives_json(parts):
     assert GraphSpec.from_json(json.loads(json.dumps(parts.spec.to_json()))) == parts.spec
 

@@ -79,9 +79,10 @@ def _measure(
     rows: dict[str, list[Array]] = {}
     for path in paths:
         image_1CHW = prepare(path)
-        rows.setdefault("eval", []).append(engine.predict(image_1CHW).astype(np.float64))
-        rows.setdefault("features", []).append(engine.features(image_1CHW))
-        probs_S1C = engine.sample(image_1CHW, max(samples), SEED)
+        with engine.first_part_once():
+            rows.setdefault("eval", []).append(engine.predict(image_1CHW).astype(np.float64))
+            rows.setdefault("features", []).append(engine.features(image_1CHW))
+            probs_S1C = engine.sample(image_1CHW, max(samples), SEED)
         for count in samples:
             summary = summarize(probs_S1C[:count])
             rows.setdefault(f"mean {count}", []).append(summary.mean)
