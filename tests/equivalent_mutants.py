@@ -117,7 +117,12 @@ EQUIVALENT = (
         "or zlib.crc32(data[_HEADER.size - 4 : end]) != _CHECKSUM.unpack_from(data, end)[ -1]",
         "there is one number",
     ),
-    Equivalent("service/inference/predictor.py", "for samples in (1000, 100):", None, _CACHE),
+    Equivalent(
+        "service/inference/predictor.py",
+        "for samples in (1000, 100) if self._graph.spec.mask_bytes <= _LIGHT_MASK_BYTES else (10,):",
+        None,
+        _CACHE,
+    ),
     Equivalent(
         "service/inference/formats.py",
         "width, height = _WEBP_SIZES[name](bytes(content[:10]))",
@@ -150,8 +155,8 @@ EQUIVALENT = (
     ),
     Equivalent(
         "training/calibrate.py",
-        "first = next(count for count in itertools.count(2) if _upper_bound(1, count) <= risk)",
-        "first = next(count for count in itertools.count(2) if _upper_bound(1, count) < risk)",
+        "return next(count for count in itertools.count(2) if _upper_bound(1, count) <= risk)",
+        "return next(count for count in itertools.count(2) if _upper_bound(1, count) < risk)",
         "no bound equals a risk",
     ),
     Equivalent("model/masks.py", "@lru_cache", "", _CACHE),
@@ -200,8 +205,8 @@ EQUIVALENT = (
     ),
     Equivalent(
         "training/calibrate.py",
-        "first = next(count for count in itertools.count(2) if _upper_bound(1, count) <= risk)",
-        "first = next(count for count in itertools.count( 3) if _upper_bound(1, count) <= risk)",
+        "return next(count for count in itertools.count(2) if _upper_bound(1, count) <= risk)",
+        "return next(count for count in itertools.count( 3) if _upper_bound(1, count) <= risk)",
         "of two answers with one error, no bound is below any risk",
     ),
 )

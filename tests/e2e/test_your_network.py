@@ -57,6 +57,7 @@ def test_the_network_is_calibrated_and_its_promises_hold(folder, adopted):
     assert 0.85 < covered < 0.95
     assert "at most 5% of the answers wrong" in adopted
     assert "not promised: no bound of 1% on wrong answers" in adopted
+    assert artifact.card["command"].startswith("mcd adopt digits:network --weights weights.pt ")
     assert artifact.moments is not None
     assert test["moments"]["accuracy"] == pytest.approx(test["mc"]["accuracy"], abs=0.02)
     assert artifact.novelty.thresholds[0.05] is not None

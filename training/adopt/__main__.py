@@ -234,7 +234,7 @@ def _card(
 ) -> dict[str, Any]:
     return {
         "classes": list(files.classes),
-        "command": shlex.join(["mcd", "adopt", *sys.argv[1:]]),
+        "command": shlex.join(["mcd", "adopt", *sys.argv[1 + (sys.argv[1:2] == ["adopt"]) :]]),
         "recipe": {"name": "adopted"},
         "seed": seed,
         "data": {
