@@ -29,7 +29,7 @@ def pixels_of_array(values: Any, spec: InputSpec = FASHION_MNIST, *, unit_range:
     flat, shape = _flat(values)
     top = 1 if unit_range else 255
     wrong = ImageError(f"the values of an image must be numbers in 0..{top}")
-    if shape is None or spec.layout(shape) is None or spec.count(shape) != 1:
+    if shape is None or shape not in {spec.pixel_shape, spec.shape[-len(spec.pixel_shape) :], (spec.values,)}:
         raise wrong_shape(spec)
     if not {int, float}.issuperset(map(type, flat)):
         raise wrong

@@ -96,7 +96,7 @@ def test_samples_in_range_are_taken(samples):
             (
                 "sample is unknown; valid names are image, method, samples, tolerance, max_samples, seed, calibrated, "
                 "invert, dtype, coverage, set_method, max_risk, false_alarm_rate, "
-                "return_samples, return_pixels"
+                "return_samples, return_pixels, top_k"
             ),
         ),
     ],
