@@ -26,7 +26,7 @@ def pixels_of_array(values: Any, spec: InputSpec = FASHION_MNIST, *, unit_range:
     Raises:
         ImageError: another shape, or values of another type or range.
     """
-    flat, shape = _flat(values)
+    flat, shape = _flat(values, spec.values)
     top = 1 if unit_range else 255
     wrong = ImageError(f"the values of an image must be numbers in 0..{top}")
     if shape is None or shape not in {spec.pixel_shape, spec.shape[-len(spec.pixel_shape) :], (spec.values,)}:
@@ -53,8 +53,8 @@ def wrong_shape(spec: InputSpec) -> ImageError:
     return ImageError(f"an image array must have the shape {sides}, or {spec.values} values row by row")
 
 
-def _flat(values: Any) -> tuple[list[Any], tuple[int, ...] | None]:
-    """The values of nested lists and their shape; None if the lists are irregular or too deep."""
+def _flat(values: Any, limit: int) -> tuple[list[Any], tuple[int, ...] | None]:
+    """The values of nested lists and their shape; None if the lists are irregular, or have more values than the limit."""
     if not isinstance(values, list):
         return [], None
     flat: list[Any] = values
@@ -63,7 +63,7 @@ def _flat(values: Any) -> tuple[list[Any], tuple[int, ...] | None]:
         if not (flat and isinstance(flat[0], list)):
             break
         size = len(flat[0])
-        if not all(isinstance(row, list) and len(row) == size for row in flat):
+        if len(flat) * size > limit or not all(isinstance(row, list) and len(row) == size for row in flat):
             return [], None
         shape = (*shape, size)
         flat = [value for row in flat for value in row]
