@@ -54,7 +54,7 @@ def wrong_shape(spec: InputSpec) -> ImageError:
 
 
 def _flat(values: Any, limit: int) -> tuple[list[Any], tuple[int, ...] | None]:
-    """The values of nested lists and their shape; None if the lists are irregular or have more values than the limit."""
+    """The values of nested lists and their shape; None for irregular lists, or more values than the limit."""
     if not isinstance(values, list):
         return [], None
     flat: list[Any] = values

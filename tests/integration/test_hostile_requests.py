@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import psutil
+import pytest
 from files import encoded
 from PIL import Image
 from server import ROOT, Server
@@ -178,7 +179,8 @@ def requests() -> Iterator[Request]:
 
 
 CORPUS = list(requests())
-ALLOCATORS_BYTES = 30e6  # by which the memory of two workers varies without growing
+MOST_ROUNDS = 8  # until the allocators of two workers have what they need
+GROWTH = 0.02  # of a round that counts as none
 
 
 def send(client: httpx.Client, request: Request) -> httpx.Response:
@@ -194,7 +196,7 @@ def test_each_is_a_client_error_and_memory_stays(server: Server, client: httpx.C
     assert len(CORPUS) >= LEAST
     before = client.post("/predict", content=BOOT, params={"samples": 30}).content
     used = []
-    for _ in range(3):
+    for _ in range(MOST_ROUNDS):
         for number, request in enumerate(CORPUS):
             response = send(client, request)  # within the client's time limit
             case = (number, request[0][:80], request[1][:80], request[2], response.status_code, response.text[:200])
@@ -203,6 +205,9 @@ def test_each_is_a_client_error_and_memory_stays(server: Server, client: httpx.C
                 assert response.json()["status"] == response.status_code, case
                 assert len(response.content) < 2000, case
         used.append(memory(server))
-    assert used[2] < used[0] + ALLOCATORS_BYTES
+        if len(used) > 2 and used[-1] < (1 + GROWTH) * used[-2]:
+            break
+    else:
+        pytest.fail(f"memory grew in each round: {used}")
     assert client.post("/predict", content=BOOT, params={"samples": 30}).content == before
     assert "Traceback" not in server.log.read_text()
