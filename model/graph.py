@@ -135,13 +135,13 @@ class Graph:
         }
 
     @contextmanager
-    def first_part_once(self) -> Iterator[None]:
-        """Within this context, calls of this thread for the same image compute what precedes the first mask once."""
-        self._shared.kept = []
+    def share_prefix(self) -> Iterator[None]:
+        """Within this context, the calls of this thread compute the prefix once for each image, in bounded memory."""
+        self._shared.values = {}
         try:
             yield
         finally:
-            self._shared.kept = None
+            self._shared.values = None
 
     def predict(self, images_B: Array) -> Array:
         """Predict without dropout, as in eval mode.
@@ -163,24 +163,23 @@ class Graph:
         """Compute logits (S, B, K) under the masks of a range, or (1, B, K) in eval mode; see `sample`."""
         return self._run("logits", images_B, mask_range).transpose(1, 0, 2)
 
-    def features(self, images_B: Array) -> Array:
-        """Compute what the last linear layer takes in eval mode, (B, F) float32; F is 0 if the network ends otherwise.
+    def predict_with_features(self, images_B: Array) -> tuple[Array, Array]:
+        """Predict as `predict` does, and return what the last linear layer takes.
 
         Args:
-            images_B: float32 images of shape (B, C, H, W).
+            images_B: float32 images of shape (B, C, H, W), at least one.
+
+        Returns:
+            `probs_BC`, and features (B, F), float32; F is 0 if the network does not end with a linear layer.
 
         Raises:
             TypeError, ValueError: as in `predict`.
         """
         self._check_images(images_B)
-        if not (self._has_features and len(images_B)):
-            return np.empty((len(images_B), 0), np.float32)
-        parts = [
-            self._main.run(["features"], self._values(images) | self._ones)[0][:, 0]
-            for images in self._groups(images_B, masks=1)
-        ]
-        features_BF: Array = np.concatenate(parts).reshape(len(images_B), -1)
-        return features_BF
+        names = ["probs", "features"] if self._has_features else ["probs"]
+        parts = [self._main.run(names, self._values(images) | self._ones) for images in self._groups(images_B, masks=1)]
+        probs_BC, *features = (np.concatenate(one)[:, 0] for one in zip(*parts, strict=True))
+        return probs_BC, features[0] if features else np.empty((len(images_B), 0), np.float32)
 
     def units(self, images_B: Array) -> Array:
         """Compute what comes before the first mask, one image at a time, so that its bits don't depend on the others.
@@ -303,13 +302,14 @@ class Graph:
         """The inputs of the main graph that depend on the images."""
         if self._prefix is None:
             return {self._value_names[0]: images}
-        kept: list[tuple[Array, dict[str, Array]]] | None = getattr(self._shared, "kept", None)
-        for known, values in kept or ():
-            if np.array_equal(known, images):
-                return values
+        kept: dict[bytes, dict[str, Array]] | None = getattr(self._shared, "values", None)
+        key = b"" if kept is None else images.tobytes()
+        if kept is not None and key in kept:
+            return kept[key]
         values = dict(zip(self._value_names, self._prefix.run(self._value_names, {"image": images}), strict=True))
-        if kept is not None:
-            kept[:] = [(images.copy(), values)]
+        each = len(key) + sum(value.nbytes for value in values.values())
+        if kept is not None and (len(kept) + 1) * each <= _CACHED_BYTES:
+            kept[key] = values
         return values
 
     def _groups(self, images_B: Array, masks: int) -> Iterator[Array]:

@@ -84,7 +84,7 @@ class InputSpec:
         """Number of values of one image, C H W."""
         return math.prod(self.shape)
 
-    def as_pixels(self, values: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:
+    def as_pixels(self, values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         """Arrange the values of B images as pixels.
 
         Args:
@@ -93,14 +93,17 @@ class InputSpec:
                 without B. Of grey images, (B, H, W), (B, 1, H, W) or (B, H W). Channels are last if both fit.
 
         Returns:
-            Pixels (B, H, W, 3), or (B, H, W) of grey images; None if the shape is not that of images.
+            Pixels (B, H, W, 3), or (B, H, W) of grey images.
+
+        Raises:
+            ValueError: the shape is not that of images.
         """
         layout = self.layout(shape)
         if layout is None:
-            return None
+            raise ValueError(f"expected the shape of images {list(self.pixel_shape)}, got {list(shape)}")
         if layout == "first":
-            return np.moveaxis(values.reshape(-1, *self.shape), 1, -1).reshape(-1, *self.pixel_shape)
-        return values.reshape(-1, *self.pixel_shape)
+            values = np.moveaxis(values.reshape(-1, *self.shape), 1, -1)
+        return np.ascontiguousarray(values).reshape(-1, *self.pixel_shape)
 
     def layout(self, shape: Sequence[int]) -> str | None:
         """Where a shape, see `as_pixels`, has the channels: "last" or "first"; None if it is not that of images."""

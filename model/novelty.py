@@ -169,7 +169,7 @@ class Novelty:
         """Return scales and thresholds, for the card."""
         return {
             "scales": {name: [gaussian.median, gaussian.percentile_99] for name, gaussian in self.gaussians.items()},
-            "thresholds": {str(rate): threshold for rate, threshold in self.thresholds.items()},
+            "thresholds": _thresholds_to_json(self.thresholds),
         }
 
     @classmethod
@@ -187,7 +187,7 @@ class Novelty:
                     raise ValueError(f"{name}: shapes {whiten_FF.shape} and {means_KF.shape} don't fit")
                 median, percentile_99 = map(float, fields["scales"][name])
                 gaussians[name] = ClassGaussians(whiten_FF, means_KF, median, percentile_99)
-            thresholds = {rate: optional_float(fields["thresholds"][str(rate)]) for rate in FALSE_ALARM_RATES}
+            thresholds = _thresholds_from_json(fields["thresholds"])
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected a novelty score, got one with a bad {error}") from error
         return cls(gaussians, thresholds)
@@ -239,7 +239,7 @@ class FeatureNovelty:
             "kind": "features",
             "scale": self.scale,
             "scales": {name: list(pair) for name, pair in self.scales.items()},
-            "thresholds": {str(rate): threshold for rate, threshold in self.thresholds.items()},
+            "thresholds": _thresholds_to_json(self.thresholds),
         }
 
     @classmethod
@@ -261,7 +261,7 @@ class FeatureNovelty:
                 mean_S=mean_S,
                 precision_SS=precision_SS,
                 scales={name: (pair[0], pair[1]) for name, pair in scales.items()},
-                thresholds={rate: optional_float(fields["thresholds"][str(rate)]) for rate in FALSE_ALARM_RATES},
+                thresholds=_thresholds_from_json(fields["thresholds"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected a novelty score, got one with a bad {error}") from error
@@ -297,6 +297,14 @@ def feature_distance(features_BF: Array, scale: float, mean_S: Array, precision_
     deviation_BS = feature_statistics(features_BF, scale) - mean_S
     distance_B: Array = np.einsum("bs,st,bt->b", deviation_BS, precision_SS, deviation_BS)
     return distance_B
+
+
+def _thresholds_to_json(thresholds: Mapping[float, float | None]) -> dict[str, float | None]:
+    return {str(rate): threshold for rate, threshold in thresholds.items()}
+
+
+def _thresholds_from_json(entry: Mapping[str, Any]) -> dict[float, float | None]:
+    return {rate: optional_float(entry[str(rate)]) for rate in FALSE_ALARM_RATES}
 
 
 def novelty_from_parts(fields: Mapping[str, Any], arrays: Mapping[str, Array]) -> Novelty | FeatureNovelty:

@@ -257,7 +257,7 @@ class Pipeline:
         inputs = [image for image in images if isinstance(image, Input)]
         if not inputs:
             return Batch(images)
-        with run.timings.stage("infer"), self._predictor.first_part_once():
+        with run.timings.stage("infer"), self._predictor.share_prefix():
             pixels_BHW = inputs[0].pixels[None] if len(inputs) == 1 else np.stack([one.pixels for one in inputs])
             predictions = _predict(self._predictor, pixels_BHW, sampling)
             decisions = None

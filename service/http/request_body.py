@@ -289,5 +289,4 @@ def _read_npy(body: bytes, spec: InputSpec) -> Iterable[Pixels]:
     expected = (spec.count(shape) or 0) * spec.values
     if len(data) != expected:
         raise Problem("malformed-body", f"the .npy body must have {expected} bytes of data, got {len(data)}")
-    pixels_B = spec.as_pixels(np.frombuffer(data, np.uint8), shape)
-    return () if pixels_B is None else np.ascontiguousarray(pixels_B)
+    return spec.as_pixels(np.frombuffer(data, np.uint8), shape)

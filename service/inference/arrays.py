@@ -41,10 +41,8 @@ def pixels_of_array(values: Any, spec: InputSpec = FASHION_MNIST, *, unit_range:
         raise wrong
     if not unit_range and bool((numbers != np.rint(numbers)).any()):
         raise ImageError('the values of an image must be integers 0..255; for numbers in [0, 1] give "dtype": "float"')
-    pixels_1 = spec.as_pixels(np.rint(numbers * (255 / top)).astype(np.uint8), shape)
-    if pixels_1 is None:
-        raise wrong_shape(spec)
-    return np.ascontiguousarray(pixels_1[0])
+    (pixels,) = spec.as_pixels(np.rint(numbers * (255 / top)).astype(np.uint8), shape)
+    return np.asarray(pixels)
 
 
 def wrong_shape(spec: InputSpec) -> ImageError:
@@ -68,22 +66,6 @@ def _flat(values: Any, limit: int) -> tuple[list[Any], tuple[int, ...] | None]:
         shape = (*shape, size)
         flat = [value for row in flat for value in row]
     return flat, shape
-
-
-def read_npy_header(file: IO[bytes], spec: InputSpec = FASHION_MNIST) -> int:
-    """Read the header of an .npy file of uint8 images, as `read_npy_shape` does.
-
-    Returns:
-        The number of images.
-
-    Raises:
-        ValueError: the header is invalid.
-        TypeError: the array has another dtype, shape or order; the message has the expected and the actual ones.
-    """
-    count = spec.count(read_npy_shape(file, spec))
-    if count is None:
-        raise TypeError("images of another shape")
-    return count
 
 
 def read_npy_shape(file: IO[bytes], spec: InputSpec = FASHION_MNIST) -> tuple[int, ...]:

@@ -200,8 +200,8 @@ class DecisionPolicy:
         threshold = novelty.thresholds[options.false_alarm_rate]
         images_B = self._artifact.input.normalize(pixels_BHW)
         if isinstance(novelty, FeatureNovelty):
-            graph = self._artifact.engine
-            return novelty.score(graph.features(images_B), graph.predict(images_B)), threshold
+            probs_BC, features_BF = self._artifact.engine.predict_with_features(images_B)
+            return novelty.score(features_BF, probs_BC), threshold
         if chain is None:
             return None, None
         scores_B = np.empty(len(images_B))

@@ -135,9 +135,9 @@ class Predictor:
         self._moments = artifact.moments
         self.moments_unavailable = artifact.moments_unavailable
 
-    def first_part_once(self) -> AbstractContextManager[None]:
-        """Within this context, what precedes the first mask is computed once for prediction and novelty."""
-        return self._graph.first_part_once()
+    def share_prefix(self) -> AbstractContextManager[None]:
+        """Within this context, prediction and novelty score compute the prefix of the graph once for each image."""
+        return self._graph.share_prefix()
 
     def predict(self, pixels_BHW: Pixels) -> Predictions:
         """Predict in eval mode."""

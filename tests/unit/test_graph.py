@@ -235,7 +235,7 @@ def test_defaults_are_those_of_live_networks():
         assert shared >= {"seed", "masks"}
 
 
-def test_the_first_part_is_computed_once_within_its_context(graphs, monkeypatch):
+def test_the_prefix_is_computed_once_for_each_image_within_its_context(graphs, monkeypatch):
     graph, other = (graphs["split"].graph() for _ in range(2))
     images_B, computed = images(graph, 2), []
     run = graph._prefix.run
@@ -246,18 +246,21 @@ def test_the_first_part_is_computed_once_within_its_context(graphs, monkeypatch)
             return run(*arguments)
 
     graph._prefix = Counted()
-    with graph.first_part_once():
+    with graph.share_prefix():
         for image_1 in (images_B[:1], images_B[1:], images_B[:1]):
             changing = image_1.copy()
             assert np.array_equal(graph.predict(changing), other.predict(image_1))
             assert np.array_equal(graph.sample(changing, 20), other.sample(image_1, 20))
-            assert np.array_equal(graph.features(changing), other.features(image_1))
+            for found, expected in zip(
+                graph.predict_with_features(changing), other.predict_with_features(image_1), strict=True
+            ):
+                assert np.array_equal(found, expected)
             changing += 1  # which must not be taken for the image that was computed
             assert np.array_equal(graph.predict(changing), other.predict(changing))
+    assert len(computed) == 4
+    graph.predict(images_B)
+    graph.predict(images_B)
     assert len(computed) == 6
-    graph.predict(images_B)
-    graph.predict(images_B)
-    assert len(computed) == 8
 
 
 def test_features_are_what_the_last_layer_takes(graphs):
@@ -267,8 +270,9 @@ def test_features_are_what_the_last_layer_takes(graphs):
     last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad():
         network(torch.from_numpy(images_B))
-    assert np.allclose(graph.features(images_B), seen[0], atol=1e-5)
-    assert graph.features(images_B[:0]).shape[0] == 0
+    probs_BC, features_BF = graph.predict_with_features(images_B)
+    assert np.allclose(features_BF, seen[0], atol=1e-5)
+    assert np.array_equal(probs_BC, graph.predict(images_B))
 
 
 def test_a_description_survives_json(parts):

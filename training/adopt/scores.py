@@ -79,10 +79,11 @@ def _measure(
     rows: dict[str, list[Array]] = {}
     for path in paths:
         image_1CHW = prepare(path)
-        with engine.first_part_once():
-            rows.setdefault("eval", []).append(engine.predict(image_1CHW).astype(np.float64))
-            rows.setdefault("features", []).append(engine.features(image_1CHW))
+        with engine.share_prefix():
+            probs_1C, features_1F = engine.predict_with_features(image_1CHW)
             probs_S1C = engine.sample(image_1CHW, max(samples), SEED)
+        rows.setdefault("eval", []).append(probs_1C.astype(np.float64))
+        rows.setdefault("features", []).append(features_1F)
         for count in samples:
             summary = summarize(probs_S1C[:count])
             rows.setdefault(f"mean {count}", []).append(summary.mean)

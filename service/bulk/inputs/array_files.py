@@ -63,8 +63,7 @@ class ArrayShard:
         """Arrange the bytes of images with the channels last."""
         if self.shape == self.spec.pixel_shape:
             return data
-        pixels_B = self.spec.as_pixels(np.frombuffer(data, np.uint8), (-1, *self.shape))
-        return data if pixels_B is None else pixels_B.tobytes()
+        return self.spec.as_pixels(np.frombuffer(data, np.uint8), (-1, *self.shape)).tobytes()
 
 
 def npy_shards(filesystem: fs.FileSystem, path: str, spec: InputSpec) -> Sequence[Shard]:

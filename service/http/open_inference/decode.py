@@ -185,6 +185,4 @@ def _pixels(values: np.ndarray, tensor: RequestInput, spec: InputSpec) -> list[R
     is_whole = datatype != "UINT8" or bool((values == np.rint(values)).all())
     if not (is_whole and bool(((values >= 0) & (values <= top)).all())):
         raise invalid(("inputs", f"of {datatype} must have {'whole ' if top == 255 else ''}numbers in 0..{top}"))
-    pixels = np.rint(values * (255 / top)).astype(np.uint8)
-    pixels_B = spec.as_pixels(pixels, tensor.shape)
-    return [] if pixels_B is None else list(np.ascontiguousarray(pixels_B))
+    return list(spec.as_pixels(np.rint(values * (255 / top)).astype(np.uint8), tensor.shape))
