@@ -74,7 +74,7 @@ def prediction_tables(figures: Figures, title: str) -> list[FigureTable]:
 def _labelled_rows(figures: Figures) -> Iterator[tuple[str, Figures]]:
     own: dict[str, Figures] = {"eval": figures["eval"]}
     own |= {f"{count} masks": row for count, row in figures.get("masks", {}).items()} or {"mc": figures["mc"]}
-    own |= {"moments": figures["moments"]}
+    own |= {mode: figures[mode] for mode in ("moments",) if mode in figures}
     for name, rows in {"": own, **figures.get("beside", {})}.items():
         for mode, row in rows.items():
             label = f"{name}: {mode}" if name else mode

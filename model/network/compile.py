@@ -15,7 +15,7 @@ from model.chain import Chain, run
 from model.graph import MAIN, PREFIX, Graph, GraphSpec
 from model.masks import MaskRange
 from model.network.live import LiveNetwork
-from model.network.tracing import CompileError, MaskedNetwork, trace
+from model.network.tracing import CompileError, MaskedNetwork, error_line, trace
 from model.network.twins import with_own_buffers
 from model.session import OPSET
 
@@ -168,8 +168,7 @@ def to_onnx(
                 opset_version=OPSET,
             )
     except Exception as error:  # whatever the exporter raises
-        line = (str(error).strip() or "no message").splitlines()[0]
-        raise CompileError(f"the network can't be exported to ONNX: {type(error).__name__}: {line}") from error
+        raise CompileError(f"the network can't be exported to ONNX: {error_line(error)}") from error
     return _without_metadata(exported.model_proto)  # type: ignore[union-attr]
 
 

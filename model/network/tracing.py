@@ -129,7 +129,9 @@ def _record(module: nn.Module, image_1: Tensor) -> fx.GraphModule:
     try:
         recorder = _Recorder(eval_twin(module, attention_modules(module, image_1)))
     except Exception as error:  # whatever the network raises
-        raise CompileError(f"the network fails on an image of shape {list(image_1.shape)}: {_line(error)}") from error
+        raise CompileError(
+            f"the network fails on an image of shape {list(image_1.shape)}: {error_line(error)}"
+        ) from error
     images_2 = torch.cat([image_1, image_1.flip(-1)])
     try:
         with torch.no_grad(), without_fused_attention(), warnings.catch_warnings():
@@ -144,7 +146,7 @@ def _record(module: nn.Module, image_1: Tensor) -> fx.GraphModule:
     except Exception as error:  # whatever torch.export raises
         raise CompileError(
             "the network can't be recorded by torch.export: its control flow must not depend on the values of the "
-            f"images, nor its shapes on their number, which is images.shape[0], not len(images) ({_line(error)})"
+            f"images, nor its shapes on their number, which is images.shape[0], not len(images) ({error_line(error)})"
         ) from error
     return program.module(check_guards=False)
 
@@ -173,7 +175,8 @@ def _drop(features: Tensor, p: float, is_channels: bool) -> Tensor:  # noqa: FBT
     return torch.feature_dropout(features, p, True) if is_channels else torch.dropout(features, p, True)  # noqa: FBT003
 
 
-def _line(error: Exception) -> str:
+def error_line(error: BaseException) -> str:
+    """Type and first line of the message of an error."""
     return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
 
 

@@ -30,15 +30,16 @@ from model.network.moments import sobol_points
 from model.network.tracing import CompileError
 from model.novelty import FeatureNovelty
 from service.inference.errors import ImageError
+from training.adopt.guarantees import check_guarantees, missing_guarantees
 from training.adopt.inputs import NORMALIZATIONS, input_spec, prepare_file
 from training.adopt.labelled_files import ImagesError, LabelledFiles, find_images, read_classes
 from training.adopt.networks import NetworkError, load_network
 from training.adopt.novelty import LEAST_IMAGES, fit_feature_novelty
-from training.adopt.promises import kept_promises, missing_promises
 from training.adopt.scores import SEED, measure_images
 from training.calibrate import fit_calibration
 from training.estimates import Estimates
 from training.measure import measure_one
+from training.tables import prediction_tables
 from training.terminal import console, error_console
 
 PROGRESS = "progress"
@@ -154,8 +155,9 @@ def _adopt(
     metrics = _metrics(tested, testing.labels_N, samples, calibrations)
     card = _card(files, calibrating, testing, fraction, seed, compiled, metrics)
     save_compiled(out, compiled, card, input_spec=spec, calibrations=calibrations, novelty=novelty)
-    _show_metrics(metrics, len(testing))
-    _show_promises(calibrations, tested, files, calibrating, testing, samples)
+    for table in prediction_tables(metrics, f"{len(testing):,} test images"):
+        console.print(table.as_rich())
+    _show_guarantees(calibrations, tested, files, calibrating, testing, samples)
     _show_novelty(novelty, tested_features_NF, tested["eval", 0]["probs_BC"])
     shutil.rmtree(out / PROGRESS)
     console.print(f"artifact {out}")
@@ -267,19 +269,7 @@ def _show_network(compiled: Compiled, seconds: dict[int, float]) -> None:
     console.print(f"one image on one core: eval mode {1000 * seconds[0]:.3g} ms, {times}")
 
 
-def _show_metrics(metrics: dict[str, Any], images: int) -> None:
-    table = Table(title=f"{images:,} test images")
-    columns = {"accuracy": "accuracy", "nll": "NLL", "brier": "Brier", "ece": "ECE"}
-    for column in ("mode", *columns.values()):
-        table.add_column(column)
-    for mode, row in metrics.items():
-        name = {"eval": "eval mode", "mc": f"{row.get('samples')} masks", "moments": "moments"}[mode]
-        table.add_row(name, *(f"{row[key]:.4f}" for key in columns))
-        table.add_row(f"{name}, calibrated", *(f"{row['calibrated'][key]:.4f}" for key in columns))
-    console.print(table)
-
-
-def _show_promises(
+def _show_guarantees(
     calibrations: Sequence[Calibration],
     tested: Estimates,
     files: LabelledFiles,
@@ -291,25 +281,27 @@ def _show_promises(
     calibration = find_calibration(calibrations, "masks", count)
     if calibration is None:
         raise ValueError("expected a calibration of the reported number of masks")
-    table = Table(title=f"promises, {count} masks, on the test images")
-    for column in ("promise", "found", "holds"):
+    table = Table(title=f"guarantees, {count} masks, on the test images")
+    for column in ("guarantee", "found", "holds"):
         table.add_column(column)
-    for promise, found, holds in kept_promises(calibration, tested["masks", count]["probs_BC"], testing.labels_N):
-        table.add_row(promise, found, "yes" if holds else "no")
+    for guarantee, found, holds in check_guarantees(calibration, tested["masks", count]["probs_BC"], testing.labels_N):
+        table.add_row(guarantee, found, "yes" if holds else "no")
     console.print(table)
-    for line in missing_promises(calibration, len(calibrating), files.classes, files.labels_N):
-        console.print(f"not promised: {line}")
+    for line in missing_guarantees(calibration, len(calibrating), files.classes, files.labels_N):
+        console.print(f"no guarantee for {line}")
 
 
 def _show_novelty(novelty: FeatureNovelty | None, features_NF: np.ndarray, probs_NC: np.ndarray) -> None:
     """Print the false alarms among the test images, or why there is no score."""
     if novelty is None:
-        console.print(f"not promised: novelty: it needs {LEAST_IMAGES} calibration images with features that differ")
+        console.print(f"no novelty score: it needs {LEAST_IMAGES} calibration images with features that differ")
         return
     scores_N = novelty.score(features_NF, probs_NC)
     for rate, threshold in novelty.thresholds.items():
         if threshold is None:
-            console.print(f"not promised: novelty with {rate:.1%} false alarms: too few calibration images")
+            console.print(
+                f"no guarantee for {rate:.1%} false alarms of the novelty score: there are too few calibration images"
+            )
         else:
             console.print(
                 f"novelty: {(scores_N > threshold).mean():.1%} of the test images flagged, {rate:.1%} allowed"

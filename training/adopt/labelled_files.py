@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from training.adopt.wording import first_of
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-_SHOWN = 5  # names in a message
 
 
 class ImagesError(ValueError):
@@ -74,7 +75,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
             f"{path}: expected at least two classes, one a line and no empty line, got {len(names)} lines"
         )
     if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ImagesError(f"{path}: classes must differ, got {_names(twice)} more than once")
+        raise ImagesError(f"{path}: classes must differ, got {first_of(twice)} more than once")
     return names
 
 
@@ -106,7 +107,7 @@ def find_images(source: Path, classes: Sequence[str] | None = None) -> LabelledF
     classes = tuple(classes or found)
     if unknown := [name for name in found if name not in classes]:
         raise ImagesError(
-            f"{source}: images of the classes {_names(unknown)}, but the classes are {_names(list(classes))}: "
+            f"{source}: images of the classes {first_of(unknown)}, but the classes are {first_of(list(classes))}: "
             "--classes must name them as the images do, in the order of the network's outputs"
         )
     index = {name: place for place, name in enumerate(classes)}
@@ -133,7 +134,7 @@ def _named_after_classes(folder: Path, classes: Sequence[str] | None) -> list[tu
     found = [(path, next((by_key[key] for key in _keys(path.stem) if key in by_key), None)) for path in paths]
     if unknown := [path.name for path, name in found if name is None]:
         raise ImagesError(
-            f"{folder}: {_names(unknown)} named after no class; the classes are {_names(list(classes))}: "
+            f"{folder}: {first_of(unknown)} named after no class; the classes are {first_of(list(classes))}: "
             "make a folder for each class, or a CSV file with the columns path and label"
         )
     return [(path, name) for path, name in found if name is not None]
@@ -159,10 +160,5 @@ def _listed(path: Path) -> list[tuple[Path, str]]:
         raise ImagesError(f"{path}: expected the columns path and label, got {', '.join(map(str, rows[0]))}")
     named = [(path.parent / row["path"], row["label"]) for row in rows]
     if missing := [str(one) for one, _ in named if not one.is_file()]:
-        raise ImagesError(f"{path}: files that don't exist: {_names(missing)}")
+        raise ImagesError(f"{path}: files that don't exist: {first_of(missing)}")
     return named
-
-
-def _names(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

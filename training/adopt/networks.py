@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-_SHOWN = 5  # names of tensors in a message
+from model.network.tracing import error_line
+from training.adopt.wording import first_of
 
 
 class NetworkError(ValueError):
@@ -60,7 +61,7 @@ def _find(module_name: str, attribute: str) -> Any:
             f"{module_name} can't be imported ({error}): install it, or start from the folder that has it"
         ) from error
     except Exception as error:  # whatever the user's module raises
-        raise NetworkError(f"{module_name} can't be imported: {_line(error)}") from error
+        raise NetworkError(f"{module_name} can't be imported: {error_line(error)}") from error
     for name in attribute.split("."):
         if not hasattr(found, name):
             raise NetworkError(f"{module_name} defines no {attribute}")
@@ -87,7 +88,7 @@ def _call(reference: str, target: Any, keywords: dict[str, Any]) -> nn.Module:
         network = target(**keywords)
     except Exception as error:  # whatever the user's function raises
         given = ", ".join(f"{name}={value!r}" for name, value in keywords.items())
-        raise NetworkError(f"{reference}({given}) failed: {_line(error)}") from error
+        raise NetworkError(f"{reference}({given}) failed: {error_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{reference} must return a torch.nn.Module, got {type(network).__name__}")
     return network
@@ -101,7 +102,7 @@ def _fill(network: nn.Module, path: Path) -> None:
     unexpected = [name for name in state if name not in expected]
     if missing or unexpected:
         raise NetworkError(
-            f"{path}: the weights don't fit the network: {_names(missing)} missing, {_names(unexpected)} unexpected"
+            f"{path}: the weights don't fit the network: {first_of(missing)} missing, {first_of(unexpected)} unexpected"
         )
     other = [
         f"{name} {list(state[name].shape)} instead of {list(tensor.shape)}"
@@ -109,10 +110,10 @@ def _fill(network: nn.Module, path: Path) -> None:
         if state[name].shape != tensor.shape
     ]
     if other:
-        raise NetworkError(f"{path}: the weights don't fit the network: {_names(other)}")
+        raise NetworkError(f"{path}: the weights don't fit the network: {first_of(other)}")
     broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
-        raise NetworkError(f"{path}: values that are not finite in {_names(broken)}")
+        raise NetworkError(f"{path}: values that are not finite in {first_of(broken)}")
     network.load_state_dict(state)
 
 
@@ -124,24 +125,11 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise NetworkError(f"{path}: expected a readable file, got {error.strerror or error}") from error
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise NetworkError(
-            f"{path}: expected safetensors or a state dict that torch.load(weights_only=True) reads, got {_line(error)}"
-        ) from error
+        expected = "safetensors or a state dict that torch.load(weights_only=True) reads"
+        raise NetworkError(f"{path}: expected {expected}, got {error_line(error)}") from error
     for key in ("state_dict", "model"):  # of a checkpoint
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise NetworkError(f"{path}: expected a state dict, names with tensors, got {type(state).__name__}")
     return state
-
-
-def _names(names: list[str]) -> str:
-    if not names:
-        return "none"
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an error's message, with its type."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"

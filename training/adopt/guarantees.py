@@ -1,4 +1,4 @@
-"""What calibration images allow to promise, and whether test images keep it."""
+"""Which guarantees a calibration gives, and whether they hold on test images."""
 
 import itertools
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from model.calibration import COVERAGES, RISKS, Calibration
+from training.adopt.wording import first_of
 from training.calibrate import conformal_quantile, least_images
 from training.measure import prediction_sets
 
@@ -15,8 +16,8 @@ Array = np.ndarray
 _CONFIDENCE = 0.95  # of the intervals
 
 
-def kept_promises(calibration: Calibration, probs_BC: Array, labels_B: Array) -> list[tuple[str, str, bool]]:
-    """Compare each promise of a calibration with labelled test images.
+def check_guarantees(calibration: Calibration, probs_BC: Array, labels_B: Array) -> list[tuple[str, str, bool]]:
+    """Compare each guarantee of a calibration with labelled test images.
 
     Args:
         calibration: fitted to other images.
@@ -24,7 +25,7 @@ def kept_promises(calibration: Calibration, probs_BC: Array, labels_B: Array) ->
         labels_B: their classes.
 
     Returns:
-        Promise, what was found, and whether that is within the binomial interval of 95 % around the promise or better.
+        Guarantee, what was found, and whether that is within the binomial interval of 95 % around it, or better.
     """
     probs_BC = calibration.probabilities(probs_BC)
     rows = []
@@ -49,8 +50,8 @@ def kept_promises(calibration: Calibration, probs_BC: Array, labels_B: Array) ->
     return rows
 
 
-def missing_promises(calibration: Calibration, images: int, classes: Sequence[str], labels_B: Array) -> list[str]:
-    """Say which promises a calibration can't make, and what it would need.
+def missing_guarantees(calibration: Calibration, images: int, classes: Sequence[str], labels_B: Array) -> list[str]:
+    """Name the guarantees that a calibration can't give, each with the reason.
 
     Args:
         calibration: fitted to `images` images.
@@ -62,13 +63,12 @@ def missing_promises(calibration: Calibration, images: int, classes: Sequence[st
     for coverage in COVERAGES:
         if calibration.set_scores["lac"][coverage] is None:
             needed = next(n for n in itertools.count(1) if conformal_quantile(np.zeros(n), coverage) is not None)
-            lines.append(f"no sets of coverage {coverage:g}: it needs {needed} calibration images, there are {images}")
+            lines.append(f"sets of coverage {coverage:g}: {needed} calibration images are needed, there are {images}")
     for risk in RISKS:
         if calibration.confidences[risk] is None:
-            few = f"it needs {least_images(risk)} calibration images, there are {images}"
+            few = f"{least_images(risk)} calibration images are needed, there are {images}"
             unsure = "the network errs too often even where it is most confident"
-            lines.append(f"no bound of {risk:.0%} on wrong answers: {few if images < least_images(risk) else unsure}")
+            lines.append(f"at most {risk:.0%} of the answers wrong: {few if images < least_images(risk) else unsure}")
     if absent := [name for index, name in enumerate(classes) if not (labels_B == index).any()]:
-        shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
-        lines.append(f"nothing about {shown}: there are no images of these classes")
+        lines.append(f"the classes {first_of(absent)}: there are no images of them")
     return lines
