@@ -84,6 +84,11 @@ class InputSpec:
         """Number of values of one image, C H W."""
         return math.prod(self.shape)
 
+    @property
+    def lists(self) -> int:
+        """Number of lists of one image as nested lists of its pixels."""
+        return sum(math.prod(self.pixel_shape[:depth]) for depth in range(len(self.pixel_shape)))
+
     def as_pixels(self, values: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         """Arrange the values of B images as pixels.
 

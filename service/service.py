@@ -101,7 +101,7 @@ class Pool(RankParameters, bentoml.IODescriptor):  # type: ignore[misc]
     metrics={"enabled": False},  # our middleware counts requests; BentoML would make a time series of every path
 )
 class UncertaintyService:
-    """Classify images of clothing, and report the network's uncertainty."""
+    """Classify images, and report the network's uncertainty."""
 
     @bentoml.on_deployment  # type: ignore[untyped-decorator]
     def check_model() -> None:

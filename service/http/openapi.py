@@ -77,7 +77,7 @@ def describe(routes: Iterable[Route], example: Example) -> Json:
         "info": {
             "title": "mcd",
             "version": "1",
-            "summary": "Classifies images of clothing, and reports the network's uncertainty.",
+            "summary": "Classifies images, and reports the network's uncertainty.",
             "description": "**[Try it in the browser](ui)** with your own images: one dot for each dropout mask.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },

@@ -16,7 +16,7 @@ from python_multipart.multipart import Field, File, FormParser, parse_options_he
 from model.input_spec import FASHION_MNIST, InputSpec
 from service.inference.arrays import read_npy_shape
 from service.inference.formats import is_image_file
-from service.inference.pixels import SIDE, Pixels
+from service.inference.pixels import Pixels
 from service.inference.upload import RawImage
 from service.schemas.parameters import RawParameters
 from service.schemas.problems import Problem, invalid, short
@@ -31,6 +31,7 @@ _UNTYPED = ("", "application/x-www-form-urlencoded")
 _CONTAINERS = {list, dict}
 _STANDARD_ALPHABET = str.maketrans("-_", "+/")
 _BYTE_ORDER_MARK, _WIDE_BYTE_ORDER_MARKS = b"\xef\xbb\xbf", (b"\xff\xfe", b"\xfe\xff")
+_EXTRA_NAMES = 3  # for each image
 _EXTRA_VALUES = 1000  # values and names that a JSON document may have in addition to pixels
 
 
@@ -90,7 +91,7 @@ def _read(content_type: str, body: bytes, names: tuple[str, ...], limits: Settin
         case "multipart/form-data":
             return _read_form(options.get(b"boundary", b""), body, names, limits)
         case other if other in {"application/json", "text/json"} or other.endswith("+json"):
-            return _read_json(body, names, limits)
+            return _read_json(body, names, limits, spec)
         case "application/x-npy":
             return ParsedBody(list(_read_npy(body, spec)))
         case other if other.startswith("image/") or other in _BYTES or other in _UNTYPED:
@@ -165,17 +166,22 @@ def _text(value: bytes | None) -> str:
     return (value or b"").decode("utf-8")
 
 
-def parse_json(body: bytes, limits: Settings) -> Any:
+def parse_json(body: bytes, limits: Settings, spec: InputSpec = FASHION_MNIST) -> Any:
     """Read JSON, in a time bounded by the size of the largest valid request.
+
+    Args:
+        body: the complete body.
+        limits: limits on images.
+        spec: what the network takes.
 
     Raises:
         Problem: 400 for invalid JSON, or for deeper nesting or more lists and names than images can need; 413 for more
             values than images can need.
     """
     commas, names_and_lists = body.count(b","), sum(map(body.count, (b"[", b"{", b":")))
-    if names_and_lists > limits.max_images * (SIDE + 4) + _EXTRA_VALUES:
+    if names_and_lists > limits.max_images * (spec.lists + _EXTRA_NAMES) + _EXTRA_VALUES:
         raise Problem("malformed-body", f"the JSON has more lists and names than {limits.max_images} images need")
-    if commas > limits.max_images * SIDE**2 + _EXTRA_VALUES:
+    if commas > limits.max_images * spec.values + _EXTRA_VALUES:
         raise Problem("body-too-large", f"the JSON has more values than {limits.max_images} images need")
     body = body.removeprefix(_BYTE_ORDER_MARK)  # receivers may ignore it (RFC 8259, 8.1)
     if body[:2] in _WIDE_BYTE_ORDER_MARKS or b"\0" in body[:4]:
@@ -211,8 +217,8 @@ def _check_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return members
 
 
-def _read_json(body: bytes, names: tuple[str, ...], limits: Settings) -> ParsedBody:
-    document = parse_json(body, limits)
+def _read_json(body: bytes, names: tuple[str, ...], limits: Settings, spec: InputSpec) -> ParsedBody:
+    document = parse_json(body, limits, spec)
     several = len(names) > 1
     if several and isinstance(document, list):
         document = {"images": document}

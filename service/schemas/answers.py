@@ -48,9 +48,7 @@ class PreprocessingAnswer(BaseModel):
     inverted: bool
     steps: list[str]
     image_hash: str
-    pixels: Annotated[list[list[int]] | list[list[list[int]]] | None, Field(exclude_if=lambda value: value is None)] = (
-        None
-    )
+    pixels: Annotated[PixelLists | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 class CalibrationAnswer(BaseModel):

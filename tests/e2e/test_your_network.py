@@ -10,9 +10,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 from server import ROOT, serve
 
 from model import load_artifact
+from training.adopt.labelled_files import find_images
+from training.calibrate import fit_temperature
 
 GUIDE = (ROOT / "docs" / "your-network.md").read_text()
 BIN = Path(sys.executable).parent
@@ -65,6 +68,23 @@ def test_the_network_is_calibrated_and_its_guarantees_hold(folder, adopted):
     assert not (folder / "adopted" / "progress").exists()
 
 
+def test_calibration_and_test_images_are_different_halves(folder, adopted):
+    """Temperatures fitted again to one half, and accuracy counted on the other, are those of the card."""
+    artifact = load_artifact(folder / "adopted")
+    calibrating, testing = find_images(folder / "images").split(0, 0.5)
+    assert not set(calibrating.paths) & set(testing.paths)
+
+    def predicted(paths) -> np.ndarray:
+        pixels_B = np.stack([np.asarray(Image.open(path), np.float32) for path in paths])
+        return artifact.engine.predict(pixels_B[:, None] / 255).astype(np.float64)
+
+    (fitted,) = [one for one in artifact.calibrations if one.estimator == "eval"]
+    temperature = fit_temperature(predicted(calibrating.paths), calibrating.labels_N)
+    assert fitted.temperature == pytest.approx(temperature, rel=1e-3)
+    accuracy = (predicted(testing.paths).argmax(axis=1) == testing.labels_N).mean()
+    assert artifact.card["metrics"]["test"]["eval"]["accuracy"] == pytest.approx(accuracy)
+
+
 def test_the_artifact_is_served(folder, adopted, tmp_path):
     images = sorted((folder / "images").glob("*/*.png"))[::20]
     with (
@@ -78,9 +98,14 @@ def test_the_artifact_is_served(folder, adopted, tmp_path):
             answers.append(response.json())
         files = [("images", path.read_bytes()) for path in images]
         assert one.post("/predict_batch", files=files, params={"samples": 100}).json()["results"] == answers
+        propagated = one.post("/predict", content=images[0].read_bytes(), params={"method": "moments"}).json()
+    assert propagated["calibration"] == {"estimator": "moments", "samples": 0}
     right = [answer["label"] == path.parent.name for answer, path in zip(answers, images, strict=True)]
     assert np.mean(right) > 0.85
-    assert all(answer["calibrated"] and answer["prediction_set"] is not None for answer in answers)
+    for answer in answers:
+        assert answer["calibrated"]
+        assert answer["prediction_set"] is not None
+        assert answer["novelty"]["threshold"] is not None
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,8 @@ def check(rows: list[dict], artifact: Artifact) -> None:
         assert row["probabilities"] == answer.probabilities
         assert row["variance"] == answer.uncertainty.variance
         assert row["image_hash"] == answer.preprocessing.image_hash
-        assert row["novelty"] is row["prediction_set"] is None
+        assert row["novelty"] == answer.novelty.score
+        assert row["prediction_set"] is None
 
 
 @pytest.mark.parametrize("is_channels_first", [False, True])

@@ -67,7 +67,7 @@ def read_inference(
             raise Problem("malformed-body", f"{HEADER_LENGTH} must be 0..{length}, got {short(header_length)}")
         length = int(header_length)
     try:
-        request = InferenceRequest.model_validate(parse_json(body[:length], limits))
+        request = InferenceRequest.model_validate(parse_json(body[:length], limits, spec))
     except ValidationError as error:
         raise invalid_document(error) from error
     (tensor,) = request.inputs

@@ -55,7 +55,7 @@ def test_an_answer_is_what_torch_computes_under_the_same_masks(client, pixels_B)
         for name, value in answer["uncertainty"].items():
             assert value == pytest.approx(getattr(expected, name)[b].tolist(), abs=1e-5), name
         assert answer["label"] == rgb.CLASSES[answer["class_index"]]
-        assert (answer["calibrated"], answer["prediction_set"], answer["novelty"]) == (False, None, None)
+        assert (answer["calibrated"], answer["prediction_set"]) == (False, None)
         eval_mode = post(client, "/predict", content=png(pixels))
         assert eval_mode["probabilities"] == pytest.approx(plain[b].tolist(), abs=1e-5)
 
@@ -133,6 +133,28 @@ def test_many_classes_are_not_all_listed():
     assert _listed(probabilities[:21], None) == np.argsort(-np.array(probabilities[:21]))[:10].tolist()
     assert _listed(probabilities, 1000) is None
     assert len(_listed(probabilities, 999)) == 999
+
+
+def test_the_novelty_score_is_that_of_the_library(client, folder, pixels_B):
+    artifact = load_artifact(folder)
+    images = [*pixels_B, np.zeros((20, 24, 3), np.uint8), np.full((20, 24, 3), 255, np.uint8)]
+    probs_BC, features_BF = artifact.engine.predict_with_features(rgb.SPEC.normalize(np.stack(images)))
+    expected_B, threshold = artifact.novelty.score(features_BF, probs_BC), artifact.novelty.thresholds[0.01]
+    params = {"samples": 20}
+    alone = [post(client, "/predict", content=png(pixels), params=params) for pixels in images]
+    for answer, score in zip(alone, expected_B, strict=True):
+        assert answer["novelty"] == {"score": score, "threshold": threshold, "flagged": bool(score > threshold)}
+        assert answer["abstain_reason"] == ("novelty" if score > threshold else None)
+    assert {answer["novelty"]["flagged"] for answer in alone} == {True, False}
+    files = [("images", png(pixels)) for pixels in images]
+    assert post(client, "/predict_batch", files=files, params=params)["results"] == alone
+
+
+def test_as_many_arrays_as_images_are_allowed_fit_into_json(folder, pixels_B):
+    with client_of(MCD_MODEL=str(folder), MCD_MAX_IMAGES="5") as client:
+        assert len(post(client, "/predict_batch", json={"images": pixels_B.tolist()})["results"]) == 5
+        many = client.post("/predict_batch", json={"images": pixels_B.reshape(5, -1).tolist() * 2})
+        assert many.status_code == 413
 
 
 def test_images_are_ranked(client, pixels_B):
