@@ -2,7 +2,6 @@
 
 import io
 import json
-import platform
 import shlex
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +10,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -28,6 +26,7 @@ from training.plots import learning_curves
 from training.recipes import RECIPES, Recipe
 from training.tables import prediction_tables
 from training.terminal import console, error_console
+from training.versions import software_versions
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "log.jsonl"
@@ -251,12 +250,7 @@ def _card(run: Run, fit: Fit, splits: Splits, metrics: dict[str, Any]) -> dict[s
             },
         },
         "metrics": {"last_epoch": asdict(fit.history[-1]), **metrics},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "machine": platform.machine(),
-        },
+        "versions": software_versions(),
         "device": run.device.type,
         "threads": torch.get_num_threads(),
     }

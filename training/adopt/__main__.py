@@ -1,7 +1,6 @@
 """Adopt a network that somebody else trained: `mcd adopt package.module:factory --images FOLDER --out DIR`."""
 
 import hashlib
-import platform
 import shlex
 import shutil
 import sys
@@ -41,6 +40,7 @@ from training.estimates import Estimates
 from training.measure import measure_one
 from training.tables import prediction_tables
 from training.terminal import console, error_console
+from training.versions import software_versions
 
 PROGRESS = "progress"
 EXAMPLE = "example.png"
@@ -245,12 +245,7 @@ def _card(
         },
         "compiled": {"difference": compiled.difference, "shared": compiled.spec.shared},
         "metrics": {"test": metrics},
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "machine": platform.machine(),
-        },
+        "versions": software_versions(),
     }
 
 
