@@ -14,7 +14,7 @@ from model.artifact import write_atomically
 from model.masks import MAX_SEED
 from training.calibrate import fit_calibrations
 from training.data import DataError, FashionMNIST, Images, load_fashion_mnist, split_data
-from training.estimates import Estimates, combine_members, estimate
+from training.estimates import Estimates, Estimators, combine_members, estimate
 from training.measure import (
     decide,
     measure,
@@ -59,7 +59,7 @@ class Evaluator:
         if not console.is_terminal:
             console.print(label)
         return estimate(
-            (artifact or self.artifact).network,
+            Estimators.of_artifact(artifact or self.artifact),
             images,
             samples=samples or (self.samples,),
             seed=self.seed,
@@ -91,7 +91,7 @@ class Evaluator:
         (count,) = counts
         images = split_data(self.fashion.train, images_per_part=count, validate=False).calibration
         return fit_calibrations(
-            [member.network for member in members], images, samples=(self.samples,), console=console
+            [Estimators.of_artifact(member) for member in members], images, samples=(self.samples,), console=console
         )
 
     def measure_by_mask_count(self, estimates: Estimates, labels_B: Array) -> dict[str, Any]:

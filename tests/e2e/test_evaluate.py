@@ -19,7 +19,7 @@ import training.evaluate
 from model import MLPConfig, build_mlp, load_artifact, save_artifact
 from model.artifact import PRETRAINED
 from training.data import CLASSES, FashionMNIST, Images, split_data
-from training.estimates import estimate
+from training.estimates import Estimators, estimate
 from training.evaluate import app
 from training.measure import measure, ood_scores
 from training.metrics import detection_metrics
@@ -171,7 +171,9 @@ def test_mnist_is_detected(fashion: FashionMNIST, mnist: np.ndarray) -> None:
     digits = Images(torch.from_numpy(mnist.copy()), torch.zeros(len(mnist)).long())
     found = []
     for images in (fashion.test, digits):
-        estimates = estimate(artifact.network, images, samples=(10,), seed=0, console=Console(quiet=True))
+        estimates = estimate(
+            Estimators.of_artifact(artifact), images, samples=(10,), seed=0, console=Console(quiet=True)
+        )
         found.append(ood_scores(artifact, images, estimates, samples=10)["novelty"])
     assert detection_metrics(*found)["auroc"] >= 0.985
 
@@ -185,7 +187,9 @@ def test_a_name_without_a_path_is_refused(few: FashionMNIST, artifact: Path, opt
 
 def test_card_of_embedded_model_equals_a_new_measurement(fashion: FashionMNIST) -> None:
     artifact = load_artifact()
-    estimates = estimate(artifact.network, fashion.test, samples=(100,), seed=0, console=Console(quiet=True))
+    estimates = estimate(
+        Estimators.of_artifact(artifact), fashion.test, samples=(100,), seed=0, console=Console(quiet=True)
+    )
     labels_B = fashion.test.labels_B.numpy()
     found = measure(estimates, labels_B, samples=100, seed=0, calibrations=artifact.calibrations)
     assert_nearly(found, artifact.card["metrics"]["test"])
