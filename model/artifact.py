@@ -2,8 +2,8 @@
 
 Format 2 has the compiled network, `network.onnx` and for some networks `prefix.onnx`; what moment propagation needs, if
 the network allows it, `quadrature.safetensors` and, for networks of others, `chain.safetensors`; `novelty.safetensors`
-if it was fitted; and `weights.safetensors` of a network of ours, for further training. Format 1 had weights only; its
-graph is compiled when it is first used.
+if it was fitted; `failures.png`, pictures of known failures, if some were recorded; and `weights.safetensors`
+of a network of ours, for further training. Format 1 had weights only; its graph is compiled when it is first used.
 """
 
 import hashlib
@@ -41,6 +41,7 @@ WEIGHTS = "weights.safetensors"
 NOVELTY = "novelty.safetensors"
 POINTS = "quadrature.safetensors"
 CHAIN = "chain.safetensors"
+FAILURES = "failures.png"
 _KNOWN_MASKS = 3
 _KNOWN_TOLERANCE = 1e-3  # of an answer, relative to the largest logit: kernels differ between processors
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -68,6 +69,7 @@ class Artifact:
         points: quasi-random points for moment propagation, (P, C); None if the artifact has none.
         tail: the layers from `Graph.units` to the logits of a network of others; None if they are not a chain, and for
             networks of ours, see `chain`.
+        failures: PNG file with the pictures of the known failures that the card names; None if it names none.
     """
 
     card: dict[str, Any]
@@ -79,6 +81,7 @@ class Artifact:
     files: Mapping[str, bytes] = field(default_factory=dict)
     points: np.ndarray | None = None
     tail: Chain | None = None
+    failures: bytes | None = None
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         """Pickle or copy the fields; everything else is derived from them."""
@@ -203,6 +206,7 @@ def load_artifact(path: str | os.PathLike[str] | None = None) -> Artifact:
         files=files,
         points=points,
         tail=None if spec is None or config is not None else _read_tail(folder, card, spec),
+        failures=_read_failures(folder, card),
     )
     if spec is not None:
         _check_known_answer(folder, artifact)
@@ -307,6 +311,31 @@ def save_compiled(
     return _write(folder, card, computed, files, calibrations, novelty)
 
 
+def add_to_card(
+    folder: Path,
+    entries: Mapping[str, Any],
+    *,
+    failures: Sequence[Mapping[str, Any]] = (),
+    pictures: bytes = b"",
+) -> None:
+    """Add entries to the card of a saved artifact, and known failures.
+
+    Args:
+        folder: of the artifact.
+        entries: further entries of the card.
+        failures: kinds of failures: "text", and "images", the captions of its pictures.
+        pictures: PNG file with the pictures of all kinds, square and side by side, in the order of the captions.
+
+    Raises:
+        ArtifactError: there is no card that can be read.
+    """
+    card = _read_card(folder / CARD) | dict(entries)
+    if failures:
+        write_atomically(folder / FAILURES, pictures)
+        card["failures"] = _file_entry(FAILURES, {FAILURES: pictures}) | {"kinds": list(failures)}
+    write_atomically(folder / CARD, _as_json(card))
+
+
 def _write(
     folder: Path,
     card: Mapping[str, Any],
@@ -324,10 +353,15 @@ def _write(
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomically(folder / name, content)
-    write_atomically(folder / CARD, (json.dumps(full_card, indent=2) + "\n").encode())
-    for name in {MAIN, PREFIX, POINTS, CHAIN, NOVELTY} - files.keys():
+    write_atomically(folder / CARD, _as_json(full_card))
+    kept = {FAILURES} if "failures" in full_card else set()
+    for name in {MAIN, PREFIX, POINTS, CHAIN, NOVELTY, FAILURES} - files.keys() - kept:
         (folder / name).unlink(missing_ok=True)  # left by an older artifact
     return full_card
+
+
+def _as_json(card: Mapping[str, Any]) -> bytes:
+    return (json.dumps(card, indent=2) + "\n").encode()
 
 
 def _file_entry(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -512,6 +546,24 @@ def _read_novelty(folder: Path, card: Mapping[str, Any], config: MLPConfig | Non
         if actual != size:
             raise ArtifactError(f"{folder / NOVELTY}: {name}: expected {size} features, got {actual}")
     return novelty
+
+
+def _read_failures(folder: Path, card: Mapping[str, Any]) -> bytes | None:
+    if "failures" not in card:
+        return None
+    kinds = _required_entry(folder / CARD, card, "failures", "kinds")
+    if card["failures"].get("file") != FAILURES or not isinstance(kinds, list) or not all(map(_is_failure, kinds)):
+        raise ArtifactError(
+            f"{folder / CARD}: failures: expected {FAILURES}, and kinds with a text and captions of images"
+        )
+    return _read_verified(folder / FAILURES, str(_required_entry(folder / CARD, card, "failures", "sha256")))
+
+
+def _is_failure(kind: object) -> bool:
+    if not isinstance(kind, Mapping) or not isinstance(kind.get("text"), str):
+        return False
+    captions = kind.get("images")
+    return isinstance(captions, list) and all(isinstance(caption, str) for caption in captions)
 
 
 def _read_card(path: Path) -> dict[str, Any]:

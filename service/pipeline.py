@@ -115,6 +115,7 @@ class Pipeline:
     ) -> None:
         self.model, self.classes = artifact.sha256, artifact.classes
         self.card = {name: value for name, value in artifact.card.items() if name != "calibrations"}  # large tables
+        self.failures = artifact.failures
         self.recipe = str(artifact.card.get("recipe", {}).get("name", ""))
         self.reference = Reference(artifact)
         self.limits = limits

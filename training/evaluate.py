@@ -27,13 +27,7 @@ from training.measure import (
 from training.ood import DOWNLOADS, download_images, read_images, synthetic_images
 from training.report import Evaluation, as_json, write_report
 from training.shifts import ANGLES, CORRUPTIONS, SEVERITIES, shifted_images
-from training.tables import (
-    calibration_tables,
-    class_tables,
-    detection_tables,
-    prediction_tables,
-    shift_tables,
-)
+from training.tables import all_tables
 from training.terminal import console, error_console
 
 Array = np.ndarray
@@ -160,10 +154,7 @@ def evaluate_artifact(
         figures["decisions"] = decisions
     shifts = evaluator.measure_shifts()
     figures |= {"rotation": shifts.pop("rotation"), "corruptions": shifts}
-    builders = (calibration_tables, class_tables, detection_tables, shift_tables)
-    tables = prediction_tables(figures, f"{len(test):,} test images")
-    tables += [table for build in builders for table in build(figures)]
-    return Evaluation(evaluator.artifact, test, samples, estimates, scores, figures, tables)
+    return Evaluation(evaluator.artifact, test, samples, estimates, scores, figures)
 
 
 @app.command()
@@ -217,7 +208,7 @@ def main(  # noqa: PLR0913 - one argument an option
     except (DataError, OSError, TypeError, ValueError) as error:
         error_console.print(f"error: {error}", style="bold red")
         raise typer.Exit(1) from error
-    for table in evaluation.tables:
+    for table in all_tables(evaluation.figures):
         console.print(table.as_rich())
     if report is not None:
         console.print(f"model card: {report / 'index.html'}")

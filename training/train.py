@@ -14,11 +14,12 @@ import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from model import save_artifact
+from model import load_artifact, save_artifact
 from model.artifact import CARD, NOVELTY, WEIGHTS, write_atomically
 from training.calibrate import fit_calibrations
 from training.data import CLASSES, FILES, DataError, FashionMNIST, Splits, load_fashion_mnist, split_data
 from training.estimates import estimate
+from training.failures import fashion_failures, record_failures
 from training.fit import Epoch, Fit
 from training.measure import measure
 from training.novelty import fit_novelty
@@ -33,6 +34,14 @@ LOG = "log.jsonl"
 CURVES = "curves.png"
 ARTIFACT = "artifact"
 METRIC_SAMPLES = 100
+INTENDED_USE = (
+    "To show, teach and test how a network says what it is not sure of. It classifies pictures of single garments: "
+    "upright, light on a dark background, 28 x 28 pixels, as in Fashion-MNIST."
+)
+ETHICS = (
+    "The pictures show goods of a shop, without people, and contain no personal data. The classes are the shop's own. "
+    "A wrong class in a demonstration harms nobody; the network is not made for decisions about people or goods."
+)
 
 RecipeName = StrEnum("RecipeName", {name: name for name in RECIPES})
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -204,13 +213,13 @@ def _write_results(run: Run, fit: Fit, splits: Splits, data_set: FashionMNIST, *
     if run.recipe.calibration and not run.recipe.validate:
         calibrations = fit_calibrations([network], splits.calibration, console=console)
         novelty = fit_novelty(network, splits.training, splits.calibration) if run.novelty else None
+    estimates = {
+        name: estimate(network, images, samples=(METRIC_SAMPLES,), seed=0, console=console, label=name)
+        for name, images in evaluation_images.items()
+    }
     metrics = {
         name: measure(
-            estimate(network, images, samples=(METRIC_SAMPLES,), seed=0, console=console, label=name),
-            images.labels_B.numpy(),
-            samples=METRIC_SAMPLES,
-            seed=0,
-            calibrations=calibrations,
+            estimates[name], images.labels_B.numpy(), samples=METRIC_SAMPLES, seed=0, calibrations=calibrations
         )
         for name, images in evaluation_images.items()
     }
@@ -219,10 +228,13 @@ def _write_results(run: Run, fit: Fit, splits: Splits, data_set: FashionMNIST, *
         folder,
         network,
         run.recipe.architecture,
-        _card(run, fit, splits, metrics),
+        _card(run, fit, splits, len(evaluation_images.get("test", ())), metrics),
         calibrations=calibrations,
         novelty=novelty,
     )
+    if "test" in estimates:
+        failures = fashion_failures(load_artifact(folder), data_set.test, estimates["test"], console=console)
+        record_failures(folder, failures)
     for name, rows in metrics.items():
         for table in prediction_tables(rows, f"{len(evaluation_images[name]):,} {name} images"):
             console.print(table.as_rich())
@@ -232,7 +244,7 @@ def _write_results(run: Run, fit: Fit, splits: Splits, data_set: FashionMNIST, *
         console.print(f"in the BentoML model store: MCD_MODEL=bentoml:{_publish(folder, run)} make serve")
 
 
-def _card(run: Run, fit: Fit, splits: Splits, metrics: dict[str, Any]) -> dict[str, Any]:
+def _card(run: Run, fit: Fit, splits: Splits, test_images: int, metrics: dict[str, Any]) -> dict[str, Any]:
     recipe = {name: value for name, value in asdict(run.recipe).items() if name != "architecture"}
     return {
         "classes": list(CLASSES),
@@ -240,6 +252,8 @@ def _card(run: Run, fit: Fit, splits: Splits, metrics: dict[str, Any]) -> dict[s
         "command": run.command,
         "recipe": {"name": run.name, **recipe},
         "seed": run.seed,
+        "intended_use": INTENDED_USE,
+        "ethical_considerations": ETHICS,
         "data": {
             "name": "Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747; MIT License, Zalando SE)",
             "sha256": {file.name: file.sha256 for file in FILES},
@@ -247,6 +261,7 @@ def _card(run: Run, fit: Fit, splits: Splits, metrics: dict[str, Any]) -> dict[s
                 "train": len(splits.training),
                 "validation": len(splits.validation),
                 "calibration": len(splits.calibration),
+                "test": test_images,
             },
         },
         "metrics": {"last_epoch": asdict(fit.history[-1]), **metrics},

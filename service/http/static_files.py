@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-ROOT = "/ui"
+ROOT, NAME = "/ui", "/ui/*"  # path of the page, and name of its files in metrics
 # Content-Security-Policy: only our own files, nothing inline, no strings interpreted as HTML or script.
 POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
@@ -14,14 +14,14 @@ POLICY = (
 )
 
 _FOLDER = Path(__file__).parents[1] / "web"
-PAGES = {ROOT: "index.html", f"{ROOT}/card": "card.html"}
+PAGES = {ROOT: "index.html"}
 
 
 def file_paths() -> dict[str, str]:
     """The URL path of each file, with its name in metrics."""
     files = {path.relative_to(_FOLDER).as_posix() for path in _FOLDER.rglob("*") if path.is_file()}
     paths = [*PAGES, f"{ROOT}/", *(f"{ROOT}/{name}" for name in sorted(files - set(PAGES.values())))]
-    return {path: path if path == ROOT else f"{ROOT}/*" for path in paths}
+    return {path: path if path == ROOT else NAME for path in paths}
 
 
 class PageFiles:

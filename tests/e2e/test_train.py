@@ -241,7 +241,7 @@ def test_the_card_names_the_data_that_was_read(runs: Runs, fashion: FashionMNIST
         for file, tensor in zip(FILES, tensors, strict=True)
     }
     split = card["data"]["split"]
-    assert split == {"train": 60_000, "validation": 0, "calibration": 0}
+    assert split == {"train": 60_000, "validation": 0, "calibration": 0, "test": 10_000}
 
 
 def test_card_metrics_equal_log_and_test_measurements(runs: Runs) -> None:
@@ -412,7 +412,7 @@ def test_the_default_recipe_calibrates_with_images_that_it_holds_out(small: None
     assert [line.count("calibration loss") for line in epoch_lines(done.output)] == [1, 1]
     artifact = load_artifact(tmp_path / "run" / "artifact")
     card = artifact.card
-    assert card["data"]["split"] == {"train": 240, "validation": 0, "calibration": 60}
+    assert card["data"]["split"] == {"train": 240, "validation": 0, "calibration": 60, "test": 50}
     assert {(one.estimator, one.samples) for one in artifact.calibrations} == {
         ("eval", 0), ("moments", 0), *(("masks", samples) for samples in (10, 30, 100, 300, 1000)),
     }  # fmt: skip
@@ -427,7 +427,7 @@ def test_validate_holds_out_images_and_ignores_the_test_set(small: None, tmp_pat
     assert done.exit_code == 0, done.output
     assert "180 training and 60 validation images" in done.output
     artifact = load_artifact(tmp_path / "run" / "artifact")
-    assert artifact.card["data"]["split"] == {"train": 180, "validation": 60, "calibration": 60}
+    assert artifact.card["data"]["split"] == {"train": 180, "validation": 60, "calibration": 60, "test": 0}
     assert artifact.card["metrics"].keys() == {"last_epoch", "validation"}
     assert artifact.card["command"].endswith(" --validate")
     assert (artifact.calibrations, artifact.novelty) == ((), None)

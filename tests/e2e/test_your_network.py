@@ -113,7 +113,7 @@ def test_the_artifact_is_served(folder, adopted, tmp_path):
     [
         (["--size", "12"], "error: the network fails on an image of shape [1, 1, 12, 12]"),
         (["--weights", "absent.pt"], "absent.pt: expected a readable file, got No such file or directory"),
-        (["--images", "few"], "few: 3 images are too few to calibrate and to test: give 20 or more"),
+        (["--images", "few"], "error: 3 images are too few to calibrate and to test: give 20 or more"),
         (["--classes", "names.txt"], "images of the classes 2, 3, 4, 5, 6 and 3 more, but the classes are 0, 1"),
         (["--channels", "3"], "error: the network fails on an image of shape [1, 3, 8, 8]"),
         (["--images", "broken"], "broken/0/0.png: "),

@@ -1,0 +1,198 @@
+"""Adopts a network: compiles it, measures it on labelled images, calibrates it, and writes the artifact."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from model import save_compiled
+from model.calibration import SAMPLES, Calibration, find_calibration
+from model.graph import Graph
+from model.input_spec import InputSpec
+from model.moments import MAX_CLASSES, ChainMoments
+from model.network.compile import Compiled, compile_to_files
+from model.network.moments import sobol_points
+from training.adopt.guarantees import missing_guarantees
+from training.adopt.inputs import prepare_file
+from training.adopt.labelled_files import ImagesError, LabelledFiles
+from training.adopt.novelty import fit_feature_novelty
+from training.adopt.printing import show_guarantees, show_network, show_novelty, show_progress
+from training.adopt.scores import SEED, measure_images
+from training.calibrate import fit_calibration
+from training.estimates import Estimates
+from training.measure import measure_one
+from training.tables import prediction_tables
+from training.terminal import console
+from training.versions import software_versions
+
+PROGRESS = "progress"
+EXAMPLE = "example.png"
+_LEAST_IMAGES = 20
+_TYPICAL_SAMPLES = 100
+_SECONDS = 600.0  # that the masks of all images may take; more samples than that allows are not calibrated
+
+
+def adopt(
+    module: torch.nn.Module,
+    files: LabelledFiles,
+    spec: InputSpec,
+    out: Path,
+    *,
+    fraction: float,
+    seed: int,
+    command: str,
+) -> None:
+    """Compile a network, measure it on labelled images, calibrate it, and write the artifact; print what is found.
+
+    What was measured is kept in `out`/progress until the artifact is written.
+
+    Args:
+        module: from images (B, C, H, W) to logits (B, K).
+        files: labelled images, 20 or more, of K classes.
+        spec: what the network takes.
+        out: folder of the artifact; created if missing.
+        fraction: of the images to calibrate with; the others test the guarantees.
+        seed: of the split.
+        command: for the card.
+
+    Raises:
+        ImagesError: too few images, or another number of classes than the network has.
+        CompileError: the network can't be compiled.
+        ImageError: a file is not an image.
+    """
+    if len(files) < _LEAST_IMAGES:
+        raise ImagesError(f"{len(files)} images are too few to calibrate and to test: give {_LEAST_IMAGES} or more")
+    example = prepare_file(files.paths[0], spec)
+    compiled = compile_to_files(module, spec.normalize(example[None]))
+    _check_classes(compiled, files)
+    engine = compiled.graph()
+    seconds = _time(engine, spec.normalize(example[None]))
+    out.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(example).save(out / EXAMPLE)
+    show_network(compiled, seconds)
+    console.print(f"{files.paths[0].name} as the network sees it: {out / EXAMPLE}")
+
+    parts = files.split(seed, fraction)
+    samples = _affordable(seconds, len(files))
+    (calibrated, features_NF), (tested, tested_features_NF) = _measure(compiled, engine, parts, spec, samples, out)
+    calibrating, testing = parts
+    calibrations = [
+        fit_calibration(**rows, labels_B=calibrating.labels_N, estimator=estimator, samples=count)
+        for (estimator, count), rows in calibrated.items()
+    ]
+    novelty = fit_feature_novelty(features_NF, calibrated["eval", 0]["probs_BC"], seed)
+    reported = max(count for count in samples if count <= _TYPICAL_SAMPLES)
+    metrics = _metrics(tested, testing.labels_N, reported, calibrations)
+    card = {
+        "classes": list(files.classes),
+        "command": command,
+        "recipe": {"name": "adopted"},
+        "seed": seed,
+        "data": {
+            "images": len(files),
+            "split": {"calibration": len(calibrating), "test": len(testing), "fraction": fraction},
+        },
+        "compiled": {"difference": compiled.difference, "shared": compiled.spec.shared},
+        "metrics": {"test": metrics},
+        "versions": software_versions(),
+    }
+    save_compiled(out, compiled, card, input_spec=spec, calibrations=calibrations, novelty=novelty)
+    shutil.rmtree(out / PROGRESS)
+
+    for table in prediction_tables(metrics, f"{len(testing):,} test images"):
+        console.print(table.as_rich())
+    calibration = next(one for one in calibrations if (one.estimator, one.samples) == ("masks", reported))
+    show_guarantees(calibration, tested["masks", reported]["probs_BC"], testing.labels_N)
+    for line in missing_guarantees(calibration, len(calibrating), files.classes, files.labels_N):
+        console.print(f"no guarantee for {line}")
+    show_novelty(novelty, tested_features_NF, tested["eval", 0]["probs_BC"])
+
+
+def _check_classes(compiled: Compiled, files: LabelledFiles) -> None:
+    if compiled.spec.classes != len(files.classes):
+        raise ImagesError(
+            f"the network has {compiled.spec.classes} outputs, but there are {len(files.classes)} classes: "
+            "name all of them with --classes, in the order of the network's outputs"
+        )
+
+
+def _measure(
+    compiled: Compiled,
+    engine: Graph,
+    parts: Sequence[LabelledFiles],
+    spec: InputSpec,
+    samples: Sequence[int],
+    out: Path,
+) -> list[tuple[Estimates, np.ndarray]]:
+    """Measure the images for calibration, and those for the test."""
+    moments = _moments(compiled, engine)
+    return [
+        measure_images(
+            engine,
+            part.paths,
+            lambda path: spec.normalize(prepare_file(path, spec)[None]),
+            samples=samples,
+            moments=moments,
+            folder=out / PROGRESS / _identity(compiled, spec),
+            track=partial(show_progress, label=f"{label}: {len(part):,} images"),
+        )
+        for label, part in zip(("calibration", "test"), parts, strict=True)
+    ]
+
+
+def _moments(compiled: Compiled, engine: Graph) -> ChainMoments | None:
+    """Moment propagation, if the network allows it."""
+    if compiled.chain is None or compiled.spec.classes > MAX_CLASSES:
+        return None
+    return ChainMoments(compiled.chain, sobol_points(compiled.spec.classes), engine.units)
+
+
+def _identity(compiled: Compiled, spec: InputSpec) -> str:
+    """Identify network and input specification, for results that are kept."""
+    digest = hashlib.sha256(repr(spec).encode())
+    for name in sorted(compiled.files):
+        digest.update(compiled.files[name])
+    return digest.hexdigest()
+
+
+def _time(engine: Graph, image_1: np.ndarray) -> dict[int, float]:
+    """Seconds for one image in eval mode (0) and under masks, the shortest of three."""
+    seconds = {}
+    for samples in (0, 30, _TYPICAL_SAMPLES):
+        runs = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            engine.sample(image_1, samples, SEED) if samples else engine.predict(image_1)
+            runs.append(time.perf_counter() - begun)
+        seconds[samples] = min(runs)
+    return seconds
+
+
+def _affordable(seconds: dict[int, float], images: int) -> tuple[int, ...]:
+    """Numbers of masks to calibrate for: 10, and those that take ten minutes for all images at most."""
+    each = max(seconds[_TYPICAL_SAMPLES] - seconds[0], 0) / _TYPICAL_SAMPLES
+    chosen = tuple(count for count in SAMPLES if count == min(SAMPLES) or each * count * images <= _SECONDS)
+    if left_out := [count for count in SAMPLES if count not in chosen]:
+        console.print(f"not calibrated, as it would take too long: {', '.join(map(str, left_out))} masks")
+    return chosen
+
+
+def _metrics(
+    estimates: Estimates, labels_N: np.ndarray, samples: int, calibrations: Sequence[Calibration]
+) -> dict[str, Any]:
+    """Figures of the test images, by mode, as `training.train` has them."""
+    rows = {}
+    for mode, key in (("eval", ("eval", 0)), ("mc", ("masks", samples)), ("moments", ("moments", 0))):
+        if key not in estimates:
+            continue
+        calibration = find_calibration(calibrations, *key)  # type: ignore[arg-type]
+        rows[mode] = measure_one(estimates[key], labels_N, calibration=calibration)  # type: ignore[index]
+    rows["mc"] |= {"samples": samples, "seed": SEED}
+    return rows
