@@ -42,6 +42,7 @@ NOVELTY = "novelty.safetensors"
 POINTS = "quadrature.safetensors"
 CHAIN = "chain.safetensors"
 FAILURES = "failures.png"
+FILES = (CARD, MAIN, PREFIX, WEIGHTS, NOVELTY, POINTS, CHAIN, FAILURES)
 _KNOWN_MASKS = 3
 _KNOWN_TOLERANCE = 1e-3  # of an answer, relative to the largest logit: kernels differ between processors
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -307,7 +308,6 @@ def save_compiled(
             "quadrature": _file_entry(POINTS, files),
             "chain": _file_entry(CHAIN, files) | compiled.chain.to_json(),
         }
-    (folder / WEIGHTS).unlink(missing_ok=True)  # left by an older artifact
     return _write(folder, card, computed, files, calibrations, novelty)
 
 
@@ -355,7 +355,7 @@ def _write(
         write_atomically(folder / name, content)
     write_atomically(folder / CARD, _as_json(full_card))
     kept = {FAILURES} if "failures" in full_card else set()
-    for name in {MAIN, PREFIX, POINTS, CHAIN, NOVELTY, FAILURES} - files.keys() - kept:
+    for name in set(FILES) - {CARD} - files.keys() - kept:
         (folder / name).unlink(missing_ok=True)  # left by an older artifact
     return full_card
 

@@ -9,7 +9,7 @@ from torch import nn
 from model import save_compiled
 from model.input_spec import InputSpec
 from model.network import compile_to_files
-from training.adopt.novelty import fit_feature_novelty
+from training.feature_novelty import fit_feature_novelty
 
 SPEC = InputSpec(
     channels=3, height=20, width=24, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), resize="crop", crop_fraction=0.9

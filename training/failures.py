@@ -14,7 +14,7 @@ from model import Artifact, Calibration, find_calibration
 from model.artifact import add_to_card
 from model.card_page.contents import percent
 from training.data import Images
-from training.estimates import Estimates, estimate
+from training.estimates import Estimates, Estimators, estimate
 from training.measure import decide, measure_decisions, ood_scores, prediction_sets
 from training.shifts import rotate
 
@@ -136,8 +136,8 @@ def _least_covered_class(
     if worst is None or by_class[worst] > _COVERAGE - _SHORTFALL:
         return []
     text = (
-        f"Coverage by class: of the test images of the class {classes[worst]}, {percent(by_class[worst])} have it in their "
-        f"prediction set, instead of {100 * _COVERAGE:g} %. Images whose set leaves it out:"
+        f"Coverage by class: of the test images of the class {classes[worst]}, {percent(by_class[worst])} have it in "
+        f"their prediction set, instead of {100 * _COVERAGE:g} %. Images whose set leaves it out:"
     )
     return [Failure(text, show(_by_confidence(probs_BC, ~covered_B & (labels_B == worst))))]
 
@@ -146,7 +146,9 @@ def _rotation(artifact: Artifact, test: Images, samples: int, console: Console) 
     """Find what the network makes of clothes that lie on their side; at most one picture of each class."""
     rotated, labels_B = rotate(test, _DEGREES), test.labels_B.numpy()
     label = f"rotated by {_DEGREES} degrees"
-    estimates = estimate(artifact.network, rotated, samples=(samples,), seed=0, console=console, label=label)
+    estimates = estimate(
+        Estimators.of_artifact(artifact), rotated, samples=(samples,), seed=0, console=console, label=label
+    )
     probs_BC = estimates["masks", samples]["probs_BC"]
     calibration = find_calibration(artifact.calibrations, "masks", samples)
     probs_BC = probs_BC if calibration is None else calibration.probabilities(probs_BC)

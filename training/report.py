@@ -13,7 +13,7 @@ import numpy as np
 import typer
 from scipy import stats
 
-from model import Artifact, MonteCarloDropout, find_calibration, load_artifact
+from model import Artifact, find_calibration, load_artifact
 from model.artifact import FAILURES, write_atomically
 from model.card_page import STYLE, Block, Picture, card_page
 from training import plots
@@ -202,9 +202,9 @@ def _mask_count_picture(figures: Mapping[str, Any]) -> bytes:
 def _rotation_picture(evaluation: Evaluation) -> bytes:
     one, angles = evaluation.test[_ROTATED_IMAGE : _ROTATED_IMAGE + 1], ANGLES[:12]
     pictures = [rotate(one, angle) for angle in angles]
-    mc = MonteCarloDropout(evaluation.artifact.network)
+    engine = evaluation.artifact.engine
     probs_STC = np.stack(
-        [mc.sample(picture.inputs_B, samples=_MASKS, seed=0)[:, 0].numpy() for picture in pictures], axis=1
+        [engine.sample(picture.inputs_B.numpy(), samples=_MASKS, seed=0)[:, 0] for picture in pictures], axis=1
     )
     images_THW = np.concatenate([picture.images_B.numpy() for picture in pictures])
     return plots.rotation_plot(images_THW, probs_STC, angles=angles, classes=evaluation.artifact.classes)

@@ -13,13 +13,20 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
-from model import load_artifact, save_artifact
-from model.artifact import CARD, NOVELTY, WEIGHTS, write_atomically
+from model import Calibration, MLPConfig, load_artifact, save_artifact, save_compiled
+from model.artifact import FILES as FILES_OF_ARTIFACT
+from model.artifact import write_atomically
+from model.input_spec import FASHION_MNIST
+from model.network import compile_to_files
+from model.novelty import FeatureNovelty, Novelty
 from training.calibrate import fit_calibrations
+from training.cnn import CNNConfig
 from training.data import CLASSES, FILES, DataError, FashionMNIST, Splits, load_fashion_mnist, split_data
-from training.estimates import estimate
+from training.estimates import Estimators, estimate
 from training.failures import fashion_failures, record_failures
+from training.feature_novelty import fit_feature_novelty
 from training.fit import Epoch, Fit
 from training.measure import measure
 from training.novelty import fit_novelty
@@ -71,7 +78,8 @@ class Run:
 def main(  # noqa: PLR0913 - one argument an option
     *,
     recipe: Annotated[
-        RecipeName, typer.Option(help="chapter trains as d2l.ai does; default makes the embedded model.")
+        RecipeName,
+        typer.Option(help="chapter trains as d2l.ai does; default makes the embedded model; cnn is convolutional."),
     ] = (RecipeName["default"]),
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order of images, augmentation and dropout.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs instead of the recipe's.")] = None,
@@ -175,7 +183,7 @@ def _start_fit(run: Run, splits: Splits, data_set: FashionMNIST, *, resume: bool
 
 def _discard(folder: Path) -> None:
     """Remove an old run's files, so that they are not mixed with a new run's."""
-    for name in (CHECKPOINT, LOG, CURVES, *(f"{ARTIFACT}/{file}" for file in (CARD, WEIGHTS, NOVELTY))):
+    for name in (CHECKPOINT, LOG, CURVES, *(f"{ARTIFACT}/{file}" for file in FILES_OF_ARTIFACT)):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -207,14 +215,14 @@ def _write_results(run: Run, fit: Fit, splits: Splits, data_set: FashionMNIST, *
     title = f"{run.name}, seed {run.seed}"
     curves = learning_curves(fit.history, title=title, held_out_name=run.held_out_name)
     write_atomically(run.out / CURVES, curves)
-    network = fit.network.cpu()
+    trained = _Trained(run.recipe.architecture, fit.network.cpu())
     evaluation_images = {"validation": splits.validation} if run.recipe.validate else {"test": data_set.test}
     calibrations, novelty = [], None
     if run.recipe.calibration and not run.recipe.validate:
-        calibrations = fit_calibrations([network], splits.calibration, console=console)
-        novelty = fit_novelty(network, splits.training, splits.calibration) if run.novelty else None
+        calibrations = fit_calibrations([trained.estimators], splits.calibration, console=console)
+        novelty = trained.fit_novelty(splits) if run.novelty else None
     estimates = {
-        name: estimate(network, images, samples=(METRIC_SAMPLES,), seed=0, console=console, label=name)
+        name: estimate(trained.estimators, images, samples=(METRIC_SAMPLES,), seed=0, console=console, label=name)
         for name, images in evaluation_images.items()
     }
     metrics = {
@@ -224,14 +232,8 @@ def _write_results(run: Run, fit: Fit, splits: Splits, data_set: FashionMNIST, *
         for name, images in evaluation_images.items()
     }
     folder = run.out / ARTIFACT
-    save_artifact(
-        folder,
-        network,
-        run.recipe.architecture,
-        _card(run, fit, splits, len(evaluation_images.get("test", ())), metrics),
-        calibrations=calibrations,
-        novelty=novelty,
-    )
+    card = _card(run, fit, splits, len(evaluation_images.get("test", ())), metrics)
+    trained.save(folder, card, calibrations, novelty)
     if "test" in estimates:
         failures = fashion_failures(load_artifact(folder), data_set.test, estimates["test"], console=console)
         record_failures(folder, failures)
@@ -242,6 +244,50 @@ def _write_results(run: Run, fit: Fit, splits: Splits, data_set: FashionMNIST, *
     console.print(f"serve it: MCD_MODEL={shlex.quote(str(folder.resolve()))} make serve")
     if publish:
         console.print(f"in the BentoML model store: MCD_MODEL=bentoml:{_publish(folder, run)} make serve")
+
+
+class _Trained:
+    """A trained network: its estimators, its novelty model, and its artifact.
+
+    The MLP is estimated as live modules, and saved with its weights; other networks are compiled first.
+    """
+
+    def __init__(self, config: MLPConfig | CNNConfig, network: nn.Sequential) -> None:
+        self._config = config
+        self._network = network.to(memory_format=torch.contiguous_format)
+        if isinstance(config, MLPConfig):
+            self.estimators = Estimators.of_chain(network)
+        else:
+            self._compiled = compile_to_files(network, torch.rand(FASHION_MNIST.shape))
+            self.estimators = Estimators.of_compiled(self._compiled)
+
+    def fit_novelty(self, splits: Splits) -> Novelty | FeatureNovelty | None:
+        """Fit the novelty model that the network's architecture allows."""
+        if isinstance(self._config, MLPConfig):
+            return fit_novelty(self._network, splits.training, splits.calibration)
+        inputs_B = splits.calibration.inputs_B.numpy()
+        probs_BC, features_BF = self._compiled.graph().predict_with_features(inputs_B)
+        return fit_feature_novelty(features_BF, probs_BC, seed=0)
+
+    def save(
+        self,
+        folder: Path,
+        card: dict[str, Any],
+        calibrations: list[Calibration],
+        novelty: Novelty | FeatureNovelty | None,
+    ) -> None:
+        """Write the artifact."""
+        if isinstance(self._config, MLPConfig):
+            save_artifact(folder, self._network, self._config, card, calibrations=calibrations, novelty=novelty)
+        else:
+            save_compiled(
+                folder,
+                self._compiled,
+                card | {"layers": asdict(self._config)},
+                input_spec=FASHION_MNIST,
+                calibrations=calibrations,
+                novelty=novelty,
+            )
 
 
 def _card(run: Run, fit: Fit, splits: Splits, test_images: int, metrics: dict[str, Any]) -> dict[str, Any]:

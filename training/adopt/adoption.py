@@ -22,11 +22,11 @@ from model.network.moments import sobol_points
 from training.adopt.guarantees import missing_guarantees
 from training.adopt.inputs import prepare_file
 from training.adopt.labelled_files import ImagesError, LabelledFiles
-from training.adopt.novelty import fit_feature_novelty
 from training.adopt.printing import show_guarantees, show_network, show_novelty, show_progress
 from training.adopt.scores import SEED, measure_images
 from training.calibrate import fit_calibration
 from training.estimates import Estimates
+from training.feature_novelty import fit_feature_novelty
 from training.measure import measure_one
 from training.tables import prediction_tables
 from training.terminal import console

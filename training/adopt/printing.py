@@ -10,7 +10,7 @@ from model.calibration import Calibration
 from model.network.compile import Compiled
 from model.novelty import FeatureNovelty
 from training.adopt.guarantees import check_guarantees
-from training.adopt.novelty import LEAST_IMAGES
+from training.feature_novelty import LEAST_IMAGES
 from training.terminal import console
 
 
