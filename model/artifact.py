@@ -324,15 +324,18 @@ def add_to_card(
         folder: of the artifact.
         entries: further entries of the card.
         failures: kinds of failures: "text", and "images", the captions of its pictures.
-        pictures: PNG file with the pictures of all kinds, square and side by side, in the order of the captions.
+        pictures: PNG file with the pictures of all kinds, square and side by side, in the order of the captions; empty
+            if there are none.
 
     Raises:
         ArtifactError: there is no card that can be read.
     """
     card = _read_card(folder / CARD) | dict(entries)
     if failures:
+        card["failures"] = {"kinds": list(failures)}
+    if pictures:
         write_atomically(folder / FAILURES, pictures)
-        card["failures"] = _file_entry(FAILURES, {FAILURES: pictures}) | {"kinds": list(failures)}
+        card["failures"] |= _file_entry(FAILURES, {FAILURES: pictures})
     write_atomically(folder / CARD, _as_json(card))
 
 
@@ -552,10 +555,10 @@ def _read_failures(folder: Path, card: Mapping[str, Any]) -> bytes | None:
     if "failures" not in card:
         return None
     kinds = _required_entry(folder / CARD, card, "failures", "kinds")
-    if card["failures"].get("file") != FAILURES or not isinstance(kinds, list) or not all(map(_is_failure, kinds)):
-        raise ArtifactError(
-            f"{folder / CARD}: failures: expected {FAILURES}, and kinds with a text and captions of images"
-        )
+    if not isinstance(kinds, list) or not all(map(_is_failure, kinds)):
+        raise ArtifactError(f"{folder / CARD}: failures.kinds: expected a text and captions of images in each")
+    if not any(kind["images"] for kind in kinds):
+        return None
     return _read_verified(folder / FAILURES, str(_required_entry(folder / CARD, card, "failures", "sha256")))
 
 

@@ -44,7 +44,7 @@ class Failure:
 
 
 def find_failures(
-    probs_BC: Array, labels_B: Array, classes: Sequence[str], calibration: Calibration | None, pixels: Pixels
+    probs_BC: Array, labels_B: Array, classes: Sequence[str], calibration: Calibration | None, pixels: Pixels | None
 ) -> list[Failure]:
     """Find confident mistakes, and the class that prediction sets cover worst.
 
@@ -53,7 +53,7 @@ def find_failures(
         labels_B: their classes.
         classes: names of the classes.
         calibration: of these probabilities; None if there is none.
-        pixels: finds the pixels of a test image.
+        pixels: finds the pixels of a test image; None for no pictures.
     """
     sets = {}
     if calibration is not None:
@@ -118,9 +118,9 @@ def _confident_mistakes(probs_BC: Array, labels_B: Array, show: "Shower") -> lis
     count = int((wrong_B & (probs_BC.max(axis=1) > _CONFIDENT)).sum())
     text = (
         f"Confident mistakes: {count:,} of {len(labels_B):,} test images get a wrong class with a confidence above "
-        f"{100 * _CONFIDENT:g} %. The most confident:"
+        f"{100 * _CONFIDENT:g} %."
     )
-    return [Failure(text, show(_by_confidence(probs_BC, wrong_B)))]
+    return [_failure(text, "The most confident:", show(_by_confidence(probs_BC, wrong_B)))]
 
 
 def _least_covered_class(
@@ -135,11 +135,13 @@ def _least_covered_class(
     worst = min(by_class, key=by_class.__getitem__, default=None)
     if worst is None or by_class[worst] > _COVERAGE - _SHORTFALL:
         return []
+    covered = percent(by_class[worst])
     text = (
-        f"Coverage by class: of the test images of the class {classes[worst]}, {percent(by_class[worst])} have it in "
-        f"their prediction set, instead of {100 * _COVERAGE:g} %. Images whose set leaves it out:"
+        f"Coverage by class: of the test images of the class {classes[worst]}, {covered} have it in their "
+        f"prediction set, instead of {100 * _COVERAGE:g} %."
     )
-    return [Failure(text, show(_by_confidence(probs_BC, ~covered_B & (labels_B == worst))))]
+    shown = show(_by_confidence(probs_BC, ~covered_B & (labels_B == worst)))
+    return [_failure(text, "Images whose set leaves it out:", shown)]
 
 
 def _rotation(artifact: Artifact, test: Images, samples: int, console: Console) -> Failure:
@@ -165,13 +167,17 @@ def _rotation(artifact: Artifact, test: Images, samples: int, console: Console) 
     order = _by_confidence(probs_BC, wrong_B)
     _, firsts = np.unique(labels_B[order], return_index=True)
     show = _shower(probs_BC, labels_B, artifact.classes, lambda index: rotated.images_B[index].numpy())
-    return Failure(f"{text}.", show(order[np.sort(firsts)]))
+    return _failure(f"{text}.", "The most confident mistakes, one of each class:", show(order[np.sort(firsts)]))
+
+
+def _failure(text: str, introduction: str, shown: Sequence[tuple[Array, str]]) -> Failure:
+    return Failure(f"{text} {introduction}" if shown else text, shown)
 
 
 Shower = Callable[[Array], list[tuple[Array, str]]]
 
 
-def _shower(probs_BC: Array, labels_B: Array, classes: Sequence[str], pixels: Pixels) -> Shower:
+def _shower(probs_BC: Array, labels_B: Array, classes: Sequence[str], pixels: Pixels | None) -> Shower:
     """Make a function that finds pictures and captions of the first images of an order."""
 
     def caption(index: int) -> str:
@@ -180,6 +186,8 @@ def _shower(probs_BC: Array, labels_B: Array, classes: Sequence[str], pixels: Pi
         return f"{classes[labels_B[index]]}, predicted {classes[predicted]} ({confidence})"
 
     def show(order: Array) -> list[tuple[Array, str]]:
+        if pixels is None:
+            return []
         return [(pixels(index), caption(index)) for index in order[:_SHOWN].tolist()]
 
     return show

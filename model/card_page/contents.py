@@ -122,7 +122,7 @@ def headline(card: Card) -> dict[str, tuple[str, str]]:
             percent(number(sets, "covered")),
             f"contain the true class; {size} classes in a set on average",
         ),
-        "Answered at 5 % errors": (
+        "Answered at 5 % risk": (
             percent(number(answers, "answered")),
             f"of the images; {error} of the answers wrong",
         ),
@@ -135,10 +135,8 @@ def facts(card: Card) -> Table:
     size = " x ".join(
         in_words(side) for side in look_up(card, "graph", "image") or look_up(card, "architecture", "image")
     )
-    sites = look_up(card, "graph", "dropout")
-    places = ", ".join(
-        f"{text(site, 'name') or 'the network itself'} {decimal(number(site, 'p'), 2)}" for site in sites or ()
-    )
+    sites = look_up(card, "graph", "dropout") or ()
+    places = ", ".join(f"{text(site, 'name') or 'the network itself'}: p {in_words(site['p'])}" for site in sites)
     entries = {
         "classes": in_words(card["classes"]),
         "input": f"{size} pixels",

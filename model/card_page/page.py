@@ -29,6 +29,7 @@ _CAVEATS = (
     "Measure the figures again with labelled images of your own before you rely on them.",
 )
 _INDEPENDENCE = "No test image was used to calibrate. The figures hold only if none was used to train either."
+_FAILURES = "failures.png"  # beside the page
 _NO_FIGURES = "No figures are stored with this network."
 _ETHICS = (
     "Not assessed for this network. If its images show people or things that belong to people, measure the errors for "
@@ -101,7 +102,7 @@ def _failures(card: Mapping[str, Any]) -> str:
     kinds, parts, first = card["failures"]["kinds"], [], 0
     count = sum(len(kind["images"]) for kind in kinds)
     for kind in kinds:
-        shown = strip(card["failures"]["file"], kind["images"], first, count)
+        shown = strip(_FAILURES, kind["images"], first, count) if kind["images"] else ""
         parts.append(f"<section>{paragraph(kind['text'])}{shown}</section>")
         first += len(kind["images"])
     return f'<div class="failures">{"".join(parts)}</div>'

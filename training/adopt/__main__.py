@@ -16,7 +16,10 @@ from service.inference.errors import ImageError
 from training.adopt.adoption import adopt
 from training.adopt.inputs import NORMALIZATIONS, input_spec
 from training.adopt.labelled_files import ImagesError, find_images, read_classes
+from training.adopt.model_card import FOLDER as MODEL_CARD
+from training.adopt.model_card import Statements
 from training.adopt.networks import NetworkError, load_network
+from training.report import PAGE
 from training.terminal import console, error_console
 
 Normalize = StrEnum("Normalize", {name: name for name in NORMALIZATIONS})
@@ -59,6 +62,10 @@ def main(  # noqa: PLR0913 - one argument an option
         float, typer.Option(min=0.1, max=0.9, help="Part of the images to calibrate with; the others test it.")
     ] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
+    intended_use: Annotated[str, typer.Option(help="What the network is for, a text for the model card.")] = "",
+    pictures: Annotated[
+        bool, typer.Option(help="Show mistakes on the model card, which everybody sees who can reach the service.")
+    ] = True,
 ) -> None:
     """Compile a classifier with dropout, calibrate it on labelled images, and write an artifact to serve.
 
@@ -73,8 +80,9 @@ def main(  # noqa: PLR0913 - one argument an option
         files = find_images(images, None if classes is None else read_classes(classes))
         module = load_network(network, arguments, weights)
         command = shlex.join(["mcd", "adopt", *sys.argv[1 + (sys.argv[1:2] == ["adopt"]) :]])
-        adopt(module, files, spec, out, fraction=calibration_fraction, seed=seed, command=command)
-        console.print(f"artifact {out}")
+        said = Statements(command, intended_use, pictures)
+        adopt(module, files, spec, out, fraction=calibration_fraction, seed=seed, said=said)
+        console.print(f"artifact {out}, model card {out / MODEL_CARD / PAGE}")
         console.print(f"serve it: MCD_MODEL={shlex.quote(str(out.resolve()))} make serve")
     except (NetworkError, ImagesError, CompileError, ArtifactError, ImageError, ValueError, OSError) as error:
         error_console.print(f"error: {' '.join(str(error).split())}", style="bold red")

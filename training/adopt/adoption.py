@@ -22,6 +22,7 @@ from model.network.moments import sobol_points
 from training.adopt.guarantees import missing_guarantees
 from training.adopt.inputs import prepare_file
 from training.adopt.labelled_files import ImagesError, LabelledFiles
+from training.adopt.model_card import Statements, write_model_card
 from training.adopt.printing import show_guarantees, show_network, show_novelty, show_progress
 from training.adopt.scores import SEED, measure_images
 from training.calibrate import fit_calibration
@@ -47,7 +48,7 @@ def adopt(
     *,
     fraction: float,
     seed: int,
-    command: str,
+    said: Statements,
 ) -> None:
     """Compile a network, measure it on labelled images, calibrate it, and write the artifact; print what is found.
 
@@ -60,7 +61,7 @@ def adopt(
         out: folder of the artifact; created if missing.
         fraction: of the images to calibrate with; the others test the guarantees.
         seed: of the split.
-        command: for the card.
+        said: for the card.
 
     Raises:
         ImagesError: too few images, or another number of classes than the network has.
@@ -92,7 +93,7 @@ def adopt(
     metrics = _metrics(tested, testing.labels_N, reported, calibrations)
     card = {
         "classes": list(files.classes),
-        "command": command,
+        "command": said.command,
         "recipe": {"name": "adopted"},
         "seed": seed,
         "data": {
@@ -104,13 +105,20 @@ def adopt(
         "versions": software_versions(),
     }
     save_compiled(out, compiled, card, input_spec=spec, calibrations=calibrations, novelty=novelty)
+    calibration = next(one for one in calibrations if (one.estimator, one.samples) == ("masks", reported))
+    missing = missing_guarantees(calibration, len(calibrating), files.classes, files.labels_N)
+    write_model_card(
+        out, tested, testing.labels_N, calibration,
+        missing=missing,
+        pixels=(lambda index: prepare_file(testing.paths[index], spec)) if said.pictures else None,
+        intended_use=said.intended_use,
+    )  # fmt: skip
     shutil.rmtree(out / PROGRESS)
 
     for table in prediction_tables(metrics, f"{len(testing):,} test images"):
         console.print(table.as_rich())
-    calibration = next(one for one in calibrations if (one.estimator, one.samples) == ("masks", reported))
     show_guarantees(calibration, tested["masks", reported]["probs_BC"], testing.labels_N)
-    for line in missing_guarantees(calibration, len(calibrating), files.classes, files.labels_N):
+    for line in missing:
         console.print(f"no guarantee for {line}")
     show_novelty(novelty, tested_features_NF, tested["eval", 0]["probs_BC"])
 

@@ -161,4 +161,6 @@ def test_a_network_of_other_images_is_said_to_need_another_way(browser, tmp_path
     ):
         expect(page.get_by_role("alert")).to_contain_text("the network takes 3 x 20 x 24: send its images to /predict")
         page.goto(f"{other.url}/ui/card")
-        expect(page.locator("#facts")).to_contain_text("3 x 20 x 24 pixels to 7 classes, dropout 2 0.2, 6 0.4")
+        page.get_by_text("Model details").click()
+        for words in ("a, b, c, d, e, f, g", "3 x 20 x 24 pixels", "2: p 0.2, 6: p 0.4"):
+            expect(page.get_by_role("cell", name=words)).to_be_visible()
