@@ -14,7 +14,7 @@ from PIL import Image
 from server import ROOT, serve
 
 from model import load_artifact
-from training.adopt.labelled_files import find_images
+from training.adopt.labelled_images import find_images
 from training.calibrate import fit_temperature
 
 GUIDE = (ROOT / "docs" / "your-network.md").read_text()
@@ -72,16 +72,16 @@ def test_calibration_and_test_images_are_different_halves(folder, adopted):
     """Temperatures fitted again to one half, and accuracy counted on the other, are those of the card."""
     artifact = load_artifact(folder / "adopted")
     calibrating, testing = find_images(folder / "images").split(0, 0.5)
-    assert not set(calibrating.paths) & set(testing.paths)
+    assert not set(calibrating.images) & set(testing.images)
 
-    def predicted(paths) -> np.ndarray:
-        pixels_B = np.stack([np.asarray(Image.open(path), np.float32) for path in paths])
+    def predicted(images) -> np.ndarray:
+        pixels_B = np.stack([np.asarray(Image.open(image.path), np.float32) for image in images])
         return artifact.engine.predict(pixels_B[:, None] / 255).astype(np.float64)
 
     (fitted,) = [one for one in artifact.calibrations if one.estimator == "eval"]
-    temperature = fit_temperature(predicted(calibrating.paths), calibrating.labels_N)
+    temperature = fit_temperature(predicted(calibrating.images), calibrating.labels_N)
     assert fitted.temperature == pytest.approx(temperature, rel=1e-3)
-    accuracy = (predicted(testing.paths).argmax(axis=1) == testing.labels_N).mean()
+    accuracy = (predicted(testing.images).argmax(axis=1) == testing.labels_N).mean()
     assert artifact.card["metrics"]["test"]["eval"]["accuracy"] == pytest.approx(accuracy)
 
 

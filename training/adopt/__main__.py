@@ -9,16 +9,18 @@ from typing import Annotated, get_args
 import torch
 import typer
 
+from model import Artifact
 from model.artifact import ArtifactError
 from model.input_spec import Polarity
 from model.network.tracing import CompileError
 from service.inference.errors import ImageError
 from training.adopt.adoption import adopt
+from training.adopt.errors import ImagesError, NetworkError
 from training.adopt.inputs import NORMALIZATIONS, input_spec
-from training.adopt.labelled_files import ImagesError, find_images, read_classes
+from training.adopt.labelled_images import find_images, read_classes
 from training.adopt.model_card import FOLDER as MODEL_CARD
 from training.adopt.model_card import Statements
-from training.adopt.networks import NetworkError, load_network
+from training.adopt.networks import load_network
 from training.report import PAGE
 from training.terminal import console, error_console
 
@@ -26,20 +28,28 @@ Normalize = StrEnum("Normalize", {name: name for name in NORMALIZATIONS})
 Resizing = StrEnum("Resizing", {name: name for name in ("fit", "crop", "stretch")})
 Polarities = StrEnum("Polarities", {name: name for name in get_args(Polarity)})
 
+_OF_INPUT = ("channels", "normalize", "mean", "std", "resize", "crop_fraction", "polarity")
+
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
 
 
 @app.command()
 def main(  # noqa: PLR0913 - one argument an option
+    context: typer.Context,
     network: Annotated[
-        str, typer.Argument(help="package.module:factory, or package.module:network.", metavar="NETWORK")
+        str,
+        typer.Argument(
+            help="package.module:factory, package.module:network, a .pt2 file, or an artifact.", metavar="NETWORK"
+        ),
     ],
     *,
     images: Annotated[
         Path, typer.Option(help="Labelled images: a folder of class folders, files named after classes, or a CSV file.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the artifact.")],
-    size: Annotated[str, typer.Option(help="Sides of the network's input: N, or HEIGHTxWIDTH.")],
+    size: Annotated[
+        str | None, typer.Option(help="Sides of the network's input: N, or HEIGHTxWIDTH; an artifact has its own.")
+    ] = None,
     classes: Annotated[
         Path | None, typer.Option(help="Names of the classes, one a line, in the order of the network's outputs.")
     ] = None,
@@ -58,6 +68,10 @@ def main(  # noqa: PLR0913 - one argument an option
     polarity: Annotated[
         Polarities, typer.Option(help="light-on-dark inverts images with a light border.")
     ] = Polarities["any"],
+    inject_dropout: Annotated[
+        float | None,
+        typer.Option(min=0.01, max=0.99, help="Insert dropout before the last linear layer of a network without any."),
+    ] = None,
     calibration_fraction: Annotated[
         float, typer.Option(min=0.1, max=0.9, help="Part of the images to calibrate with; the others test it.")
     ] = 0.5,
@@ -73,15 +87,24 @@ def main(  # noqa: PLR0913 - one argument an option
     """
     torch.set_num_threads(1)
     try:
-        spec = input_spec(
-            size, channels, normalize.value, mean, std,
-            resize=resize.value, crop_fraction=crop_fraction, polarity=polarity.value,
-        )  # fmt: skip
-        files = find_images(images, None if classes is None else read_classes(classes))
-        module = load_network(network, arguments, weights)
+        found = load_network(network, arguments, weights)
+        if isinstance(found, Artifact):
+            _check_artifact(context, network, out, size)
+        if isinstance(found, Artifact) and size is None:
+            spec = found.input
+        else:
+            spec = input_spec(
+                size, channels, normalize.value, mean, std,
+                resize=resize.value, crop_fraction=crop_fraction, polarity=polarity.value,
+            )  # fmt: skip
+        names = found.classes if isinstance(found, Artifact) else None
+        labelled = find_images(images, names if classes is None else read_classes(classes))
         command = shlex.join(["mcd", "adopt", *sys.argv[1 + (sys.argv[1:2] == ["adopt"]) :]])
-        said = Statements(command, intended_use, pictures)
-        adopt(module, files, spec, out, fraction=calibration_fraction, seed=seed, said=said)
+        adopt(
+            found, labelled, spec, out,
+            fraction=calibration_fraction, seed=seed, inject=inject_dropout,
+            said=Statements(command, intended_use, pictures),
+        )  # fmt: skip
         console.print(f"artifact {out}, model card {out / MODEL_CARD / PAGE}")
         console.print(f"serve it: MCD_MODEL={shlex.quote(str(out.resolve()))} make serve")
     except (NetworkError, ImagesError, CompileError, ArtifactError, ImageError, ValueError, OSError) as error:
@@ -90,6 +113,21 @@ def main(  # noqa: PLR0913 - one argument an option
     except KeyboardInterrupt:
         error_console.print("interrupted: the same command goes on", style="bold red")
         raise typer.Exit(130) from None
+
+
+def _check_artifact(context: typer.Context, network: str, out: Path, size: str | None) -> None:
+    """Refuse options that an artifact leaves no effect, and its own folder for the result."""
+    if out.resolve() == Path(network).resolve():
+        raise NetworkError(f"--out {out} is the folder of the artifact itself: give another")
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in _OF_INPUT
+        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
+    ]
+    if given and size is None:
+        raise NetworkError(
+            f"an artifact has its own input specification: leave out {', '.join(given)}, or give --size for another"
+        )
 
 
 if __name__ == "__main__":

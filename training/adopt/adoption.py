@@ -12,16 +12,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from model import save_compiled
+from model import Artifact, save_compiled
 from model.calibration import SAMPLES, Calibration, find_calibration
 from model.graph import Graph
 from model.input_spec import InputSpec
 from model.moments import MAX_CLASSES, ChainMoments
-from model.network.compile import Compiled, compile_to_files
+from model.network.compile import Compiled
 from model.network.moments import sobol_points
+from training.adopt.compiling import compile_source
+from training.adopt.errors import ImagesError
 from training.adopt.guarantees import missing_guarantees
-from training.adopt.inputs import prepare_file
-from training.adopt.labelled_files import ImagesError, LabelledFiles
+from training.adopt.inputs import prepare_image
+from training.adopt.labelled_images import LabelledImages
 from training.adopt.model_card import Statements, write_model_card
 from training.adopt.printing import show_guarantees, show_network, show_novelty, show_progress
 from training.adopt.scores import SEED, measure_images
@@ -40,14 +42,15 @@ _TYPICAL_SAMPLES = 100
 _SECONDS = 600.0  # that the masks of all images may take; more samples than that allows are not calibrated
 
 
-def adopt(
-    module: torch.nn.Module,
-    files: LabelledFiles,
+def adopt(  # noqa: PLR0913 - one argument an option
+    network: torch.nn.Module | Artifact,
+    labelled: LabelledImages,
     spec: InputSpec,
     out: Path,
     *,
     fraction: float,
     seed: int,
+    inject: float | None,
     said: Statements,
 ) -> None:
     """Compile a network, measure it on labelled images, calibrate it, and write the artifact; print what is found.
@@ -55,33 +58,37 @@ def adopt(
     What was measured is kept in `out`/progress until the artifact is written.
 
     Args:
-        module: from images (B, C, H, W) to logits (B, K).
-        files: labelled images, 20 or more, of K classes.
+        network: a module from images (B, C, H, W) to logits (B, K), or an artifact to calibrate again.
+        labelled: images, 20 or more, of K classes.
         spec: what the network takes.
         out: folder of the artifact; created if missing.
         fraction: of the images to calibrate with; the others test the guarantees.
         seed: of the split.
+        inject: probability of the dropout to insert into a network that has none; None to insert none.
         said: for the card.
 
     Raises:
         ImagesError: too few images, or another number of classes than the network has.
-        CompileError: the network can't be compiled.
+        CompileError, NetworkError, ArtifactError: the network can't be compiled.
         ImageError: a file is not an image.
     """
-    if len(files) < _LEAST_IMAGES:
-        raise ImagesError(f"{len(files)} images are too few to calibrate and to test: give {_LEAST_IMAGES} or more")
-    example = prepare_file(files.paths[0], spec)
-    compiled = compile_to_files(module, spec.normalize(example[None]))
-    _check_classes(compiled, files)
+    if len(labelled) < _LEAST_IMAGES:
+        raise ImagesError(f"{len(labelled)} images are too few to calibrate and to test: give {_LEAST_IMAGES} or more")
+    example = prepare_image(labelled.images[0], spec)
+    source = compile_source(network, spec.normalize(example[None]), inject)
+    compiled = source.compiled
+    _check_classes(compiled, labelled)
     engine = compiled.graph()
     seconds = _time(engine, spec.normalize(example[None]))
     out.mkdir(parents=True, exist_ok=True)
     Image.fromarray(example).save(out / EXAMPLE)
     show_network(compiled, seconds)
-    console.print(f"{files.paths[0].name} as the network sees it: {out / EXAMPLE}")
+    if injected := source.entries.get("injected_dropout"):
+        console.print(f"dropout of p {injected['p']:g} inserted before {injected['before'] or 'the network'}")
+    console.print(f"{labelled.images[0].name} as the network sees it: {out / EXAMPLE}")
 
-    parts = files.split(seed, fraction)
-    samples = _affordable(seconds, len(files))
+    parts = labelled.split(seed, fraction)
+    samples = _affordable(seconds, len(labelled))
     (calibrated, features_NF), (tested, tested_features_NF) = _measure(compiled, engine, parts, spec, samples, out)
     calibrating, testing = parts
     calibrations = [
@@ -92,25 +99,24 @@ def adopt(
     reported = max(count for count in samples if count <= _TYPICAL_SAMPLES)
     metrics = _metrics(tested, testing.labels_N, reported, calibrations)
     card = {
-        "classes": list(files.classes),
+        "classes": list(labelled.classes),
         "command": said.command,
         "recipe": {"name": "adopted"},
         "seed": seed,
         "data": {
-            "images": len(files),
+            "images": len(labelled),
             "split": {"calibration": len(calibrating), "test": len(testing), "fraction": fraction},
         },
-        "compiled": {"difference": compiled.difference, "shared": compiled.spec.shared},
         "metrics": {"test": metrics},
         "versions": software_versions(),
-    }
+    } | source.entries
     save_compiled(out, compiled, card, input_spec=spec, calibrations=calibrations, novelty=novelty)
     calibration = next(one for one in calibrations if (one.estimator, one.samples) == ("masks", reported))
-    missing = missing_guarantees(calibration, len(calibrating), files.classes, files.labels_N)
+    missing = missing_guarantees(calibration, len(calibrating), labelled.classes, labelled.labels_N)
     write_model_card(
         out, tested, testing.labels_N, calibration,
         missing=missing,
-        pixels=(lambda index: prepare_file(testing.paths[index], spec)) if said.pictures else None,
+        pixels=(lambda index: prepare_image(testing.images[index], spec)) if said.pictures else None,
         intended_use=said.intended_use,
     )  # fmt: skip
     shutil.rmtree(out / PROGRESS)
@@ -123,10 +129,10 @@ def adopt(
     show_novelty(novelty, tested_features_NF, tested["eval", 0]["probs_BC"])
 
 
-def _check_classes(compiled: Compiled, files: LabelledFiles) -> None:
-    if compiled.spec.classes != len(files.classes):
+def _check_classes(compiled: Compiled, labelled: LabelledImages) -> None:
+    if compiled.spec.classes != len(labelled.classes):
         raise ImagesError(
-            f"the network has {compiled.spec.classes} outputs, but there are {len(files.classes)} classes: "
+            f"the network has {compiled.spec.classes} outputs, but there are {len(labelled.classes)} classes: "
             "name all of them with --classes, in the order of the network's outputs"
         )
 
@@ -134,7 +140,7 @@ def _check_classes(compiled: Compiled, files: LabelledFiles) -> None:
 def _measure(
     compiled: Compiled,
     engine: Graph,
-    parts: Sequence[LabelledFiles],
+    parts: Sequence[LabelledImages],
     spec: InputSpec,
     samples: Sequence[int],
     out: Path,
@@ -144,8 +150,8 @@ def _measure(
     return [
         measure_images(
             engine,
-            part.paths,
-            lambda path: spec.normalize(prepare_file(path, spec)[None]),
+            part.images,
+            lambda image: spec.normalize(prepare_image(image, spec)[None]),
             samples=samples,
             moments=moments,
             folder=out / PROGRESS / _identity(compiled, spec),

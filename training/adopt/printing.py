@@ -1,5 +1,6 @@
 """What the command prints of an adopted network."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -33,9 +34,10 @@ def show_network(compiled: Compiled, seconds: Mapping[int, float]) -> None:
         table.add_row(site.name or "the network itself", f"{site.p:g}", " x ".join(map(str, site.shape)))
     console.print(table)
     console.print(f"{compiled.spec.shared:.1%} of a forward pass is done once for all masks")
-    console.print(
-        f"largest difference from torch {compiled.difference:.1g} of the largest logit, eval mode and 32 masks"
-    )
+    if not math.isnan(compiled.difference):  # of an artifact's graph
+        console.print(
+            f"largest difference from torch {compiled.difference:.1g} of the largest logit, eval mode and 32 masks"
+        )
     times = ", ".join(f"{count} masks {1000 * value:.3g} ms" for count, value in seconds.items() if count)
     console.print(f"one image on one core: eval mode {1000 * seconds[0]:.3g} ms, {times}")
 

@@ -1,4 +1,4 @@
-"""Labelled image files: a folder of class folders, a folder of files that are named after classes, or a table."""
+"""Labelled images: a folder of class folders, a folder of files named after classes, a table, or arrays."""
 
 import csv
 from collections import Counter
@@ -8,38 +8,36 @@ from pathlib import Path
 
 import numpy as np
 
+from training.adopt.errors import ImagesError
+from training.adopt.stored_images import ImageFile, StoredImage
 from training.adopt.wording import first_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-class ImagesError(ValueError):
-    """Images or class names that can't be used; one line that says what to do."""
-
-
 @dataclass(frozen=True)
-class LabelledFiles:
-    """Image files with their classes.
+class LabelledImages:
+    """Images with their classes.
 
     Attributes:
-        paths: the files, N of them.
+        images: N of them, where they are stored.
         labels_N: index of the class of each, int64.
         classes: names of the classes, in the order of the network's outputs.
     """
 
-    paths: tuple[Path, ...]
+    images: tuple[StoredImage, ...]
     labels_N: np.ndarray
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
         """The number of images."""
-        return len(self.paths)
+        return len(self.images)
 
-    def select(self, indices: Sequence[int] | np.ndarray) -> "LabelledFiles":
+    def select(self, indices: Sequence[int] | np.ndarray) -> "LabelledImages":
         """Some of the images."""
-        return LabelledFiles(tuple(self.paths[index] for index in indices), self.labels_N[indices], self.classes)
+        return LabelledImages(tuple(self.images[index] for index in indices), self.labels_N[indices], self.classes)
 
-    def split(self, seed: int, fraction: float) -> tuple["LabelledFiles", "LabelledFiles"]:
+    def split(self, seed: int, fraction: float) -> tuple["LabelledImages", "LabelledImages"]:
         """Split at random into a part for calibration and one for testing.
 
         Each class gives the same fraction of its images, as far as whole images allow.
@@ -79,7 +77,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return names
 
 
-def find_images(source: Path, classes: Sequence[str] | None = None) -> LabelledFiles:
+def find_images(source: Path, classes: Sequence[str] | None = None) -> LabelledImages:
     """Find labelled images.
 
     Args:
@@ -111,8 +109,8 @@ def find_images(source: Path, classes: Sequence[str] | None = None) -> LabelledF
             "--classes must name them as the images do, in the order of the network's outputs"
         )
     index = {name: place for place, name in enumerate(classes)}
-    return LabelledFiles(
-        tuple(path for path, _ in named), np.array([index[name] for _, name in named], np.int64), classes
+    return LabelledImages(
+        tuple(ImageFile(path) for path, _ in named), np.array([index[name] for _, name in named], np.int64), classes
     )
 
 
