@@ -43,6 +43,8 @@ POINTS = "quadrature.safetensors"
 CHAIN = "chain.safetensors"
 FAILURES = "failures.png"
 FILES = (CARD, MAIN, PREFIX, WEIGHTS, NOVELTY, POINTS, CHAIN, FAILURES)
+# Entries of the card, with the hashes of their files, that decide answers.
+_DECIDING = ("graph", "classes", "input", "calibrations", "novelty", "quadrature", "chain")
 _KNOWN_MASKS = 3
 _KNOWN_TOLERANCE = 1e-3  # of an answer, relative to the largest logit: kernels differ between processors
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -93,10 +95,18 @@ class Artifact:
         """Names of the classes, in the order of the network's outputs."""
         return tuple(self.card["classes"])
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Hexadecimal SHA-256 digest of the weights, or of the graph of other networks; it identifies the model."""
-        return str(self.card["weights" if "weights" in self.card else "graph"]["sha256"])
+        """Hexadecimal SHA-256 digest that identifies the model.
+
+        Of a network of ours, it is that of the weights. Of others, it is that of all in the card that decides answers:
+        the same network with another calibration, input specification or order of classes is another model.
+        """
+        if "weights" in self.card:
+            return str(self.card["weights"]["sha256"])
+        deciding = {name: self.card[name] for name in _DECIDING if name in self.card}
+        deciding["graph"] = {name: value for name, value in self.card["graph"].items() if name != "known_answers"}
+        return _sha256(json.dumps(deciding, sort_keys=True).encode())
 
     @cached_property
     def input(self) -> InputSpec:

@@ -27,7 +27,9 @@ from model import (
     save_compiled,
 )
 from model.artifact import CARD, POINTS, WEIGHTS, write_atomically
+from model.calibration import COVERAGES, RISKS, Calibration
 from model.graph import MAIN, PREFIX
+from model.input_spec import InputSpec
 from model.network import compile_to_files
 
 CONFIG = MLPConfig(image=(1, 4, 4), hidden=(6, 5), dropout=(0.1, 0.3), classes=3)
@@ -460,11 +462,30 @@ def test_a_compiled_network_of_any_architecture_is_saved(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([CARD, *compiled.files])
     assert PREFIX in compiled.files
     assert (artifact.classes, artifact.card["seed"]) == (("cat", "dog"), 1)
-    assert artifact.sha256 == hashlib.sha256(compiled.files[MAIN]).hexdigest()
     assert np.array_equal(artifact.engine.sample(images_B, 20), compiled.graph().sample(images_B, 20))
     assert artifact.chain is artifact.moments is None
     with pytest.raises(ArtifactError, match="a graph only"):
         artifact.network  # noqa: B018 - raises
+
+
+def test_all_that_decides_answers_identifies_a_compiled_network(tmp_path):
+    compiled = compile_to_files(nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(12, 2)), torch.rand(3, 2, 2))
+    spec = InputSpec(channels=3, height=2, width=2, mean=(0.0,) * 3, std=(1.0,) * 3, resize="crop")
+    scores, confidences = dict.fromkeys(("lac", "aps"), dict.fromkeys(COVERAGES, 0.5)), dict.fromkeys(RISKS, 0.9)
+    fitted = {"estimator": "masks", "samples": 10, "set_scores": scores, "confidences": confidences, "reference": {}}
+
+    def identity(classes: str = "ab", temperature: float = 1, *, input_spec: InputSpec = spec, seed: int = 1) -> str:
+        save_compiled(
+            tmp_path, compiled, {"classes": list(classes), "seed": seed}, input_spec=input_spec,
+            calibrations=[Calibration(temperature=temperature, **fitted)],
+        )  # fmt: skip
+        return load_artifact(tmp_path).sha256
+
+    found = identity()
+    assert re.fullmatch("[0-9a-f]{64}", found)
+    assert identity(seed=2) == found
+    others = {identity("ba"), identity(temperature=2), identity(input_spec=replace(spec, resize="fit"))}
+    assert len(others | {found}) == 4
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
