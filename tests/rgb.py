@@ -10,6 +10,7 @@ from model import save_compiled
 from model.input_spec import InputSpec
 from model.network import compile_to_files
 from training.adopt.novelty import fit_feature_novelty
+from training.examples import make_example
 
 SPEC = InputSpec(
     channels=3, height=20, width=24, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), resize="crop", crop_fraction=0.9
@@ -24,11 +25,12 @@ def network() -> nn.Sequential:
 
 
 def save(folder: Path) -> Path:
-    """Without calibration; the novelty score is fitted to images of noise."""
+    """Without calibration; the novelty score is fitted to images of noise, of which three are examples."""
     compiled = compile_to_files(network(), np.ones((1, *SPEC.shape), np.float32))
     noise_B = np.random.default_rng(53).integers(0, 256, (150, *SPEC.pixel_shape), np.uint8)
     probs_BC, features_BF = compiled.graph().predict_with_features(SPEC.normalize(noise_B))
     novelty = fit_feature_novelty(features_BF, probs_BC, seed=0)
     card = {"classes": list(CLASSES), "recipe": {"name": "rgb"}}
-    save_compiled(folder, compiled, card, input_spec=SPEC, novelty=novelty)
+    examples = [make_example(name, pixels) for name, pixels in zip("gce", noise_B, strict=False)]
+    save_compiled(folder, compiled, card, input_spec=SPEC, novelty=novelty, examples=examples)
     return folder

@@ -3,6 +3,7 @@
 import io
 import json
 import shlex
+import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -16,9 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from model import save_artifact
 from model.artifact import CARD, NOVELTY, WEIGHTS, write_atomically
+from model.examples import Example
 from training.calibrate import fit_calibrations
-from training.data import CLASSES, FILES, DataError, FashionMNIST, Splits, load_fashion_mnist, split_data
+from training.data import CLASSES, FILES, DataError, FashionMNIST, Images, Splits, load_fashion_mnist, split_data
 from training.estimates import estimate
+from training.examples import make_example
 from training.fit import Epoch, Fit
 from training.measure import measure
 from training.novelty import fit_novelty
@@ -222,6 +225,7 @@ def _write_results(run: Run, fit: Fit, splits: Splits, data_set: FashionMNIST, *
         _card(run, fit, splits, metrics),
         calibrations=calibrations,
         novelty=novelty,
+        examples=_examples(data_set.test),
     )
     for name, rows in metrics.items():
         for table in prediction_tables(rows, f"{len(evaluation_images[name]):,} {name} images"):
@@ -230,6 +234,12 @@ def _write_results(run: Run, fit: Fit, splits: Splits, data_set: FashionMNIST, *
     console.print(f"serve it: MCD_MODEL={shlex.quote(str(folder.resolve()))} make serve")
     if publish:
         console.print(f"in the BentoML model store: MCD_MODEL=bentoml:{_publish(folder, run)} make serve")
+
+
+def _examples(test: Images) -> list[Example]:
+    """The first image of each class, in the order of the data set."""
+    labels = test.labels_B.tolist()
+    return [make_example(CLASSES[label], test.images_B[labels.index(label)].numpy()) for label in dict.fromkeys(labels)]
 
 
 def _card(run: Run, fit: Fit, splits: Splits, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -260,8 +270,7 @@ def _publish(folder: Path, run: Run) -> str:
     import bentoml  # noqa: PLC0415 - slow to import, and only wanted here
 
     with bentoml.models.create("mcd", labels={"recipe": run.name, "seed": str(run.seed)}) as stored:
-        for file in folder.iterdir():
-            Path(stored.path_of(file.name)).write_bytes(file.read_bytes())
+        shutil.copytree(folder, stored.path, dirs_exist_ok=True)
     return str(stored.tag)
 
 

@@ -48,7 +48,7 @@ def route_table(
         prediction_log: recent predictions, to which feedback can refer.
         settings: limits and keys.
     """
-    bodies, documents, files = BodyReader(settings), Documents(model, settings), PageFiles()
+    bodies, documents, files = BodyReader(settings), Documents(model, settings), PageFiles(model)
     predictions = PredictionEndpoints(model, bodies, settings)
     feedback = FeedbackEndpoint(model, bodies, prediction_log, metrics, settings)
     reload = ReloadEndpoint(model, bodies)

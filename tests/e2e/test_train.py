@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 import training.train
 from model import MLPConfig, load_artifact
 from model.artifact import CARD, NOVELTY, POINTS, WEIGHTS
+from model.examples import FOLDER, file_name
 from model.graph import MAIN
 from training.data import CLASSES, FILES, FashionMNIST, Images
 from training.fit import Fit
@@ -294,7 +295,7 @@ def test_checkpoint_and_log_are_replaced_whole(runs: Runs) -> None:
 
 def test_nothing_else_is_left_in_the_folder(runs: Runs) -> None:
     files = {"checkpoint.pt", "log.jsonl", "curves.png"} | {
-        f"artifact/{name}" for name in (MAIN, POINTS, WEIGHTS, CARD)
+        f"artifact/{name}" for name in (MAIN, POINTS, WEIGHTS, CARD, *map(file_name, range(10)))
     }
     assert {path.as_posix() for path in contents(runs.whole.out)} == files
 
@@ -466,7 +467,7 @@ def test_overwrite_starts_again(small: None, tmp_path: Path) -> None:
 
 
 def test_overwrite_leaves_nothing_of_the_old_run(small: None, tmp_path: Path) -> None:
-    calibrated = {MAIN, POINTS, WEIGHTS, CARD, NOVELTY}
+    calibrated = {MAIN, POINTS, WEIGHTS, CARD, NOVELTY, FOLDER}
     for options, files in (((), calibrated), (("--validate",), calibrated - {NOVELTY})):
         done = invoke("--out", tmp_path / "run", "--device", "cpu", "--overwrite", *options)
         assert done.exit_code == 0, done.output

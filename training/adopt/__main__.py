@@ -29,6 +29,7 @@ from model.network.moments import sobol_points
 from model.network.tracing import CompileError
 from model.novelty import FeatureNovelty
 from service.inference.errors import ImageError
+from training.adopt.examples import choose_examples
 from training.adopt.guarantees import check_guarantees, missing_guarantees
 from training.adopt.inputs import NORMALIZATIONS, input_spec, prepare_file
 from training.adopt.labelled_files import ImagesError, LabelledFiles, find_images, read_classes
@@ -154,7 +155,8 @@ def _adopt(
     novelty = fit_feature_novelty(features_NF, calibrated["eval", 0]["probs_BC"], seed)
     metrics = _metrics(tested, testing.labels_N, samples, calibrations)
     card = _card(files, calibrating, testing, fraction, seed, compiled, metrics)
-    save_compiled(out, compiled, card, input_spec=spec, calibrations=calibrations, novelty=novelty)
+    examples = choose_examples(testing, prepare, seed)
+    save_compiled(out, compiled, card, input_spec=spec, calibrations=calibrations, novelty=novelty, examples=examples)
     for table in prediction_tables(metrics, f"{len(testing):,} test images"):
         console.print(table.as_rich())
     _show_guarantees(calibrations, tested, files, calibrating, testing, samples)
