@@ -119,7 +119,7 @@ ensemble: $(FOR_TRAINING)
 	for seed in $(SEEDS); do \
 		$(BIN)/python -m training.train --recipe default --seed $$seed --no-novelty --out runs/seed-$$seed --resume \
 			&& mkdir -p training/ensemble/seed-$$seed \
-			&& cp runs/seed-$$seed/artifact/* training/ensemble/seed-$$seed/ || exit 1; \
+			&& cp -r runs/seed-$$seed/artifact/* training/ensemble/seed-$$seed/ || exit 1; \
 	done
 
 # Scores what IN names: a folder, a pattern, Parquet, npy or IDX (docs/bulk.md).

@@ -121,7 +121,7 @@ def _first_view(browser: Browser, url: str) -> int:
     page.locator("#rotation-figure svg").wait_for()
     total = 0
     for one in responses:
-        if one.request.method == "GET" and "/images/" not in one.url:
+        if one.request.method == "GET" and "/examples/" not in one.url:
             sizes = one.request.sizes()
             total += sizes["responseBodySize"] + sizes["responseHeadersSize"]
     page.close()

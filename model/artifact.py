@@ -2,8 +2,9 @@
 
 Format 2 has the compiled network, `network.onnx` and for some networks `prefix.onnx`; what moment propagation needs, if
 the network allows it, `quadrature.safetensors` and, for networks of others, `chain.safetensors`; `novelty.safetensors`
-if it was fitted; `failures.png`, pictures of known failures, if some were recorded; and `weights.safetensors`
-of a network of ours, for further training. Format 1 had weights only; its graph is compiled when it is first used.
+if it was fitted; `failures.png`, pictures of known failures, if some were recorded; up to ten example images,
+`examples/0.png` and so on; and `weights.safetensors` of a network of ours, for further training. Format 1 had weights
+only; its graph is compiled when it is first used.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 
 from model.calibration import Calibration
 from model.chain import Chain, run
+from model.examples import FOLDER, MAX_EXAMPLES, Example, check_entries, check_files, file_name, max_bytes
 from model.graph import MAIN, PREFIX, Graph, GraphSpec
 from model.input_spec import FASHION_MNIST, InputSpec
 from model.mlp import MLPConfig
@@ -73,6 +75,7 @@ class Artifact:
         tail: the layers from `Graph.units` to the logits of a network of others; None if they are not a chain, and for
             networks of ours, see `chain`.
         failures: PNG file with the pictures of the known failures that the card names; None if it names none.
+        examples: example images, in the order in which they are shown.
     """
 
     card: dict[str, Any]
@@ -85,6 +88,7 @@ class Artifact:
     points: np.ndarray | None = None
     tail: Chain | None = None
     failures: bytes | None = None
+    examples: tuple[Example, ...] = ()
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
         """Pickle or copy the fields; everything else is derived from them."""
@@ -218,6 +222,7 @@ def load_artifact(path: str | os.PathLike[str] | None = None) -> Artifact:
         points=points,
         tail=None if spec is None or config is not None else _read_tail(folder, card, spec),
         failures=_read_failures(folder, card),
+        examples=_read_examples(folder, card),
     )
     if spec is not None:
         _check_known_answer(folder, artifact)
@@ -232,6 +237,7 @@ def save_artifact(
     *,
     calibrations: Sequence[Calibration] = (),
     novelty: Novelty | FeatureNovelty | None = None,
+    examples: Sequence[Example] = (),
 ) -> dict[str, Any]:
     """Compile a network of `build_mlp(config)` and write it with its card; each file is written atomically.
 
@@ -244,12 +250,14 @@ def save_artifact(
         card: further entries of the card; must contain `classes`.
         calibrations: calibrations of the network's estimators.
         novelty: novelty model fitted to the network.
+        examples: images to show, ten at most.
 
     Returns:
         The card as written, with format, architecture, hashes, calibrations and novelty thresholds added.
 
     Raises:
-        ArtifactError: the network has another architecture, or the number of class names is not that of its outputs.
+        ArtifactError: the network has another architecture, the number of class names is not that of its outputs, or
+            an example has another size.
     """
     weights = {
         name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in network.state_dict().items()
@@ -273,7 +281,7 @@ def save_artifact(
         if config.classes <= MAX_CLASSES:
             files[POINTS] = safetensors.numpy.save({"points": sobol_points(config.classes)})
             computed["quadrature"] = _file_entry(POINTS, files)
-    return _write(folder, card, computed, files, calibrations, novelty)
+    return _write(folder, card, computed, files, calibrations, novelty, examples)
 
 
 def save_compiled(
@@ -284,6 +292,7 @@ def save_compiled(
     input_spec: InputSpec | None = None,
     calibrations: Sequence[Calibration] = (),
     novelty: Novelty | FeatureNovelty | None = None,
+    examples: Sequence[Example] = (),
 ) -> dict[str, Any]:
     """Write a compiled network of any architecture with its card; as `save_artifact` does.
 
@@ -294,12 +303,13 @@ def save_compiled(
         input_spec: what the network takes.
         calibrations: calibrations of the network's estimators.
         novelty: novelty model fitted to the network.
+        examples: images to show, ten at most.
 
     Returns:
         The card as written.
 
     Raises:
-        ArtifactError: the number of class names is not that of the network's outputs.
+        ArtifactError: the number of class names is not that of the network's outputs, or an example has another size.
     """
     _check_classes(folder / CARD, card, compiled.spec.classes)
     files = dict(compiled.files)
@@ -318,7 +328,7 @@ def save_compiled(
             "quadrature": _file_entry(POINTS, files),
             "chain": _file_entry(CHAIN, files) | compiled.chain.to_json(),
         }
-    return _write(folder, card, computed, files, calibrations, novelty)
+    return _write(folder, card, computed, files, calibrations, novelty, examples)
 
 
 def add_to_card(
@@ -356,19 +366,27 @@ def _write(
     files: dict[str, bytes],
     calibrations: Sequence[Calibration],
     novelty: Novelty | FeatureNovelty | None,
+    examples: Sequence[Example],
 ) -> dict[str, Any]:
     """Write files and card, and return the card; computed entries come first and can't be overridden."""
     fitted: dict[str, Any] = {"calibrations": [calibration.to_json() for calibration in calibrations]}
     if novelty is not None:
         files[NOVELTY] = safetensors.numpy.save(novelty.arrays())
         fitted["novelty"] = _file_entry(NOVELTY, files) | novelty.to_json()
-    full_card = computed | dict(card) | computed | fitted
-    folder.mkdir(parents=True, exist_ok=True)
+    if examples:
+        files |= {file_name(place): example.content for place, example in enumerate(examples)}
+        fitted["examples"] = [
+            _file_entry(file_name(place), files) | {"name": example.name} for place, example in enumerate(examples)
+        ]
+    given = {name: value for name, value in card.items() if name != "examples"}
+    full_card = computed | given | computed | fitted
+    _check_examples(folder / CARD, full_card, examples)
+    (folder / FOLDER if examples else folder).mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomically(folder / name, content)
     write_atomically(folder / CARD, _as_json(full_card))
     kept = {FAILURES} if "failures" in full_card else set()
-    for name in set(FILES) - {CARD} - files.keys() - kept:
+    for name in {*FILES, *map(file_name, range(MAX_EXAMPLES))} - {CARD} - files.keys() - kept:
         (folder / name).unlink(missing_ok=True)  # left by an older artifact
     return full_card
 
@@ -577,6 +595,34 @@ def _is_failure(kind: object) -> bool:
         return False
     captions = kind.get("images")
     return isinstance(captions, list) and all(isinstance(caption, str) for caption in captions)
+
+
+def _read_examples(folder: Path, card: Mapping[str, Any]) -> tuple[Example, ...]:
+    _check_examples(folder / CARD, card, ())
+    entries = card.get("examples", [])
+    limit = max_bytes(_input_of(card))
+    examples = tuple(Example(one["name"], _read_small(folder / one["file"], one["sha256"], limit)) for one in entries)
+    _check_examples(folder / CARD, card, examples)
+    return examples
+
+
+def _read_small(path: Path, expected: str, limit: int) -> bytes:
+    """Read a file of at most so many bytes."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise ArtifactError(f"{path}: expected a readable file, got {error.strerror or error}") from error
+    if size > limit:
+        raise ArtifactError(f"{path}: expected at most {limit} bytes, got {size}")
+    return _read_verified(path, expected)
+
+
+def _check_examples(path: Path, card: Mapping[str, Any], examples: Sequence[Example]) -> None:
+    try:
+        check_entries(card.get("examples", []))
+        check_files(examples, _input_of(card))
+    except ValueError as error:
+        raise ArtifactError(f"{path}: examples: {error}") from error
 
 
 def _read_card(path: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from scipy.special import softmax
 
 from model import Artifact, entropy
 from model.chain import run
+from model.examples import file_name
 from model.input_spec import FASHION_MNIST
 from service.inference.decision import Decision, DecisionOptions, DecisionPolicy, Decisions
 from service.inference.decoding import decode_all
@@ -117,6 +118,9 @@ class Pipeline:
         self.model, self.classes = artifact.sha256, artifact.classes
         self.card = {name: value for name, value in artifact.card.items() if name != "calibrations"}  # large tables
         self.failures = artifact.failures
+        if artifact.moments_unavailable is not None:
+            self.card["chain"] = {"unavailable": artifact.moments_unavailable}
+        self.examples = {file_name(place): example.content for place, example in enumerate(artifact.examples)}
         self.recipe = str(artifact.card.get("recipe", {}).get("name", ""))
         self.reference = Reference(artifact)
         self.limits = limits

@@ -10,6 +10,7 @@ from model import save_compiled, summarize
 from model.input_spec import InputSpec
 from model.network import compile_to_files
 from training.calibrate import fit_calibration
+from training.examples import make_example
 from training.feature_novelty import fit_feature_novelty
 
 SPEC = InputSpec(
@@ -49,8 +50,10 @@ def save(folder: Path) -> Path:
         "data": {"split": {"calibration": _IMAGES}},
         "metrics": {"test": {mode: {"accuracy": 1 - _WRONG / _IMAGES} for mode in ("eval", "mc")}},
     }
+    pixels_B = np.random.default_rng(53).integers(0, 256, (3, *SPEC.pixel_shape), np.uint8)
     save_compiled(
         folder, compiled, card, input_spec=SPEC, novelty=fit_feature_novelty(features_BF, probs_BC, seed=0),
+        examples=[make_example(name, pixels) for name, pixels in zip("gce", pixels_B, strict=True)],
         calibrations=[
             fit_calibration(probs, information, labels_B, estimator=estimator, samples=samples)
             for estimator, samples, probs, information in found

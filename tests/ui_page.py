@@ -1,11 +1,11 @@
 """The page under /ui in a browser, as tests use and read it."""
 
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
+import numpy as np
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 from server import ROOT
 
@@ -14,11 +14,12 @@ from model import load_artifact
 
 WEB = ROOT / "service" / "web"
 CLASSES = load_artifact().classes
+_EXAMPLES = {example.name: example.content for example in load_artifact().examples}
 _WAIT_MS = 20_000
 
 
 def gallery_file(name: str) -> bytes:
-    return (WEB / "images" / f"{re.sub('[ /]', '-', name)}.png").read_bytes()
+    return _EXAMPLES[name]
 
 
 @contextmanager
@@ -146,3 +147,14 @@ def shown_pixels(page: Page) -> list[list[int]]:
           return [...Array(28).keys()].map((y) => [...Array(28).keys()].map((x) => data[4 * (28 * y + x)]));
         }"""
     )
+
+
+def shown_colours(page: Page) -> np.ndarray:
+    """The pixels on the canvas, in colour and of any size, (H, W, 3)."""
+    height, width, values = page.locator("#network-input").evaluate(
+        """(canvas) => {
+          const { height, width } = canvas;
+          return [height, width, Array.from(canvas.getContext("2d").getImageData(0, 0, width, height).data)];
+        }"""
+    )
+    return np.array(values, np.uint8).reshape(height, width, 4)[:, :, :3]

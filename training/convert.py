@@ -8,7 +8,7 @@ import typer
 from model.artifact import CARD, ArtifactError, load_artifact, save_artifact
 from training.terminal import console, error_console
 
-_WRITTEN = ("format", "architecture", "weights", "graph", "quadrature", "calibrations", "novelty")
+_WRITTEN = ("format", "architecture", "weights", "graph", "quadrature", "calibrations", "novelty", "examples")
 
 app = typer.Typer(add_completion=False)
 
@@ -27,6 +27,7 @@ def main(folder: Annotated[Path, typer.Argument(help="Folder of the artifact, wh
             {name: value for name, value in artifact.card.items() if name not in _WRITTEN},
             calibrations=artifact.calibrations,
             novelty=artifact.novelty,
+            examples=artifact.examples,
         )
     except (ArtifactError, OSError) as error:
         error_console.print(f"error: {error}", style="bold red")

@@ -3,6 +3,7 @@
 import io
 import json
 import shlex
+import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -15,16 +16,18 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from model import Calibration, MLPConfig, load_artifact, save_artifact, save_compiled
+from model import MLPConfig, load_artifact, save_artifact, save_compiled
 from model.artifact import FILES as FILES_OF_ARTIFACT
 from model.artifact import write_atomically
+from model.examples import Example
 from model.input_spec import FASHION_MNIST
 from model.network import compile_to_files
 from model.novelty import FeatureNovelty, Novelty
 from training.calibrate import fit_calibrations
 from training.cnn import CNNConfig
-from training.data import CLASSES, FILES, DataError, FashionMNIST, Splits, load_fashion_mnist, split_data
+from training.data import CLASSES, FILES, DataError, FashionMNIST, Images, Splits, load_fashion_mnist, split_data
 from training.estimates import Estimators, estimate
+from training.examples import make_example
 from training.failures import fashion_failures, record_failures
 from training.feature_novelty import fit_feature_novelty
 from training.fit import Epoch, Fit
@@ -233,7 +236,7 @@ def _write_results(run: Run, fit: Fit, splits: Splits, data_set: FashionMNIST, *
     }
     folder = run.out / ARTIFACT
     card = _card(run, fit, splits, len(evaluation_images.get("test", ())), metrics)
-    trained.save(folder, card, calibrations, novelty)
+    trained.save(folder, card, calibrations=calibrations, novelty=novelty, examples=_examples(data_set.test))
     if "test" in estimates:
         failures = fashion_failures(load_artifact(folder), data_set.test, estimates["test"], console=console)
         record_failures(folder, failures)
@@ -269,25 +272,19 @@ class _Trained:
         probs_BC, features_BF = self._compiled.graph().predict_with_features(inputs_B)
         return fit_feature_novelty(features_BF, probs_BC, seed=0)
 
-    def save(
-        self,
-        folder: Path,
-        card: dict[str, Any],
-        calibrations: list[Calibration],
-        novelty: Novelty | FeatureNovelty | None,
-    ) -> None:
-        """Write the artifact."""
+    def save(self, folder: Path, card: dict[str, Any], **fitted: Any) -> None:
+        """Write the artifact; `fitted` are the keyword arguments of `save_artifact`."""
         if isinstance(self._config, MLPConfig):
-            save_artifact(folder, self._network, self._config, card, calibrations=calibrations, novelty=novelty)
+            save_artifact(folder, self._network, self._config, card, **fitted)
         else:
-            save_compiled(
-                folder,
-                self._compiled,
-                card | {"layers": asdict(self._config)},
-                input_spec=FASHION_MNIST,
-                calibrations=calibrations,
-                novelty=novelty,
-            )
+            layers = {"layers": asdict(self._config)}
+            save_compiled(folder, self._compiled, card | layers, input_spec=FASHION_MNIST, **fitted)
+
+
+def _examples(test: Images) -> list[Example]:
+    """The first image of each class, in the order of the data set."""
+    labels = test.labels_B.tolist()
+    return [make_example(CLASSES[label], test.images_B[labels.index(label)].numpy()) for label in dict.fromkeys(labels)]
 
 
 def _card(run: Run, fit: Fit, splits: Splits, test_images: int, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -321,8 +318,7 @@ def _publish(folder: Path, run: Run) -> str:
     import bentoml  # noqa: PLC0415 - slow to import, and only wanted here
 
     with bentoml.models.create("mcd", labels={"recipe": run.name, "seed": str(run.seed)}) as stored:
-        for file in folder.iterdir():
-            Path(stored.path_of(file.name)).write_bytes(file.read_bytes())
+        shutil.copytree(folder, stored.path, dirs_exist_ok=True)
     return str(stored.tag)
 
 

@@ -49,7 +49,8 @@ def route_table(
         prediction_log: recent predictions, to which feedback can refer.
         settings: limits and keys.
     """
-    bodies, documents, files, card = BodyReader(settings), Documents(model, settings), PageFiles(), CardPage(model)
+    bodies, documents, files = BodyReader(settings), Documents(model, settings), PageFiles(model)
+    card = CardPage(model)
     predictions = PredictionEndpoints(model, bodies, settings)
     feedback = FeedbackEndpoint(model, bodies, prediction_log, metrics, settings)
     reload = ReloadEndpoint(model, bodies)

@@ -19,21 +19,15 @@ export class RequestError extends Error {
   }
 }
 
-/** Call the service and return its JSON. The body is a Blob (any file) or a value that is sent as JSON. */
+/** Call the service and return its JSON. The body is a Blob (an image file) or bytes of an .npy file. */
 export async function requestJson(path, { query = {}, body = null, signal = null } = {}) {
   const url = new URL(path, SERVICE);
   url.search = new URLSearchParams(query);
   const headers = {};
   if (apiKey) headers["X-API-Key"] = apiKey;
-  let content = null;
-  if (body instanceof Blob) {
-    headers["Content-Type"] = "application/octet-stream"; // the service detects the image format
-    content = body;
-  } else if (body) {
-    headers["Content-Type"] = "application/json";
-    content = JSON.stringify(body);
-  }
-  const request = { method: body ? "POST" : "GET", headers, body: content, signal };
+  // The service detects the format of an image file.
+  if (body) headers["Content-Type"] = body instanceof Blob ? "application/octet-stream" : "application/x-npy";
+  const request = { method: body ? "POST" : "GET", headers, body, signal };
   return fetchAndRead(url, request, (response) => response.json());
 }
 
@@ -56,10 +50,11 @@ async function fetchAndRead(url, request, read) {
 
 /** Without a response: a service that is still reachable has closed the connection on a body that is too large. */
 async function connectionError({ body, signal }) {
-  if (!(body instanceof Blob) || body.size < LARGE_BYTES) return new RequestError("offline");
+  const bytes = body?.size ?? body?.byteLength ?? 0;
+  if (bytes < LARGE_BYTES) return new RequestError("offline");
   const isReachable = await fetch(new URL("livez", SERVICE), { signal }).then(() => true, () => false);
   if (!isReachable) return new RequestError("offline");
-  const size = `${(body.size / 2 ** 20).toFixed(0)} MiB`;
+  const size = `${(bytes / 2 ** 20).toFixed(0)} MiB`;
   const detail = `the service closed the connection before all ${size} were sent: the file may be too large`;
   return new RequestError("refused", { title: "Upload failed", detail });
 }

@@ -1,16 +1,18 @@
-// The canvas of 28 x 28 pixels: shows the network's input; the user can draw on it with pointer or keyboard.
+// The canvas: shows the network's input; the user can draw on it with pointer or keyboard if it is small and grey.
 
 import { byId } from "./dom.js";
-import { paint, SIDE } from "./image-changes.js";
+import { paint } from "./image-changes.js";
 
-const PEN_RADIUS = 1.7; // pixels
+const PEN_RADIUS = 1.7 / 28; // of the shorter side
+const MAX_HEIGHT = 24; // rem
 
 export class DrawingCanvas {
   #canvas = byId("network-input");
   #context = this.#canvas.getContext("2d");
-  #pixels = new Uint8ClampedArray(SIDE * SIDE);
+  #shape = null; // {channels, height, width}
+  #pixels = null; // of the drawing
   #lastPoint = null; // of the pointer, while it is down
-  #cursor = [SIDE >> 1, SIDE >> 1];
+  #cursor = null; // [column, row]
 
   /** @param {(pixels) => void} onDraw: called whenever the drawing changes. */
   constructor(onDraw) {
@@ -26,9 +28,20 @@ export class DrawingCanvas {
     byId("clear").addEventListener("click", () => this.clear());
   }
 
+  /** Prepare for images of this shape. */
+  setShape(shape) {
+    const { height, width } = shape;
+    this.#shape = shape;
+    this.#pixels = new Uint8ClampedArray(height * width);
+    this.#cursor = [width >> 1, height >> 1];
+    Object.assign(this.#canvas, { width, height });
+    this.#canvas.parentElement.style.maxWidth = `${(MAX_HEIGHT * width) / height}rem`;
+    Object.assign(byId("cursor").style, { width: `${100 / width}%`, height: `${100 / height}%` });
+  }
+
   /** Show an image with its text alternative. */
   show(pixels, description) {
-    paint(this.#context, pixels);
+    paint(this.#context, pixels, this.#shape);
     this.#canvas.setAttribute("aria-label", description);
   }
 
@@ -73,7 +86,8 @@ export class DrawingCanvas {
 
   #position({ clientX, clientY }) {
     const { left, top, width, height } = this.#canvas.getBoundingClientRect();
-    return [((clientX - left) / width) * SIDE - 0.5, ((clientY - top) / height) * SIDE - 0.5];
+    const { width: columns, height: rows } = this.#shape;
+    return [((clientX - left) / width) * columns - 0.5, ((clientY - top) / height) * rows - 0.5];
   }
 
   #stroke([x, y]) {
@@ -88,10 +102,12 @@ export class DrawingCanvas {
 
   #drawPoint(x, y) {
     const isPen = document.querySelector("input[name=tool]:checked").value === "pen";
-    for (let row = 0; row < SIDE; row += 1) {
-      for (let column = 0; column < SIDE; column += 1) {
-        const ink = 255 * Math.min(Math.max(PEN_RADIUS - Math.hypot(column - x, row - y), 0), 1);
-        const index = row * SIDE + column;
+    const { height, width } = this.#shape;
+    const radius = Math.max(PEN_RADIUS * Math.min(height, width), 1);
+    for (let row = 0; row < height; row += 1) {
+      for (let column = 0; column < width; column += 1) {
+        const ink = 255 * Math.min(Math.max(radius - Math.hypot(column - x, row - y), 0), 1);
+        const index = row * width + column;
         const before = this.#pixels[index];
         this.#pixels[index] = isPen ? Math.max(before, ink) : Math.min(before, 255 - ink);
       }
@@ -103,7 +119,8 @@ export class DrawingCanvas {
     if (!this.isOpen || !(step || event.key === " ")) return;
     event.preventDefault();
     if (step) {
-      this.#cursor = this.#cursor.map((position, axis) => Math.min(Math.max(position + step[axis], 0), SIDE - 1));
+      const ends = [this.#shape.width - 1, this.#shape.height - 1];
+      this.#cursor = this.#cursor.map((position, axis) => Math.min(Math.max(position + step[axis], 0), ends[axis]));
       this.#showCursor();
     } else {
       this.#drawPoint(...this.#cursor);
@@ -115,8 +132,9 @@ export class DrawingCanvas {
   #showCursor() {
     const cursor = byId("cursor");
     cursor.hidden = !(this.isOpen && this.#canvas.matches(":focus-visible"));
-    cursor.style.left = `${(100 * this.#cursor[0]) / SIDE}%`;
-    cursor.style.top = `${(100 * this.#cursor[1]) / SIDE}%`;
+    if (cursor.hidden) return;
+    cursor.style.left = `${(100 * this.#cursor[0]) / this.#shape.width}%`;
+    cursor.style.top = `${(100 * this.#cursor[1]) / this.#shape.height}%`;
   }
 
   #notify() {

@@ -5,38 +5,52 @@ import { capitalize, explainUncertainty, percent } from "./explanations.js";
 
 const [WIDTH, HEIGHT] = [1000, 100]; // of a chart's view box, which is stretched over its cell; dots stay round
 const MIN_MARKED_MEAN = 0.005; // a smaller mean can't be distinguished from the edge
+const [ALL_UP_TO, LISTED_OF_MANY] = [12, 10]; // classes: so many have a row each; of more, the most probable have
 const GOLDEN_RATIO = (Math.sqrt(5) - 1) / 2;
 
-/** The table of class probabilities. */
+/** The table of class probabilities: of all classes in their order, or of the most probable of many. */
 export class ClassTable {
   #rows = [];
 
-  /** @param {string[]} names: of the classes, in the order of the probabilities. */
+  /** @param {string[]} names: of the classes, in the network's order. */
   constructor(names) {
     this.names = names;
-    this.#rows = names.map((name) => createRow(name));
+    this.hasMany = names.length > ALL_UP_TO;
+    this.#rows = Array.from({ length: this.hasMany ? LISTED_OF_MANY : names.length }, createRow);
     byId("classes").tBodies[0].replaceChildren(...this.#rows.map((row) => row.line));
+    byId("classes").classList.toggle("many", this.hasMany);
+    byId("class-title").classList.toggle("visually-hidden", !this.hasMany);
+    byId("class-title").textContent = this.hasMany ? `${LISTED_OF_MANY} of ${names.length} classes` : "Class";
+  }
+
+  /** Parameters of both requests: without dropout all classes are needed, with dropout those that get a row. */
+  get parameters() {
+    if (!this.hasMany) return { withoutDropout: {}, withDropout: {} };
+    return { withoutDropout: { top_k: this.names.length }, withDropout: { top_k: LISTED_OF_MANY } };
   }
 
   /** Show the predictions without and with dropout. */
   show(evalPrediction, dropoutPrediction) {
     const masks = dropoutPrediction.sample_probabilities ?? [];
-    const { mode, uncertainty, prediction_set: set } = dropoutPrediction;
+    const { mode, uncertainty, prediction_set: set, classes: listed = this.names } = dropoutPrediction;
     const deviations = mode === "moments" ? uncertainty.variance.map(Math.sqrt) : null;
     byId("classes").dataset.masks = masks.length > 300 ? "many" : masks.length > 40 ? "some" : "few";
-    this.#rows.forEach((row, classIndex) => {
-      const evalProb = evalPrediction.probabilities[classIndex];
-      const dropoutProb = dropoutPrediction.probabilities[classIndex];
+    this.#rows.forEach((row, place) => {
+      const name = listed[place];
+      const evalProb = evalPrediction.probabilities[this.hasMany ? this.names.indexOf(name) : place];
+      const dropoutProb = dropoutPrediction.probabilities[place];
+      row.name.textContent = capitalize(name);
+      row.name.title = name;
       row.evalNumber.textContent = percent(evalProb);
       row.dropoutNumber.textContent = percent(dropoutProb);
       setAttributes(row.evalBar, { width: WIDTH * evalProb });
       setAttributes(row.dropoutBar, { width: WIDTH * dropoutProb });
-      setAttributes(row.dots, { d: masks.map((probs, mask) => dot(probs[classIndex], mask)).join("") });
-      const mean = masks.reduce((sum, probs) => sum + probs[classIndex], 0) / masks.length;
+      setAttributes(row.dots, { d: masks.map((probs, mask) => dot(probs[place], mask)).join("") });
+      const mean = masks.reduce((sum, probs) => sum + probs[place], 0) / masks.length;
       setAttributes(row.mean, { d: mean >= MIN_MARKED_MEAN ? `M${WIDTH * mean} 12V88` : "" });
-      setAttributes(row.spread, { d: deviations ? whisker(dropoutProb, deviations[classIndex]) : "" });
-      row.line.classList.toggle("member", Boolean(set?.includes(this.names[classIndex])));
-      row.line.classList.toggle("winner", classIndex === dropoutPrediction.class_index);
+      setAttributes(row.spread, { d: deviations ? whisker(dropoutProb, deviations[place]) : "" });
+      row.line.classList.toggle("member", Boolean(set?.includes(name)));
+      row.line.classList.toggle("winner", name === dropoutPrediction.label);
     });
     byId("eval-result").textContent = `${evalPrediction.label}, ${percent(evalPrediction.confidence)}`;
     byId("dropout-result").textContent = `${dropoutPrediction.label}, ${percent(dropoutPrediction.confidence)}`;
@@ -55,17 +69,18 @@ export function showUncertainty(prediction, classCount) {
   fillDescriptionList(byId("entropies"), explainUncertainty(prediction, classCount));
 }
 
-function createRow(name) {
+function createRow() {
+  const name = element("span", { class: "name" });
   const [evalNumber, dropoutNumber] = [element("span", { class: "number" }), element("span", { class: "number" })];
   const [evalBar, dropoutBar] = [createBar(), createBar()];
   const [dots, mean, spread] = ["dots", "mean", "spread"].map((kind) => svgElement("path", { class: kind }));
   const line = element(
     "tr", {},
-    element("th", { scope: "row" }, capitalize(name)),
+    element("th", { scope: "row" }, name),
     element("td", {}, chart(evalBar), evalNumber),
     element("td", {}, chart(dropoutBar, dots, spread, mean), dropoutNumber),
   );
-  return { line, evalNumber, dropoutNumber, evalBar, dropoutBar, dots, mean, spread };
+  return { name, line, evalNumber, dropoutNumber, evalBar, dropoutBar, dots, mean, spread };
 }
 
 function chart(...parts) {

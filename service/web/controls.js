@@ -6,6 +6,8 @@ import { UNCHANGED } from "./image-changes.js";
 const CHANGES = Object.keys(UNCHANGED);
 const DECISION_PARAMETERS = ["coverage", "max_risk", "false_alarm_rate"];
 const MASK_FIELDS = ["samples", "samples-range", "seed", "new-seed"];
+const MAX_BLUR = 4; // pixels, or this part of the shorter side
+const MAX_BLUR_OF_SIDE = 1 / 28;
 const [MIN_MASKS, MAX_MASKS, SLIDER_STEPS] = [2, 1000, 100];
 
 export class Controls {
@@ -37,7 +39,7 @@ export class Controls {
     });
     for (const method of document.getElementsByName("method")) {
       method.addEventListener("change", () => {
-        for (const id of MASK_FIELDS) byId(id).disabled = this.method === "moments";
+        this.#enableMaskFields();
         onChange();
       });
     }
@@ -45,6 +47,21 @@ export class Controls {
     byId("seed").addEventListener("input", onChange);
     this.reset();
     this.#moveMaskSlider();
+  }
+
+  /** Adapt the settings to a network, see `describeNetwork`. */
+  setNetwork({ shape, isLightOnDark, noMoments }) {
+    const side = Math.min(shape.height, shape.width);
+    byId("occlusion").max = side;
+    byId("blur").max = Math.max(MAX_BLUR, side * MAX_BLUR_OF_SIDE);
+    byId("invert").parentElement.hidden = !isLightOnDark;
+    if (!isLightOnDark) byId("invert").value = "auto";
+    const [masks, moments] = document.getElementsByName("method");
+    moments.disabled = noMoments !== null;
+    if (moments.disabled) masks.checked = true;
+    byId("no-moments").hidden = noMoments === null;
+    byId("no-moments").textContent = `This network has no moment propagation: ${noMoments}.`;
+    this.#enableMaskFields();
   }
 
   get method() {
@@ -90,6 +107,10 @@ export class Controls {
   setRotation(angle) {
     byId("rotation").value = angle;
     this.#showValue("rotation");
+  }
+
+  #enableMaskFields() {
+    for (const id of MASK_FIELDS) byId(id).disabled = this.method === "moments";
   }
 
   #showValue(name) {

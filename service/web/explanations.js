@@ -23,9 +23,23 @@ export function capitalize(text) {
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
-/** Number of masks under which the predicted class is the most probable; null without masks. */
-function agreeingMasks({ sample_probabilities: masks, class_index: winner }) {
-  return masks ? masks.filter((probs) => probs.every((prob) => prob <= probs[winner])).length : null;
+/** Place of the predicted class in the lists of a prediction, which may have the most probable classes only. */
+function placeOfWinner({ classes, label, class_index: index }) {
+  return classes ? classes.indexOf(label) : index;
+}
+
+/**
+ * Number of masks under which the predicted class is the most probable, as text; null without masks. If the most
+ * probable classes only are listed, another class may be more probable under some masks, which then are not counted.
+ */
+function agreeingMasks(prediction) {
+  const { sample_probabilities: masks, samples, classes } = prediction;
+  if (!masks) return null;
+  const winner = placeOfWinner(prediction);
+  const agreeing = masks.filter((probs) => probs.every((prob) => prob <= probs[winner]));
+  const unlisted = (probs) => (classes ? 1 - probs.reduce((sum, prob) => sum + prob) : 0);
+  const certain = agreeing.filter((probs) => unlisted(probs) <= probs[winner]);
+  return `${certain.length < agreeing.length ? "at least " : ""}${certain.length} of ${samples}`;
 }
 
 /** @returns {{label, confidence, decision, sentence, isAnswered}} the prediction in a few words. */
@@ -45,14 +59,14 @@ function agreementSentence(prediction) {
   const { label, samples } = prediction;
   const agreeing = agreeingMasks(prediction);
   if (agreeing === null) return "Mean over all masks, by moment propagation.";
-  const masks = agreeing === samples ? `All ${samples}` : `${agreeing} of ${samples}`;
+  const masks = agreeing === `${samples} of ${samples}` ? `All ${samples}` : capitalize(agreeing);
   return `${masks} masks predict ${label}.`;
 }
 
 function confidenceSentence({ calibrated, confidence }) {
   return calibrated
     ? `Of all predictions with this confidence, ${percent(confidence)} are correct.`
-    : "The confidence is not calibrated for so few masks.";
+    : "The confidence is not calibrated.";
 }
 
 function abstentionSentence({ abstain_reason: reason, abstain_threshold: threshold, max_risk: maxRisk, novelty }) {
@@ -88,23 +102,24 @@ export function explainNumbers(prediction, classCount) {
 function confidence(prediction) {
   return ["Confidence", percent(prediction.confidence), "", prediction.calibrated
     ? "Calibrated probability of the predicted class: this share of predictions with this confidence is correct."
-    : "Probability of the predicted class as the network gives it. It is not calibrated for so few masks."];
+    : "Probability of the predicted class as the network gives it. It is not calibrated."];
 }
 
 function agreement(prediction) {
   const agreeing = agreeingMasks(prediction);
-  return agreeing !== null && ["Agreement", `${agreeing} of ${prediction.samples}`, "masks",
+  return agreeing !== null && ["Agreement", capitalize(agreeing), "masks",
     "Number of masks under which the predicted class is the most probable class."];
 }
 
-function standardError({ uncertainty, class_index: winner }) {
-  const errors = uncertainty.standard_error;
-  return errors && ["Standard error", decimal(100 * errors[winner]), "percentage points",
+function standardError(prediction) {
+  const errors = prediction.uncertainty.standard_error;
+  return errors && ["Standard error", decimal(100 * errors[placeOfWinner(prediction)]), "percentage points",
     "Sampling error of the confidence, because only some masks were drawn. More masks make it smaller."];
 }
 
-function standardDeviation({ uncertainty, class_index: winner }) {
-  return ["Standard deviation", decimal(100 * Math.sqrt(uncertainty.variance[winner])), "percentage points",
+function standardDeviation(prediction) {
+  const variance = prediction.uncertainty.variance[placeOfWinner(prediction)];
+  return ["Standard deviation", decimal(100 * Math.sqrt(variance)), "percentage points",
     "How much the probability of the predicted class varies between masks. More masks do not make it smaller."];
 }
 
@@ -121,7 +136,7 @@ function confidenceThreshold({ abstain_threshold: threshold, max_risk: maxRisk }
 
 function noveltyScore({ novelty }) {
   return novelty && ["Novelty score", novelty.score.toFixed(2),
-    novelty.threshold && `threshold ${novelty.threshold.toFixed(2)}`,
+    novelty.threshold === null ? "" : `threshold ${novelty.threshold.toFixed(2)}`,
     "Difference from the training images, without unit: 0 is typical, 1 is far. " +
     "Above the threshold, the image is out-of-distribution."];
 }
@@ -132,10 +147,10 @@ function randomGuess(_, classCount) {
 }
 
 /** How the service prepared an image for the network; null for a drawing, which needs no preparation. */
-export function explainPreprocessing(preprocessing) {
+export function explainPreprocessing(preprocessing, { isLightOnDark }) {
   if (!preprocessing) return "Used as drawn.";
   const { source, width, height, inverted, steps } = preprocessing;
   const original = `${source}, ${width} × ${height} pixels`;
   const done = steps.map((step) => (step === "inverted" ? "inverted (dark became light)" : step)).join(", ");
-  return done ? `${original}: ${done}.` : `${original}: used unchanged${inverted ? "" : ", not inverted"}.`;
+  return done ? `${original}: ${done}.` : `${original}: used unchanged${isLightOnDark && !inverted ? ", not inverted" : ""}.`;
 }

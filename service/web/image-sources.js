@@ -4,21 +4,23 @@ import { loadFile } from "./api.js";
 import { byId, element } from "./dom.js";
 import { exampleDrawings } from "./example-drawings.js";
 
-export const CLOTHES = [
-  "ankle boot", "pullover", "trouser", "shirt", "coat", "sandal", "sneaker", "dress", "bag", "t-shirt/top",
-];
-
-/** Fill both galleries. `choose({ name, load })` is called with a function that loads the chosen image's file. */
-export function fillGalleries(choose) {
-  byId("clothes").replaceChildren(...CLOTHES.map((name) => {
-    const url = new URL(`images/${name.replace(/[ /]/, "-")}.png`, import.meta.url);
+/**
+ * Fill both galleries. `choose({ name, load, isExample })` is called with a function that loads the chosen image's
+ * file; an example has been prepared for the network.
+ */
+export function fillGalleries({ examples, data, isOfClothing }, choose) {
+  byId("examples-legend").textContent = data ? `${data} test images` : "Test images";
+  byId("examples").parentElement.hidden = examples.length === 0;
+  byId("examples").replaceChildren(...examples.map(({ file, name }) => {
+    const url = new URL(file, import.meta.url);
     const picture = element("img", { src: url, alt: "", width: 48, height: 48 });
-    return choice(name, picture, () => choose({ name, load: (signal) => loadFile(url, signal) }));
+    return choice(name, picture, () => choose({ name, load: (signal) => loadFile(url, signal), isExample: true }));
   }));
+  byId("drawings-legend").textContent = isOfClothing ? "Out-of-distribution images" : "Drawings and noise";
   byId("drawings").replaceChildren(...exampleDrawings().map(([name, canvas]) => {
     canvas.setAttribute("aria-hidden", "true");
     const load = () => new Promise((resolve) => canvas.toBlob(resolve));
-    return choice(name, canvas, () => choose({ name, load }));
+    return choice(name, canvas, () => choose({ name, load, isExample: false }));
   }));
 }
 
@@ -27,8 +29,8 @@ function choice(name, picture, change) {
   return element("label", { title: name }, radio, picture, element("span", { class: "visually-hidden" }, name));
 }
 
-export function selectInGallery(name) {
-  document.querySelector(`input[name=image][value="${name}"]`).click();
+export function selectFirstInGallery() {
+  document.querySelector("input[name=image]").click();
 }
 
 export function clearGallerySelection() {

@@ -6,22 +6,25 @@ import { ClassTable, showUncertainty } from "./charts.js";
 import { Controls } from "./controls.js";
 import { byId, element, fillDescriptionList } from "./dom.js";
 import { capitalize, explainNumbers, explainPreprocessing, summary } from "./explanations.js";
-import { applyChanges, isUnchanged, SIDE, toRows, UNCHANGED } from "./image-changes.js";
-import { clearGallerySelection, fillGalleries, listenForFiles, selectInGallery } from "./image-sources.js";
+import { applyChanges, isUnchanged, UNCHANGED } from "./image-changes.js";
+import { clearGallerySelection, fillGalleries, listenForFiles, selectFirstInGallery } from "./image-sources.js";
 import { LatestRequest } from "./latest-request.js";
 import { clearStatus, hideProblem, requestKey, retryText, showProblem, showStatus } from "./messages.js";
+import { describeNetwork, isSameShape } from "./network.js";
+import { toNpy } from "./npy.js";
 import { FIGURE_MASKS, RotationFigure } from "./rotation-figure.js";
 
-const FIRST_IMAGE = "ankle boot";
 const FIGURE_DELAY_MILLISECONDS = 250; // without a change, before all angles are requested
 const ANNOUNCEMENT_DELAY_MILLISECONDS = 700;
+const MAX_PIXELATED_SIDE = 64; // pixels; larger images are shown smoothly
 
-let classTable = null; // once the classes are known
-// {file, name, pixels, preprocessing, invert}: `file` is null for a drawing; `pixels` are the network's input, null
-// until the service has returned them for a file; `invert` is the setting that they were made with.
+let network = null; // once its card is known
+let classTable = null;
+// {file, name, isExample, pixels, preprocessing, invert}: `file` is null for a drawing; `pixels` are the network's input,
+// null until the service has returned them for a file; `invert` is the parameter that they were made with.
 let image = null;
 let previousImage = null; // until the service has accepted the new one
-let figureInput = ""; // what the rotation figure shows
+let figureInput = null; // what the rotation figure shows: {pixels, settings}
 
 const canvas = new DrawingCanvas(useDrawing);
 const controls = new Controls(() => update());
@@ -31,31 +34,48 @@ const figure = new RotationFigure((angle) => {
 });
 const cardRequests = new LatestRequest((_, signal) => requestJson("card.json", { signal }), {
   ...errorHandlers("card"),
-  onResponse: (whenLoaded, card) => {
+  onResponse: ({ isCheck }, card) => {
     clearStatus("card");
-    if (card.input?.channels) { // an adopted network
-      const { channels, height, width } = card.input;
-      showProblem(`This page shows grey images of 28 x 28 pixels, but the network takes ${channels} x ${height} x ` +
-        `${width}: send its images to /predict, which /docs describes.`);
-      return;
-    }
-    classTable = new ClassTable(card.classes);
-    whenLoaded();
+    const next = describeNetwork(card);
+    if (!isCheck || !isSameShape(network.shape, next.shape)) useNetwork(next);
   },
 });
 const fileRequests = new LatestRequest(({ load }, signal) => load(signal), {
   ...errorHandlers("file"),
-  onResponse: ({ name }, file) => {
+  onRefusal: showMissingFile,
+  onResponse: ({ name, isExample }, file) => {
     clearStatus("file");
-    useFile(file, name);
+    useFile(file, name, isExample);
   },
 });
 const predictionRequests = new LatestRequest(predict, {
-  ...errorHandlers("prediction"), onResponse: showPredictions,
+  ...errorHandlers("prediction"), onRefusal: showRefusedPrediction, onResponse: showPredictions,
 });
 const figureRequests = new LatestRequest(predictRotations, {
   ...errorHandlers("figure"), onRefusal: showFigureRefusal, onResponse: showFigure,
 });
+
+/** Show this network's examples and settings, and request its predictions. */
+function useNetwork(next) {
+  const isNewShape = !network || !isSameShape(network.shape, next.shape);
+  network = next;
+  classTable = new ClassTable(network.classes);
+  controls.setNetwork(network);
+  fillGalleries(network, (choice) => fileRequests.submit(choice));
+  byId("draw").hidden = !network.isDrawable;
+  byId("license").hidden = !network.isOfClothing;
+  if (!isNewShape) {
+    update();
+    return;
+  }
+  const { height, width } = network.shape;
+  document.body.classList.toggle("smooth", Math.max(height, width) > MAX_PIXELATED_SIDE);
+  closeCanvas();
+  canvas.setShape(network.shape);
+  figure.setShape(network.shape);
+  image = previousImage = null;
+  selectFirstInGallery();
+}
 
 // Choose an image.
 
@@ -64,7 +84,7 @@ function useImage(next) {
   predictionRequests.cancel();
   figureRequests.cancel();
   clearStatus("figure");
-  figureInput = "";
+  figureInput = null;
   previousImage ??= image?.pixels ? image : null;
   image = next;
   showOriginal(image);
@@ -72,10 +92,10 @@ function useImage(next) {
   update();
 }
 
-function useFile(file, name) {
+function useFile(file, name, isExample = false) {
   closeCanvas();
   byId("prediction").setAttribute("aria-busy", "true");
-  useImage({ file, name, pixels: null, preprocessing: null });
+  useImage({ file, name, isExample, pixels: null, preprocessing: null });
 }
 
 function useOwnFile(file) {
@@ -117,9 +137,9 @@ function update() {
   hideProblem();
   if (!image || !classTable || controls.hasEmptyField) return;
   const changes = controls.changes;
-  if (image.file && image.invert !== controls.invert) image.pixels = null;
+  if (image.file && image.invert !== invertOf(image)) image.pixels = null;
   if (image.pixels) {
-    const pixels = applyChanges(image.pixels, changes);
+    const pixels = applyChanges(image.pixels, network.shape, changes);
     canvas.show(pixels, describeInput(changes));
     figure.markAngle(changes.rotation);
     predictionRequests.submit(predictionRequest(isUnchanged(changes) && image.file ? image.file : pixels, changes));
@@ -129,20 +149,32 @@ function update() {
   }
 }
 
+/** The parameter `invert` for a file: an example has been inverted if it must be. */
+function invertOf({ isExample }) {
+  return isExample && controls.invert === "auto" ? "no" : controls.invert;
+}
+
+/** The request for a file, or for pixels; the pixels of a file are requested until they are known. */
 function predictionRequest(content, changes) {
-  const { decisionParameters, samplingParameters, invert } = controls;
+  const { decisionParameters, samplingParameters } = controls;
   const isFile = content instanceof Blob;
-  const body = isFile ? content : { image: toRows(content) };
-  return { image, body, changes, decisionParameters, samplingParameters, invert: isFile ? invert : "no" };
+  const common = { ...decisionParameters, invert: isFile ? invertOf(image) : "no" };
+  const { withoutDropout, withDropout } = classTable.parameters;
+  return {
+    image,
+    body: isFile ? content : toNpy([content], network.shape),
+    changes,
+    invert: common.invert,
+    queries: [
+      { ...common, ...withoutDropout },
+      { ...common, ...samplingParameters, ...withDropout, ...(image.pixels ? {} : { return_pixels: true }) },
+    ],
+  };
 }
 
 /** Request the predictions without and with dropout. */
-async function predict({ body, decisionParameters, samplingParameters, invert }, signal) {
-  const common = { ...decisionParameters, invert };
-  return Promise.all([
-    requestJson("predict", { query: common, body, signal }),
-    requestJson("predict", { query: { ...common, ...samplingParameters, return_pixels: true }, body, signal }),
-  ]);
+async function predict({ body, queries }, signal) {
+  return Promise.all(queries.map((query) => requestJson("predict", { query, body, signal })));
 }
 
 /** Request the image at all angles, unless the figure shows it already. */
@@ -150,15 +182,18 @@ function requestFigure() {
   if (!image.pixels) return;
   const changes = { ...controls.changes, rotation: 0 };
   const samplingParameters = { samples: FIGURE_MASKS, seed: controls.seed };
-  const input = JSON.stringify([Array.from(applyChanges(image.pixels, changes)), samplingParameters]);
-  if (input === figureInput) return;
-  figureInput = input;
-  figureRequests.submit({ images: RotationFigure.images(image.pixels, changes), samplingParameters });
+  const { pixels } = image;
+  const settings = JSON.stringify([changes, samplingParameters]);
+  if (pixels === figureInput?.pixels && settings === figureInput.settings) return;
+  figureInput = { pixels, settings };
+  figureRequests.submit({ pixels, changes, samplingParameters });
 }
 
-async function predictRotations({ images, samplingParameters }, signal) {
+async function predictRotations({ pixels, changes, samplingParameters }, signal) {
+  const images = await figure.makeImages(pixels, changes, signal);
   const query = { ...samplingParameters, invert: "no", return_samples: true };
-  return requestJson("predict_batch", { query, body: { images: images.map(toRows) }, signal });
+  const { results } = await requestJson("predict_batch", { query, body: toNpy(images, network.shape), signal });
+  return { images, results };
 }
 
 // Show responses.
@@ -166,26 +201,25 @@ async function predictRotations({ images, samplingParameters }, signal) {
 function showPredictions(request, [evalPrediction, dropoutPrediction]) {
   clearStatus("prediction");
   if (classTable.names[dropoutPrediction.class_index] !== dropoutPrediction.label) {
-    cardRequests.submit(update); // the service has another model now
+    cardRequests.submit({}); // the service has another model now
     return;
   }
   previousImage = null;
-  if (request.body instanceof Blob) storePixels(request, dropoutPrediction.preprocessing);
+  if (dropoutPrediction.preprocessing.pixels) storePixels(request, dropoutPrediction.preprocessing);
   byId("prediction").removeAttribute("aria-busy");
   byId("prediction").dataset.rotation = request.changes.rotation; // tells which request this is the response to
   byId("preprocessing").textContent =
-    `${capitalize(request.image.name)}. ${explainPreprocessing(request.image.preprocessing)}`;
+    `${capitalize(request.image.name)}. ${explainPreprocessing(request.image.preprocessing, network)}`;
   classTable.show(evalPrediction, dropoutPrediction);
   showUncertainty(dropoutPrediction, classTable.names.length);
   fillDescriptionList(byId("numbers"), explainNumbers(dropoutPrediction, classTable.names.length));
   showSummary(summary(dropoutPrediction), dropoutPrediction.warnings);
 }
 
-/** Keep the network's input that the service has made of a file; show it if it is new. */
+/** Keep and show the network's input that the service has made of a file, unless it is known. */
 function storePixels({ image: sent, invert }, preprocessing) {
-  const isNew = !sent.pixels || sent.invert !== invert;
-  Object.assign(sent, { pixels: Uint8ClampedArray.from(preprocessing.pixels.flat()), preprocessing, invert });
-  if (!isNew) return;
+  if (sent.pixels && sent.invert === invert) return;
+  Object.assign(sent, { pixels: Uint8ClampedArray.from(preprocessing.pixels.flat(2)), preprocessing, invert });
   canvas.show(image.pixels, describeInput(controls.changes));
   figure.markAngle(controls.changes.rotation);
   showOriginal(image);
@@ -222,10 +256,10 @@ function describeInput({ rotation, noise, blur, contrast, occlusion }) {
     rotation && `rotated by ${rotation}°`, noise && "with noise", blur && "blurred",
     contrast !== 100 && "with changed contrast", occlusion && "with a covered centre",
   ].filter(Boolean);
-  return `${[image.name, ...changes].join(", ")}: ${SIDE} by ${SIDE} pixels`;
+  return `${[image.name, ...changes].join(", ")}: ${network.shape.width} by ${network.shape.height} pixels`;
 }
 
-function showFigure({ images }, { results }) {
+function showFigure(_, { images, results }) {
   clearStatus("figure");
   figure.show(images, results, classTable.names);
   figure.markAngle(controls.changes.rotation);
@@ -256,6 +290,19 @@ function showRefusal({ title, detail }, { image: refused }) {
   showProblem(`${refused?.name ? `${refused.name}: ` : ""}${title}: ${detail}`);
 }
 
+function showRefusedPrediction(error, request) {
+  clearStatus("prediction");
+  showRefusal(error, request);
+  // The service may have a network for other images now, which refuses pixels of another shape.
+  if (!(request.body instanceof Blob)) cardRequests.submit({ isCheck: true });
+}
+
+function showMissingFile(error) {
+  clearStatus("file");
+  showRefusal(error, {});
+  cardRequests.submit({}); // the service may have a network with other examples now
+}
+
 function showFigureRefusal({ title, detail }) {
   clearStatus("figure");
   byId("rotation-figure").replaceChildren(element("p", { class: "hint" }, `${title}: ${detail}`));
@@ -269,10 +316,9 @@ function debounce(name, milliseconds, action) {
   timers.set(name, setTimeout(action, milliseconds));
 }
 
-fillGalleries((choice) => fileRequests.submit(choice));
 listenForFiles(useOwnFile, () => {
   showProblem("The dropped content contains no file: save the image first, or copy and paste it.");
 });
 byId("draw").addEventListener("click", toggleCanvas);
 showStatus("card", "Loading …");
-cardRequests.submit(() => selectInGallery(FIRST_IMAGE));
+cardRequests.submit({});

@@ -31,7 +31,7 @@ def test_a_built_bento_serves_the_same_bytes_without_training_code(tmp_path, cli
             there = httpx.post(f"{bento.url}/predict", files={"image": BOOT}, params=params)
             here = client.post("/predict", files={"image": BOOT}, params=params)
             assert (there.status_code, there.content) == (200, here.content)
-        for path in ("/ui", "/ui/main.js", "/ui/images/ankle-boot.png"):
+        for path in ("/ui", "/ui/main.js", "/ui/examples/0.png"):
             assert httpx.get(bento.url + path).content == client.get(path).content != b""
 
 

@@ -22,6 +22,7 @@ import training.evaluate
 import training.train
 from model import MLPConfig, load_artifact
 from model.artifact import CARD, FAILURES, NOVELTY, POINTS, WEIGHTS
+from model.examples import FOLDER, file_name
 from model.graph import MAIN
 from model.input_spec import FASHION_MNIST
 from model.novelty import FeatureNovelty
@@ -301,7 +302,7 @@ def test_checkpoint_and_log_are_replaced_whole(runs: Runs) -> None:
 
 def test_nothing_else_is_left_in_the_folder(runs: Runs) -> None:
     files = {"checkpoint.pt", "log.jsonl", "curves.png"} | {
-        f"artifact/{name}" for name in (MAIN, POINTS, WEIGHTS, CARD)
+        f"artifact/{name}" for name in (MAIN, POINTS, WEIGHTS, CARD, *map(file_name, range(10)))
     }
     assert {path.as_posix() for path in contents(runs.whole.out)} == files
 
@@ -497,7 +498,7 @@ def test_overwrite_starts_again(small: None, tmp_path: Path) -> None:
 
 
 def test_overwrite_leaves_nothing_of_the_old_run(small: None, tmp_path: Path) -> None:
-    calibrated = {MAIN, POINTS, WEIGHTS, CARD, NOVELTY, FAILURES}
+    calibrated = {MAIN, POINTS, WEIGHTS, CARD, NOVELTY, FAILURES, FOLDER}
     for options, files in (((), calibrated), (("--validate",), calibrated - {NOVELTY, FAILURES})):
         done = invoke("--out", tmp_path / "run", "--device", "cpu", "--overwrite", *options)
         assert done.exit_code == 0, done.output

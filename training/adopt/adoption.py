@@ -21,6 +21,7 @@ from model.network.compile import Compiled
 from model.network.moments import sobol_points
 from training.adopt.compiling import compile_source
 from training.adopt.errors import ImagesError
+from training.adopt.examples import choose_examples
 from training.adopt.guarantees import missing_guarantees
 from training.adopt.inputs import prepare_image
 from training.adopt.labelled_images import LabelledImages
@@ -110,7 +111,8 @@ def adopt(  # noqa: PLR0913 - one argument an option
         "metrics": {"test": metrics},
         "versions": software_versions(),
     } | source.entries
-    save_compiled(out, compiled, card, input_spec=spec, calibrations=calibrations, novelty=novelty)
+    examples = choose_examples(testing, lambda image: prepare_image(image, spec), seed)
+    save_compiled(out, compiled, card, input_spec=spec, calibrations=calibrations, novelty=novelty, examples=examples)
     calibration = next(one for one in calibrations if (one.estimator, one.samples) == ("masks", reported))
     missing = missing_guarantees(calibration, len(calibrating), labelled.classes, labelled.labels_N)
     write_model_card(

@@ -73,37 +73,62 @@ def test_changes_are_predicted_and_can_be_reset(page, client):
 
 
 def call_in_page(page: Page, call: str, pixels: np.ndarray) -> np.ndarray:
-    """What a function of image-changes.js makes of an image."""
+    """What a function of image-changes.js makes of an image, (H, W) or (H, W, 3)."""
+    height, width, channels = (*pixels.shape, 1)[:3]
     values = page.evaluate(
-        f"async (pixels) => {{ const all = await import('/ui/image-changes.js'); return Array.from(all.{call}); }}",
-        pixels.ravel().tolist(),
+        "async ([pixels, shape]) => { const all = await import('/ui/image-changes.js'); "
+        f"return Array.from(all.{call}); }}",
+        [pixels.ravel().tolist(), {"channels": channels, "height": height, "width": width}],
     )
-    return np.array(values).reshape(28, 28)
+    return np.array(values).reshape(pixels.shape)
 
 
-def test_changes_equal_a_second_implementation(page):
-    for name in ("ankle boot", "coat"):
-        pixels = np.asarray(Image.open(io.BytesIO(gallery_file(name))))
-        tensor = torch.from_numpy(pixels.astype(np.float32))[None]
-        bilinear = functional.InterpolationMode.BILINEAR
-        for degrees in (1, 30, 90, 135, 222.5, 360):
-            turned = functional.rotate(tensor, degrees, interpolation=bilinear)[0].numpy()
-            assert np.abs(call_in_page(page, f"rotate(pixels, {degrees})", pixels) - turned).max() < 0.1
-        for deviation in (0.5, 1.5, 3):
-            side = 2 * int(np.ceil(3 * deviation)) + 1
-            blurred = functional.gaussian_blur(tensor, [side, side], [deviation, deviation])[0].numpy()
-            assert np.abs(call_in_page(page, f"gaussianBlur(pixels, {deviation})", pixels) - blurred).max() < 0.1
-        for factor in (0.1, 0.5, 2):
-            expected = pixels.mean() + factor * (pixels - pixels.mean())
-            assert np.abs(call_in_page(page, f"adjustContrast(pixels, {factor})", pixels) - expected).max() < 1e-9
-        for side in (1, 6, 28):
-            covered = call_in_page(page, f"coverCentre(pixels, {side})", pixels)
-            first = (28 - side) // 2
-            assert covered[first : first + side, first : first + side].max() == 0
-            assert (covered == pixels).sum() >= 784 - side * side
-    grey = np.full((28, 28), 128)
-    unchanged = "{ rotation: 0, noise: 0, blur: 0, contrast: 100, occlusion: 0"
-    noisy = call_in_page(page, f"applyChanges(pixels, {unchanged}, noise: 10 }})", grey)
+PICTURES = {
+    "ankle boot": np.asarray(Image.open(io.BytesIO(gallery_file("ankle boot")))),
+    "coat": np.asarray(Image.open(io.BytesIO(gallery_file("coat")))),
+    "in colour, wide": np.random.default_rng(7).integers(0, 256, (20, 31, 3), np.uint8),
+    "high": np.random.default_rng(8).integers(0, 256, (37, 20), np.uint8),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_changes_equal_a_second_implementation(shared_page, name):
+    pixels = PICTURES[name]
+
+    def assert_makes(call: str, expected: np.ndarray, tolerance: float = 0.1) -> None:
+        assert np.abs(call_in_page(shared_page, call, pixels) - expected).max() < tolerance, call
+
+    height, width = pixels.shape[:2]
+    tensor = torch.from_numpy(pixels.reshape(height, width, -1).astype(np.float32)).permute(2, 0, 1)
+
+    def as_pixels(changed: torch.Tensor) -> np.ndarray:
+        return changed.permute(1, 2, 0).numpy().reshape(pixels.shape)
+
+    bilinear = functional.InterpolationMode.BILINEAR
+    for degrees in (1, 30, 90, 135, 222.5, 360):
+        turned = functional.rotate(tensor, degrees, interpolation=bilinear)
+        assert_makes(f"rotate(pixels, shape, {degrees})", as_pixels(turned))
+    for deviation in (0.5, 1.5, 3):
+        side = 2 * int(np.ceil(3 * deviation)) + 1
+        blurred = functional.gaussian_blur(tensor, [side, side], [deviation, deviation])
+        assert_makes(f"gaussianBlur(pixels, shape, {deviation})", as_pixels(blurred))
+    for factor in (0.1, 0.5, 2):
+        expected = pixels.mean() + factor * (pixels - pixels.mean())
+        assert_makes(f"adjustContrast(pixels, {factor})", expected, 1e-9)
+    for side in (1, 6, 20):
+        top, left = (height - side) // 2, (width - side) // 2
+        expected = pixels.copy()
+        expected[top : top + side, left : left + side] = 0
+        assert_makes(f"coverCentre(pixels, shape, {side})", expected, 1e-9)
+    assert_makes(f"applyChanges(pixels, shape, {UNCHANGED} }})", pixels, 1e-9)
+
+
+UNCHANGED = "{ rotation: 0, noise: 0, blur: 0, contrast: 100, occlusion: 0"
+
+
+@pytest.mark.parametrize("sides", [(28, 28), (40, 30, 3)])
+def test_noise_has_the_chosen_standard_deviation(shared_page, sides):
+    grey = np.full(sides, 128)
+    noisy = call_in_page(shared_page, f"applyChanges(pixels, shape, {UNCHANGED}, noise: 10 }})", grey)
     assert noisy.mean() == pytest.approx(128, abs=4 * 25.5 / 28)
     assert noisy.std() == pytest.approx(25.5, rel=0.1)
-    assert np.array_equal(call_in_page(page, f"applyChanges(pixels, {unchanged} }})", pixels), pixels)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import rgb
 from axe_playwright_python.sync_playwright import Axe
 from files import encoded
 from PIL import Image
@@ -152,15 +151,3 @@ def test_the_api_key_is_requested_and_kept_in_memory_only(browser, keyed):
         page.reload()
         expect(dialog).to_be_visible()
     assert KEY not in keyed.log.read_text()
-
-
-def test_a_network_of_other_images_is_said_to_need_another_way(browser, tmp_path):
-    with (
-        serve(tmp_path / "home", MCD_MODEL=str(rgb.save(tmp_path / "artifact"))) as other,
-        open_page(browser, other.url) as page,
-    ):
-        expect(page.get_by_role("alert")).to_contain_text("the network takes 3 x 20 x 24: send its images to /predict")
-        page.goto(f"{other.url}/ui/card")
-        page.get_by_text("Model details").click()
-        for words in ("a, b, c, d, e, f, g", "3 x 20 x 24 pixels", "2: p 0.2, 6: p 0.4"):
-            expect(page.get_by_role("cell", name=words)).to_be_visible()

@@ -15,7 +15,7 @@ def test_first_view_is_small_and_loads_from_the_service_only(browser, server):
     page.on("response", lambda response: responses.append(response))  # noqa: PLW0108 - playwright marks its listeners
     page.goto(f"{server.url}/ui")
     wait_for_figure(page)
-    files = [one for one in responses if one.request.method == "GET" and "/images/" not in one.url]
+    files = [one for one in responses if one.request.method == "GET" and "/examples/" not in one.url]
     assert {one.url.startswith(server.url + "/") for one in responses} == {True}
     assert {one.status for one in responses} == {200}
     total = sum(sum(one.request.sizes()[part] for part in ("responseBodySize", "responseHeadersSize")) for one in files)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from model import load_artifact
 from model.artifact import PRETRAINED
+from service.http.static_files import POLICY
 from service.schemas.answers import _listed
 
 
@@ -89,6 +90,45 @@ def test_the_card_has_the_input_specification(client, rgb_folder):
     assert load_artifact(rgb_folder).input == rgb.SPEC
 
 
+def test_the_card_lists_the_examples_and_the_service_sends_them(client, rgb_folder):
+    listed = client.get("/card.json").json()["examples"]
+    assert [one["name"] for one in listed] == ["g", "c", "e"]
+    for one in listed:
+        response = client.get(f"/ui/{one['file']}")
+        assert response.content == (rgb_folder / one["file"]).read_bytes()
+        assert response.headers["content-type"] == "image/png"
+        assert response.headers["content-security-policy"] == POLICY.decode()
+        assert (response.headers["cache-control"], response.headers["x-content-type-options"]) == (
+            "no-cache",
+            "nosniff",
+        )
+        tag = response.headers["etag"]
+        for known in (tag, f'"other", W/{tag}', "*"):
+            again = client.get(f"/ui/{one['file']}", headers={"If-None-Match": known})
+            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+        assert client.get(f"/ui/{one['file']}", headers={"If-None-Match": '"other"'}).status_code == 200
+        head = client.head(f"/ui/{one['file']}")
+        assert (head.status_code, head.headers["content-length"]) == (200, str(len(response.content)))
+    assert len({client.get(f"/ui/{one['file']}").headers["etag"] for one in listed}) == 3
+    for name in (
+        "",
+        "*",
+        "3.png",
+        "0.png/",
+        "0.PNG",
+        "../card.json",
+        "%2e%2e/card.json",
+        "/etc/passwd",
+        "%2e%2e/%2e%2e/card.json",
+    ):
+        assert client.get(f"/ui/examples/{name}").status_code == 404, name
+    assert client.post("/ui/examples/0.png").status_code == 405
+
+
+def test_the_card_says_why_there_are_no_moments(client):
+    assert client.get("/card.json").json()["chain"]["unavailable"].startswith("3: moments pass through linear layers")
+
+
 def _ok(response: httpx.Response) -> dict:
     assert response.status_code == 200, response.text
     return response.json()
@@ -134,6 +174,9 @@ def test_networks_of_other_shapes_replace_each_other_while_requests_go_on(tmp_pa
                 artifact = load_artifact(source)
                 assert model == artifact.sha256
                 assert _ok(client.get("/card.json"))["classes"] == list(artifact.classes)
+                sent = [client.get(f"/ui/examples/{place}.png") for place in range(len(artifact.examples) + 1)]
+                assert [one.content for one in sent[:-1]] == [example.content for example in artifact.examples]
+                assert sent[-1].status_code == 404
                 shape = _ok(client.get("/v2/models/mcd"))["inputs"][0]["shape"]
                 assert shape == [-1, *artifact.input.pixel_shape]
                 assert _ok(client.post("/predict", content=picture))["label"] in artifact.classes

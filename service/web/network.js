@@ -1,0 +1,30 @@
+// What the page has to know of the served network, from its card.
+
+const FASHION_MNIST = { channels: 1, height: 28, width: 28, polarity: "light-on-dark" };
+const MAX_DRAWN_SIDE = 64; // pixels; a larger drawing would take too long by hand
+
+/**
+ * @returns {{classes, shape, isLightOnDark, isDrawable, examples, data, isOfClothing, noMoments}}: `shape` is
+ *   {channels, height, width}; `data` names the data set, null if the card does not; `noMoments` is the reason why
+ *   there is no moment propagation, null if there is.
+ */
+export function describeNetwork(card) {
+  const input = card.input?.channels ? card.input : FASHION_MNIST; // cards of our own networks have a text, or nothing
+  const { channels, height, width } = input;
+  const isLightOnDark = input.polarity === "light-on-dark";
+  const data = card.data?.name?.split(" (")[0] ?? null;
+  return {
+    classes: card.classes,
+    shape: { channels, height, width },
+    isLightOnDark,
+    isDrawable: channels === 1 && isLightOnDark && Math.max(height, width) <= MAX_DRAWN_SIDE,
+    examples: card.examples ?? [],
+    data,
+    isOfClothing: data === "Fashion-MNIST",
+    noMoments: card.chain?.unavailable ?? null,
+  };
+}
+
+export function isSameShape(one, other) {
+  return ["channels", "height", "width"].every((name) => one[name] === other[name]);
+}
