@@ -53,9 +53,7 @@ def test_figures_and_failures_are_those_of_the_card(browser, url):
         pictures = page.get_by_role("img").and_(page.locator("svg"))
         named = pictures.evaluate_all("all => all.map((one) => one.getAttribute('aria-label'))")
         assert [name.replace("\u00a0", " ") for name in named] == captions
-        assert (
-            len({pictures.nth(place).screenshot() for place in range(4)}) == 4
-        )  # loaded, and different parts
+        assert len({pictures.nth(place).screenshot() for place in range(4)}) == 4  # loaded, and different parts
         assert load_artifact().sha256 in page.content()
         assert page.locator("img").evaluate_all("all => all.every((one) => one.naturalWidth > 100)")
 
