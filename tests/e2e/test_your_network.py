@@ -65,6 +65,11 @@ def test_the_network_is_calibrated_and_its_guarantees_hold(folder, adopted):
     assert test["moments"]["accuracy"] == pytest.approx(test["mc"]["accuracy"], abs=0.02)
     assert artifact.novelty.thresholds[0.05] is not None
     assert "novelty: " in adopted
+    assert artifact.failures is not None
+    assert (
+        f"{100 * test['mc']['calibrated']['accuracy']:.1f}&nbsp;%"
+        in (folder / "adopted" / "model-card" / "index.html").read_text()
+    )
     assert not (folder / "adopted" / "progress").exists()
 
 
