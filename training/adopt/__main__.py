@@ -44,12 +44,14 @@ def main(  # noqa: PLR0913 - one argument an option
     ],
     *,
     images: Annotated[
-        Path, typer.Option(help="Labelled images: a folder of class folders, files named after classes, or a CSV file.")
+        Path,
+        typer.Option(help="Labelled images: a folder of class folders, a CSV, Parquet, .npy or IDX file."),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the artifact.")],
     size: Annotated[
         str | None, typer.Option(help="Sides of the network's input: N, or HEIGHTxWIDTH; an artifact has its own.")
     ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Labels of images in an .npy or IDX file.")] = None,
     classes: Annotated[
         Path | None, typer.Option(help="Names of the classes, one a line, in the order of the network's outputs.")
     ] = None,
@@ -98,7 +100,7 @@ def main(  # noqa: PLR0913 - one argument an option
                 resize=resize.value, crop_fraction=crop_fraction, polarity=polarity.value,
             )  # fmt: skip
         names = found.classes if isinstance(found, Artifact) else None
-        labelled = find_images(images, names if classes is None else read_classes(classes))
+        labelled = find_images(images, names if classes is None else read_classes(classes), labels)
         command = shlex.join(["mcd", "adopt", *sys.argv[1 + (sys.argv[1:2] == ["adopt"]) :]])
         adopt(
             found, labelled, spec, out,

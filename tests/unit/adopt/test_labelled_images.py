@@ -72,7 +72,7 @@ def test_images_without_classes_are_refused(tmp_path, files, table, classes, mes
 
 
 def test_a_path_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(ImagesError, match="expected a folder of images, or a CSV file"):
+    with pytest.raises(ImagesError, match="expected a folder of images, a CSV or Parquet file"):
         find_images(tmp_path / "absent")
 
 
