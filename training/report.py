@@ -20,7 +20,7 @@ from training import plots
 from training.data import Images
 from training.estimates import Estimates
 from training.shifts import ANGLES, SEVERITIES, rotate
-from training.tables import all_tables
+from training.tables import MODES, all_tables
 from training.terminal import error_console
 
 Array = np.ndarray
@@ -77,7 +77,7 @@ def write_report(folder: Path, evaluation: Evaluation) -> None:
 def write_report_page(folder: Path, artifact: Artifact) -> None:
     """Write the page of a folder from its figures, which are of this artifact; the plots must be there."""
     figures = json.loads((folder / FIGURES).read_text())
-    card = artifact.card | {"metrics": {"test": {mode: figures[mode] for mode in ("eval", "mc", "moments")}}}
+    card = artifact.card | {"metrics": {"test": {mode: figures[mode] for mode in MODES if mode in figures}}}
     captions = _PLOTS | {_file_name(score): _describe_score(score) for score in next(iter(figures["ood"].values()))}
     pictures = [Picture(f"{name}.png", caption) for name, caption in captions.items()]
     note = f'<p>All figures are also in <a href="{FIGURES}">{FIGURES}</a>. {_LICENSE}</p>'
@@ -163,6 +163,8 @@ def _confidence_pictures(evaluation: Evaluation) -> dict[str, bytes]:
     uncalibrated, calibrated, compared = {}, {}, {}
     for model, estimates in evaluation.estimates.items():
         for mode, key in {"eval": ("eval", 0), "mc": ("masks", evaluation.samples), "moments": ("moments", 0)}.items():
+            if key not in estimates:
+                continue
             probs_BC = estimates[key]["probs_BC"]
             right_B = probs_BC.argmax(axis=1) == labels_B
             if model:
@@ -194,7 +196,7 @@ def _mask_count_picture(figures: Mapping[str, Any]) -> bytes:
         if masks:
             curves[f"masks{title}"] = masks
         for mode in ("eval", "moments"):
-            if select(figures[mode]):
+            if mode in figures and select(figures[mode]):
                 curves[f"{mode}{title}"] = dict.fromkeys(by_count, select(figures[mode])["nll"])
     return plots.lines(curves, x="masks", y="NLL (nats)", log=True)
 

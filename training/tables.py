@@ -9,6 +9,8 @@ from model.card_page import Table
 
 Figures = Mapping[str, Any]
 
+MODES = ("eval", "mc", "moments")
+
 
 class FigureTable(Table):
     """A table of figures, for pages and for terminals."""
@@ -67,9 +69,7 @@ def _metric_rows(rows: Sequence[tuple[str, Figures]], text_columns: Sequence[str
 
 def calibration_tables(figures: Figures) -> list[FigureTable]:
     """Tabulate prediction sets and abstention against their calibrated targets; empty without calibration."""
-    calibrated = {
-        mode: figures[mode]["calibrated"] for mode in ("eval", "mc", "moments") if "calibrated" in figures[mode]
-    }
+    calibrated = {mode: figures[mode]["calibrated"] for mode in MODES if "calibrated" in figures.get(mode, {})}
     if not calibrated:
         return []
     sets = [
