@@ -76,9 +76,9 @@ def intended_use(card: Card) -> list[str]:
     more = f" and {len(names) - _SHOWN_CLASSES} more" if len(names) > _SHOWN_CLASSES else ""
     return [
         text(card, "intended_use")
-        or "Classifies images like those that it was calibrated and tested with. Who trained it did not say for what.",
+        or "Classifies images like those that it was calibrated and tested with. No purpose was stated.",
         f"Chooses one of {len(names)} classes: {shown}{more}.",
-        "Not for other kinds of images, other classes, or decisions that no person takes where it abstains.",
+        "Not for other kinds of images or other classes. Where it abstains, a person should decide.",
     ]
 
 

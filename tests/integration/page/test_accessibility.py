@@ -32,11 +32,6 @@ def test_axe_finds_no_violation(browser, server, view):
         expect(page.get_by_role("alert")).to_be_visible()
         assert axe_violations(page) == []
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        page.goto(f"{server.url}/ui/card")
-        assert axe_violations(page) == []
-        page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true })")
-        assert axe_violations(page) == []
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_everything_can_be_used_by_keyboard(page, client):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 from server import ROOT
 from ui_page import open_page, percent
@@ -38,6 +39,7 @@ def test_what_decides_comes_on_the_first_two_screens(browser, url, view):
         expect(page.locator(".figures dd.value")).to_have_count(5)
         page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true })")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert [one["id"] for one in Axe().run(page).response["violations"]] == []
 
 
 def test_figures_and_failures_are_those_of_the_card(browser, url):
