@@ -49,8 +49,12 @@ def main() -> None:
 
 
 def chromium(playwright: Playwright) -> str | None:
-    """Find Chromium: Debian's, or the one installed by playwright."""
-    found = shutil.which("chromium") or playwright.chromium.executable_path
+    """Find Chromium: Debian's, or the one installed by playwright.
+
+    The headless shell comes first: it draws frames without a window, as Playwright's own default does.
+    """
+    installed = (shutil.which(command) for command in ("chromium-headless-shell", "chromium"))
+    found = next(filter(None, installed), playwright.chromium.executable_path)
     return found if Path(found).exists() else None
 
 

@@ -2,8 +2,9 @@
 
 Format 2 has the compiled network, `network.onnx` and for some networks `prefix.onnx`; what moment propagation needs, if
 the network allows it, `quadrature.safetensors` and, for networks of others, `chain.safetensors`; `novelty.safetensors`
-if it was fitted; up to ten example images, `examples/0.png` and so on; and `weights.safetensors` of a network of ours,
-for further training. Format 1 had weights only; its graph is compiled when it is first used.
+if it was fitted; `failures.png`, pictures of known failures, if some were recorded; up to ten example images,
+`examples/0.png` and so on; and `weights.safetensors` of a network of ours, for further training. Format 1 had weights
+only; its graph is compiled when it is first used.
 """
 
 import hashlib
@@ -42,6 +43,10 @@ WEIGHTS = "weights.safetensors"
 NOVELTY = "novelty.safetensors"
 POINTS = "quadrature.safetensors"
 CHAIN = "chain.safetensors"
+FAILURES = "failures.png"
+FILES = (CARD, MAIN, PREFIX, WEIGHTS, NOVELTY, POINTS, CHAIN, FAILURES)
+# Entries of the card, with the hashes of their files, that decide answers.
+_DECIDING = ("graph", "classes", "input", "calibrations", "novelty", "quadrature", "chain")
 _KNOWN_MASKS = 3
 _KNOWN_TOLERANCE = 1e-3  # of an answer, relative to the largest logit: kernels differ between processors
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -69,6 +74,7 @@ class Artifact:
         points: quasi-random points for moment propagation, (P, C); None if the artifact has none.
         tail: the layers from `Graph.units` to the logits of a network of others; None if they are not a chain, and for
             networks of ours, see `chain`.
+        failures: PNG file with the pictures of the known failures that the card names; None if it names none.
         examples: example images, in the order in which they are shown.
     """
 
@@ -81,6 +87,7 @@ class Artifact:
     files: Mapping[str, bytes] = field(default_factory=dict)
     points: np.ndarray | None = None
     tail: Chain | None = None
+    failures: bytes | None = None
     examples: tuple[Example, ...] = ()
 
     def __reduce__(self) -> tuple[type, tuple[Any, ...]]:
@@ -92,10 +99,18 @@ class Artifact:
         """Names of the classes, in the order of the network's outputs."""
         return tuple(self.card["classes"])
 
-    @property
+    @cached_property
     def sha256(self) -> str:
-        """Hexadecimal SHA-256 digest of the weights, or of the graph of other networks; it identifies the model."""
-        return str(self.card["weights" if "weights" in self.card else "graph"]["sha256"])
+        """Hexadecimal SHA-256 digest that identifies the model.
+
+        Of a network of ours, it is that of the weights. Of others, it is that of all in the card that decides answers:
+        the same network with another calibration, input specification or order of classes is another model.
+        """
+        if "weights" in self.card:
+            return str(self.card["weights"]["sha256"])
+        deciding = {name: self.card[name] for name in _DECIDING if name in self.card}
+        deciding["graph"] = {name: value for name, value in self.card["graph"].items() if name != "known_answers"}
+        return _sha256(json.dumps(deciding, sort_keys=True).encode())
 
     @cached_property
     def input(self) -> InputSpec:
@@ -206,6 +221,7 @@ def load_artifact(path: str | os.PathLike[str] | None = None) -> Artifact:
         files=files,
         points=points,
         tail=None if spec is None or config is not None else _read_tail(folder, card, spec),
+        failures=_read_failures(folder, card),
         examples=_read_examples(folder, card),
     )
     if spec is not None:
@@ -312,8 +328,35 @@ def save_compiled(
             "quadrature": _file_entry(POINTS, files),
             "chain": _file_entry(CHAIN, files) | compiled.chain.to_json(),
         }
-    (folder / WEIGHTS).unlink(missing_ok=True)  # left by an older artifact
     return _write(folder, card, computed, files, calibrations, novelty, examples)
+
+
+def add_to_card(
+    folder: Path,
+    entries: Mapping[str, Any],
+    *,
+    failures: Sequence[Mapping[str, Any]] = (),
+    pictures: bytes = b"",
+) -> None:
+    """Add entries to the card of a saved artifact, and known failures.
+
+    Args:
+        folder: of the artifact.
+        entries: further entries of the card.
+        failures: kinds of failures: "text", and "images", the captions of its pictures.
+        pictures: PNG file with the pictures of all kinds, square and side by side, in the order of the captions; empty
+            if there are none.
+
+    Raises:
+        ArtifactError: there is no card that can be read.
+    """
+    card = _read_card(folder / CARD) | dict(entries)
+    if failures:
+        card["failures"] = {"kinds": list(failures)}
+    if pictures:
+        write_atomically(folder / FAILURES, pictures)
+        card["failures"] |= _file_entry(FAILURES, {FAILURES: pictures})
+    write_atomically(folder / CARD, _as_json(card))
 
 
 def _write(
@@ -341,10 +384,15 @@ def _write(
     (folder / FOLDER if examples else folder).mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomically(folder / name, content)
-    write_atomically(folder / CARD, (json.dumps(full_card, indent=2) + "\n").encode())
-    for name in {MAIN, PREFIX, POINTS, CHAIN, NOVELTY, *map(file_name, range(MAX_EXAMPLES))} - files.keys():
+    write_atomically(folder / CARD, _as_json(full_card))
+    kept = {FAILURES} if "failures" in full_card else set()
+    for name in {*FILES, *map(file_name, range(MAX_EXAMPLES))} - {CARD} - files.keys() - kept:
         (folder / name).unlink(missing_ok=True)  # left by an older artifact
     return full_card
+
+
+def _as_json(card: Mapping[str, Any]) -> bytes:
+    return (json.dumps(card, indent=2) + "\n").encode()
 
 
 def _file_entry(name: str, files: Mapping[str, bytes]) -> dict[str, Any]:
@@ -529,6 +577,24 @@ def _read_novelty(folder: Path, card: Mapping[str, Any], config: MLPConfig | Non
         if actual != size:
             raise ArtifactError(f"{folder / NOVELTY}: {name}: expected {size} features, got {actual}")
     return novelty
+
+
+def _read_failures(folder: Path, card: Mapping[str, Any]) -> bytes | None:
+    if "failures" not in card:
+        return None
+    kinds = _required_entry(folder / CARD, card, "failures", "kinds")
+    if not isinstance(kinds, list) or not all(map(_is_failure, kinds)):
+        raise ArtifactError(f"{folder / CARD}: failures.kinds: expected a text and captions of images in each")
+    if not any(kind["images"] for kind in kinds):
+        return None
+    return _read_verified(folder / FAILURES, str(_required_entry(folder / CARD, card, "failures", "sha256")))
+
+
+def _is_failure(kind: object) -> bool:
+    if not isinstance(kind, Mapping) or not isinstance(kind.get("text"), str):
+        return False
+    captions = kind.get("images")
+    return isinstance(captions, list) and all(isinstance(caption, str) for caption in captions)
 
 
 def _read_examples(folder: Path, card: Mapping[str, Any]) -> tuple[Example, ...]:

@@ -10,6 +10,7 @@ from scipy.special import softmax
 from model import Artifact, entropy
 from model.chain import run
 from model.examples import file_name
+from model.input_spec import FASHION_MNIST
 from service.inference.decision import Decision, DecisionOptions, DecisionPolicy, Decisions
 from service.inference.decoding import decode_all
 from service.inference.errors import DecoderError, ImageError
@@ -116,6 +117,7 @@ class Pipeline:
     ) -> None:
         self.model, self.classes = artifact.sha256, artifact.classes
         self.card = {name: value for name, value in artifact.card.items() if name != "calibrations"}  # large tables
+        self.failures = artifact.failures
         if artifact.moments_unavailable is not None:
             self.card["chain"] = {"unavailable": artifact.moments_unavailable}
         self.examples = {file_name(place): example.content for place, example in enumerate(artifact.examples)}
@@ -380,7 +382,7 @@ def _answer(outcome: Outcome, parameters: Parameters, classes: Sequence[str]) ->
 
 def _drawing(shape: tuple[int, ...]) -> Pixels:
     """Draw trousers, two legs below a waistband, on a dark background of any size."""
-    down_H, across_W = (np.arange(size) * 28 // size for size in shape[:2])
+    down_H, across_W = (np.arange(size) * FASHION_MNIST.height // size for size in shape[:2])
     legs_W, between_W = np.isin(across_W, [*range(8, 13), *range(15, 20)]), np.isin(across_W, (13, 14))
     height_H, waistband_H = (down_H >= 1) & (down_H < 27), (down_H >= 1) & (down_H < 6)
     drawing = np.where(np.outer(height_H, legs_W) | np.outer(waistband_H, between_W), np.uint8(200), np.uint8(0))

@@ -72,7 +72,7 @@ def _cors_options() -> dict[str, Any]:
     return cors_options(bentoml_cors_options())
 
 
-_IMAGE = "PNG, JPEG or WebP file in base64, or a 28 x 28 array"
+_IMAGE = "PNG, JPEG or WebP file in base64, or an array of the network's size"
 
 
 class OneImage(Parameters, bentoml.IODescriptor):  # type: ignore[misc]

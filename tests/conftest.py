@@ -3,11 +3,13 @@
 import gc
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import httpx
 import numpy as np
 import pytest
+import rgb
 import torch
 from server import ROOT, Server, serve
 from threadpoolctl import threadpool_limits
@@ -53,6 +55,12 @@ def mnist() -> np.ndarray:
         return read_images(beside) if beside.exists() else download_images("MNIST")
     except DataError as error:
         missing(str(error))
+
+
+@pytest.fixture(scope="session")
+def rgb_folder(tmp_path_factory) -> Path:
+    """The artifact of a small network of RGB images."""
+    return rgb.save(tmp_path_factory.mktemp("rgb") / "artifact")
 
 
 @pytest.fixture(scope="session")

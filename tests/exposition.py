@@ -1,6 +1,6 @@
 """What the service exposes to Prometheus, and traffic that reaches every route."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import httpx
 import numpy as np
@@ -35,20 +35,23 @@ def difference(before: Samples, after: Samples) -> Callable[..., float]:
     return grown
 
 
-def infer_request() -> dict:
-    tensor = {"name": "image", "shape": [1, 28, 28], "datatype": "UINT8", "data": [0] * 784}
+def infer_request(images_B: np.ndarray) -> dict:
+    tensor = {"name": "image", "shape": images_B.shape, "datatype": "UINT8", "data": images_B.ravel().tolist()}
     return {"inputs": [tensor], "parameters": {"samples": 10}}
 
 
-def send_mixed_traffic(client: httpx.Client) -> None:
-    """Send good and bad requests to every route but the administration's."""
-    images_BHW = np.random.default_rng(3).integers(0, 256, (4, 28, 28), dtype=np.uint8)
-    for params in ({}, {"samples": 30}, {"samples": "auto"}, {"method": "moments"}, {"samples": 5}, {"coverage": 0.99}):
+def send_mixed_traffic(
+    client: httpx.Client, shape: Sequence[int] = (28, 28), methods: Sequence[str] = ("masks", "moments")
+) -> None:
+    """Send good and bad requests, with images of a shape, to every route but the administration's."""
+    images_B = np.random.default_rng(3).integers(0, 256, (4, *shape), dtype=np.uint8)
+    by_method = ({"method": method} for method in methods)
+    for params in ({}, {"samples": 30}, {"samples": "auto"}, *by_method, {"samples": 5}, {"coverage": 0.99}):
         assert client.post("/predict", content=BOOT, params=params).status_code == 200
-        assert client.post("/predict_batch", params=params, **npy_request(images_BHW)).status_code == 200
-    assert client.post("/rank", **npy_request(images_BHW)).status_code == 200
-    assert client.post("/v2/models/mcd/infer", json=infer_request()).status_code == 200
-    assert client.post("/v2/models/mcd/versions/1/infer", json=infer_request()).status_code == 200
+        assert client.post("/predict_batch", params=params, **npy_request(images_B)).status_code == 200
+    assert client.post("/rank", **npy_request(images_B)).status_code == 200
+    assert client.post("/v2/models/mcd/infer", json=infer_request(images_B[:1])).status_code == 200
+    assert client.post("/v2/models/mcd/versions/1/infer", json=infer_request(images_B[:1])).status_code == 200
     for path in _PAGES:
         assert client.get(path).status_code == 200
         assert client.head(path).status_code in {200, 405}
@@ -60,6 +63,6 @@ def send_mixed_traffic(client: httpx.Client) -> None:
         assert client.post("/predict", **request).status_code in {415, 422}
     assert client.post("/predict", content=BOOT, params={"seed": "0" * 9000}).status_code == 414
     assert client.post("/predict", content=BOOT, headers={"X": "x" * 20_000}).status_code == 431
-    assert client.post("/feedback", json={"request_id": "unknown", "label": "bag"}).status_code == 404
+    assert client.post("/feedback", json={"request_id": "unknown", "class_index": 0}).status_code == 404
     for method, path in (("PROPFIND", "/coffee"), ("DELETE", "/predict"), ("POST", "/"), ("PUT", "/static_content/x")):
         assert client.request(method, path).status_code in {404, 405}

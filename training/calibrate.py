@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Console
 from scipy import optimize, special, stats
-from torch import nn
 
 from model.calibration import COVERAGES, RISKS, SAMPLES, Calibration, Estimator, apply_temperature, nonconformity_scores
 from training.data import Images
-from training.estimates import combine_members, estimate
+from training.estimates import Estimators, combine_members, estimate
 from training.metrics import errors_by_confidence
 
 Array = np.ndarray
@@ -24,12 +23,12 @@ _QUANTILES = np.linspace(0, 1, 101)
 
 
 def fit_calibrations(
-    networks: Sequence[nn.Sequential], images: Images, *, samples: Sequence[int] = SAMPLES, console: Console
+    networks: Sequence[Estimators], images: Images, *, samples: Sequence[int] = SAMPLES, console: Console
 ) -> list[Calibration]:
     """Calibrate every estimator on images held out of training.
 
     Args:
-        networks: one network, or the members of an ensemble.
+        networks: estimators of one network, or of the members of an ensemble.
         images: labelled calibration images.
         samples: numbers of masks.
         console: console for the progress bar.

@@ -208,7 +208,7 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def _read(source: Path) -> FashionMNIST:
-    arrays = [_read_idx(source, file) for file in FILES]
+    arrays = [read_idx(_path(source, file.name), len(file.shape), file.shape) for file in FILES]
     for file, array in zip(FILES, arrays, strict=True):
         _check(_path(source, file.name), file, array)
     train_images, train_labels, test_images, test_labels = (torch.from_numpy(array) for array in arrays)
@@ -217,17 +217,29 @@ def _read(source: Path) -> FashionMNIST:
     )
 
 
-def _read_idx(folder: Path, file: _File) -> Array:
-    path = _path(folder, file.name)
+def read_idx(path: Path, axes: int, shape: tuple[int, ...] | None = None) -> Array:
+    """Read an IDX file of bytes.
+
+    Args:
+        path: the file; gzipped if its name ends in .gz.
+        axes: number of axes of the array.
+        shape: of the array; None for any.
+
+    Raises:
+        DataError: the file can't be read, or has something else.
+    """
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: expected an IDX file, got one that can't be read ({error})") from error
     # IDX: two zero bytes, type 8 (unsigned byte), number of axes, then each axis as a big-endian 32-bit number.
-    header = bytes((0, 0, 8, len(file.shape))) + np.array(file.shape, dtype=">u4").tobytes()
-    if len(data) != len(header) + math.prod(file.shape) or not data.startswith(header):
-        raise DataError(f"{path}: expected bytes in IDX format of shape {file.shape}, got {len(data)} other bytes")
-    return np.frombuffer(bytearray(data), dtype=np.uint8, offset=len(header)).reshape(file.shape)
+    start = 4 + 4 * axes
+    found = tuple(int.from_bytes(data[place : place + 4], "big") for place in range(4, start, 4))
+    is_idx = data[:4] == bytes((0, 0, 8, axes)) and len(data) == start + math.prod(found)
+    if not is_idx or found != (shape or found):
+        wanted = f"of shape {shape}" if shape else f"of {axes} axes"
+        raise DataError(f"{path}: expected bytes in IDX format {wanted}, got {len(data)} other bytes")
+    return np.frombuffer(bytearray(data), dtype=np.uint8, offset=start).reshape(found)
 
 
 def _check(path: Path, file: _File, array: Array) -> None:

@@ -1,16 +1,21 @@
 """Predictions by each estimator: eval mode, dropout masks, moments."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import track
 from scipy import stats
-from torch import Tensor, nn
+from torch import nn
 
-from model import MomentPropagation, MonteCarloDropout, summarize
+from model import Artifact, MomentPropagation, MonteCarloDropout, summarize
 from model.calibration import Estimator
+from model.graph import Graph
+from model.moments import MAX_CLASSES, ChainMoments
+from model.network.compile import Compiled
+from model.network.moments import sobol_points
 from training.data import Images
 
 Array = np.ndarray
@@ -19,8 +24,41 @@ Estimates = dict[tuple[Estimator, int], dict[str, Array]]
 _IMAGES_AT_ONCE = 250
 
 
+@dataclass(frozen=True)
+class Estimators:
+    """What predicts the images of one network.
+
+    Attributes:
+        masks: the network in eval mode and under masks, as live modules or compiled.
+        moments: moment propagation; None if the network does not allow it.
+    """
+
+    masks: MonteCarloDropout | Graph
+    moments: MomentPropagation | ChainMoments | None
+
+    @classmethod
+    def of_chain(cls, network: nn.Sequential) -> Self:
+        """For live linear layers, ReLU and dropout."""
+        return cls(MonteCarloDropout(network), MomentPropagation(network))
+
+    @classmethod
+    def of_compiled(cls, compiled: Compiled) -> Self:
+        """For a network that was compiled just now."""
+        engine, classes = compiled.graph(), compiled.spec.classes
+        if compiled.chain is None or classes > MAX_CLASSES:
+            return cls(engine, None)
+        return cls(engine, ChainMoments(compiled.chain, sobol_points(classes), engine.units))
+
+    @classmethod
+    def of_artifact(cls, artifact: Artifact) -> Self:
+        """For a saved network: its live modules, if it is one of ours, else its graph."""
+        if artifact.config is not None:
+            return cls.of_chain(artifact.network)
+        return cls(artifact.engine, artifact.moments)
+
+
 def estimate(
-    network: nn.Sequential,
+    estimators: Estimators,
     images: Images,
     *,
     samples: Sequence[int],
@@ -31,7 +69,7 @@ def estimate(
     """Predict images by each estimator.
 
     Args:
-        network: linear layers, ReLU and dropout.
+        estimators: of the network.
         images: to predict.
         samples: numbers of masks; each uses the first masks of the largest number.
         seed: of the masks.
@@ -41,26 +79,27 @@ def estimate(
     Returns:
         `probs_BC` and the mutual information `information_B` (nats; 0 for eval mode), by estimator and number of masks.
     """
-    mc, moments = MonteCarloDropout(network), MomentPropagation(network)
-    parts: dict[tuple[Estimator, int], list[tuple[Tensor, Tensor]]] = {}
+    parts: dict[tuple[Estimator, int], list[tuple[Any, Any]]] = {}
     for inputs_B in track(
-        images.inputs_B.split(_IMAGES_AT_ONCE),
+        [part_B.numpy() for part_B in images.inputs_B.split(_IMAGES_AT_ONCE)],
         f"{label}: {len(images):,} images",
         console=console,
         transient=True,
         disable=not console.is_terminal,
     ):
-        parts.setdefault(("eval", 0), []).append((mc.predict(inputs_B).double(), torch.zeros(len(inputs_B))))
-        probs_SBC = mc.sample(inputs_B, samples=max(samples), seed=seed)
+        probs_BC = np.asarray(estimators.masks.predict(inputs_B), np.float64)
+        parts.setdefault(("eval", 0), []).append((probs_BC, np.zeros(len(inputs_B))))
+        probs_SBC = np.asarray(estimators.masks.sample(inputs_B, samples=max(samples), seed=seed))
         for count in samples:
             summary = summarize(probs_SBC[:count])
             parts.setdefault(("masks", count), []).append((summary.mean, summary.mutual_information))
-        propagated = moments.predict(inputs_B)
-        parts.setdefault(("moments", 0), []).append((propagated.mean, propagated.mutual_information))
+        if estimators.moments is not None:
+            propagated = estimators.moments.predict(inputs_B)
+            parts.setdefault(("moments", 0), []).append((propagated.mean, propagated.mutual_information))
     return {
         key: {
-            "probs_BC": torch.cat([probs_BC for probs_BC, _ in rows]).numpy(),
-            "information_B": torch.cat([information_B for _, information_B in rows]).numpy(),
+            "probs_BC": np.concatenate([probs_BC for probs_BC, _ in rows]),
+            "information_B": np.concatenate([information_B for _, information_B in rows]),
         }
         for key, rows in parts.items()
     }

@@ -14,7 +14,7 @@ from model.artifact import write_atomically
 from model.masks import MAX_SEED
 from training.calibrate import fit_calibrations
 from training.data import DataError, FashionMNIST, Images, load_fashion_mnist, split_data
-from training.estimates import Estimates, combine_members, estimate
+from training.estimates import Estimates, Estimators, combine_members, estimate
 from training.measure import (
     decide,
     measure,
@@ -27,13 +27,7 @@ from training.measure import (
 from training.ood import DOWNLOADS, download_images, read_images, synthetic_images
 from training.report import Evaluation, as_json, write_report
 from training.shifts import ANGLES, CORRUPTIONS, SEVERITIES, shifted_images
-from training.tables import (
-    calibration_tables,
-    class_tables,
-    detection_tables,
-    prediction_tables,
-    shift_tables,
-)
+from training.tables import all_tables
 from training.terminal import console, error_console
 
 Array = np.ndarray
@@ -59,7 +53,7 @@ class Evaluator:
         if not console.is_terminal:
             console.print(label)
         return estimate(
-            (artifact or self.artifact).network,
+            Estimators.of_artifact(artifact or self.artifact),
             images,
             samples=samples or (self.samples,),
             seed=self.seed,
@@ -91,7 +85,7 @@ class Evaluator:
         (count,) = counts
         images = split_data(self.fashion.train, images_per_part=count, validate=False).calibration
         return fit_calibrations(
-            [member.network for member in members], images, samples=(self.samples,), console=console
+            [Estimators.of_artifact(member) for member in members], images, samples=(self.samples,), console=console
         )
 
     def measure_by_mask_count(self, estimates: Estimates, labels_B: Array) -> dict[str, Any]:
@@ -160,10 +154,7 @@ def evaluate_artifact(
         figures["decisions"] = decisions
     shifts = evaluator.measure_shifts()
     figures |= {"rotation": shifts.pop("rotation"), "corruptions": shifts}
-    builders = (calibration_tables, class_tables, detection_tables, shift_tables)
-    tables = prediction_tables(figures, f"{len(test):,} test images")
-    tables += [table for build in builders for table in build(figures)]
-    return Evaluation(evaluator.artifact, test, samples, estimates, scores, figures, tables)
+    return Evaluation(evaluator.artifact, test, samples, estimates, scores, figures)
 
 
 @app.command()
@@ -217,7 +208,7 @@ def main(  # noqa: PLR0913 - one argument an option
     except (DataError, OSError, TypeError, ValueError) as error:
         error_console.print(f"error: {error}", style="bold red")
         raise typer.Exit(1) from error
-    for table in evaluation.tables:
+    for table in all_tables(evaluation.figures):
         console.print(table.as_rich())
     if report is not None:
         console.print(f"model card: {report / 'index.html'}")

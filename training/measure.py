@@ -8,7 +8,7 @@ from scipy import stats
 
 from model import Artifact, Calibration, find_calibration
 from model.calibration import COVERAGES, SetMethod
-from model.network.chain import LiveChain
+from model.novelty import FeatureNovelty
 from training.data import Images
 from training.estimates import Estimates
 from training.metrics import classification_metrics, detection_metrics
@@ -32,13 +32,15 @@ def measure(
         calibrations: calibrations of the estimators.
 
     Returns:
-        For "eval", "mc" and "moments": `classification_metrics`, the mean predictive entropy in nats, and the mean
-        mutual information where it is not 0; for "mc" also samples and seed. With a calibration, `calibrated_scores`
-        as "calibrated".
+        For "eval", "mc" and, if it was estimated, "moments": `classification_metrics`, the mean predictive entropy in
+        nats, and the mean mutual information where it is not 0; for "mc" also samples and seed. With a calibration,
+        `calibrated_scores` as "calibrated".
     """
     modes: dict[str, tuple[Any, int]] = {"eval": ("eval", 0), "mc": ("masks", samples), "moments": ("moments", 0)}
     results = {}
     for mode, (estimator, count) in modes.items():
+        if (estimator, count) not in estimates:
+            continue
         calibration = find_calibration(calibrations, estimator, count)
         results[mode] = measure_one(estimates[estimator, count], labels_B, calibration=calibration)
         if estimator == "masks":
@@ -130,13 +132,22 @@ def ood_scores(artifact: Artifact, images: Images, estimates: Estimates, *, samp
         "entropy, eval": stats.entropy(estimates["eval", 0]["probs_BC"], axis=1),
         "entropy, mc": stats.entropy(masks["probs_BC"], axis=1),
         "mutual information, mc": masks["information_B"],
-        "mutual information, moments": estimates["moments", 0]["information_B"],
     }
+    if ("moments", 0) in estimates:
+        scores["mutual information, moments"] = estimates["moments", 0]["information_B"]
     if artifact.novelty is not None:
-        chain = LiveChain(artifact.network)
-        parts = [artifact.novelty.score(chain, part.numpy()) for part in images.inputs_B.split(5_000)]
+        parts = [_novelty(artifact, part.numpy()) for part in images.inputs_B.split(5_000)]
         scores["novelty"] = np.concatenate(parts)
     return scores
+
+
+def _novelty(artifact: Artifact, inputs_B: Array) -> Array:
+    if isinstance(artifact.novelty, FeatureNovelty):
+        probs_BC, features_BF = artifact.engine.predict_with_features(inputs_B)
+        return artifact.novelty.score(features_BF, probs_BC)
+    if artifact.novelty is None or artifact.chain is None:
+        raise ValueError("expected an artifact with a novelty model")
+    return artifact.novelty.score(artifact.chain, inputs_B)
 
 
 def measure_detection(inside: Mapping[str, Array], outside: Mapping[str, Array]) -> dict[str, dict[str, float]]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from model import MLPConfig
+from training.cnn import CNNConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +23,17 @@ class Recipe:
         initial_std: standard deviation of normal initial weights; None for PyTorch's default, which biases always use.
         flip: whether images are mirrored horizontally with probability one half.
         shift: largest shift in pixels along each axis, applied with probability one half.
+        erase: side in pixels of a square at a random place that is made black, with probability one half (DeVries &
+            Taylor 2017, arXiv:1708.04552).
         masks: number of dropout masks for each image of a step; the layers before dropout are computed once.
-        average_decay: of the exponential moving average of the weights over steps, which is the result; None for the
-            last weights.
+        average_decay: of the exponential moving average of weights and batch-norm statistics over steps, which is the
+            result; None for the last weights.
         calibration: number of the 60,000 images that are held out for calibration; 0 trains on all images and measures
             epochs on the test images, as the chapter does.
         validate: whether as many images more are held out for validation, and the result is not calibrated.
     """
 
-    architecture: MLPConfig = field(default_factory=MLPConfig)
+    architecture: MLPConfig | CNNConfig = field(default_factory=MLPConfig)
     epochs: int
     batch_size: int = 256
     optimizer: Literal["sgd", "adamw"]
@@ -40,6 +43,7 @@ class Recipe:
     initial_std: float | None = None
     flip: bool = False
     shift: int = 0
+    erase: int = 0
     masks: int = 1
     average_decay: float | None = None
     calibration: int = 0
@@ -66,6 +70,22 @@ RECIPES = {
         shift=2,
         masks=4,
         average_decay=0.9995,
+        calibration=5_000,
+    ),
+    # Where the MLP's images are seen by convolutions; the masks are of the head only, so that many of them cost little.
+    "cnn": Recipe(
+        architecture=CNNConfig(),
+        epochs=30,
+        batch_size=128,
+        optimizer="adamw",
+        learning_rate=4e-3,
+        schedule="one-cycle",
+        weight_decay=0.05,
+        flip=True,
+        shift=2,
+        erase=8,
+        masks=4,
+        average_decay=0.999,
         calibration=5_000,
     ),
 }

@@ -1,22 +1,27 @@
-"""Model card: figures as JSON, and an HTML page with tables and pictures."""
+"""Model card of an evaluation: figures as JSON, plots, and the HTML page.
 
-import html
+`python -m training.report FOLDER` writes the page again from the figures, after its layout or its words have changed.
+"""
+
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 from scipy import stats
 
-from model import Artifact, MonteCarloDropout, find_calibration
-from model.artifact import write_atomically
+from model import Artifact, find_calibration, load_artifact
+from model.artifact import FAILURES, write_atomically
+from model.card_page import STYLE, Block, Picture, card_page
 from training import plots
 from training.data import Images
 from training.estimates import Estimates
 from training.shifts import ANGLES, SEVERITIES, rotate
-from training.tables import FigureTable
+from training.tables import all_tables
+from training.terminal import error_console
 
 Array = np.ndarray
 
@@ -24,10 +29,19 @@ PAGE, FIGURES = "index.html", "figures.json"
 _UNCERTAIN_IMAGES = 24
 _ROTATED_IMAGE = 0  # index of the test image that is rotated
 _MASKS = 100  # of the predictions of that image
-_STYLE = (
-    "body{font:16px/1.5 sans-serif;max-width:64rem;margin:2rem auto;padding:0 1rem}table{border-collapse:collapse}"
-    "td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #ccc}.name{text-align:left}img{max-width:100%}"
-)
+_PLOTS = {
+    "reliability": "Reliability: the share of correct predictions against their confidence",
+    "risk-coverage": "Error among the answered images against the share of images that is answered",
+    "classes": "Error by class, over masks",
+    "least-sure": "Most uncertain test images: true class, predicted class, confidence",
+    "samples": "NLL by number of masks",
+    "rotation": "Rotated test images",
+    "rotation-one": f"Test image {_ROTATED_IMAGE}, rotated: class probabilities under each of {_MASKS} masks",
+    "corruptions": "Corruptions by severity, mean over masks",
+}
+_LICENSE = "Images: Fashion-MNIST, (c) 2017 Zalando SE, MIT License."
+
+app = typer.Typer(add_completion=False)
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,6 @@ class Evaluation:
         estimates: predictions of the test images by name of the model: "" for the artifact.
         scores: out-of-distribution scores by name of the images, the test images first, and by name of the score.
         figures: all measurements, for JSON.
-        tables: the measurements as tables.
     """
 
     artifact: Artifact
@@ -50,18 +63,44 @@ class Evaluation:
     estimates: Mapping[str, Estimates]
     scores: Mapping[str, Mapping[str, Array]]
     figures: Mapping[str, Any]
-    tables: list[FigureTable]
 
 
 def write_report(folder: Path, evaluation: Evaluation) -> None:
     """Write page, figures and pictures to a folder, which is created if missing; each file is written atomically."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = _pictures(evaluation)
-    for name, (_, picture) in pictures.items():
+    for name, picture in _pictures(evaluation).items():
         write_atomically(folder / f"{name}.png", picture)
     write_atomically(folder / FIGURES, as_json(evaluation.figures))
-    captions = {f"{name}.png": caption for name, (caption, _) in pictures.items()}
-    write_atomically(folder / PAGE, _page(evaluation, captions).encode())
+    write_report_page(folder, evaluation.artifact)
+
+
+def write_report_page(folder: Path, artifact: Artifact) -> None:
+    """Write the page of a folder from its figures, which are of this artifact; the plots must be there."""
+    figures = json.loads((folder / FIGURES).read_text())
+    card = artifact.card | {"metrics": {"test": {mode: figures[mode] for mode in ("eval", "mc", "moments")}}}
+    captions = _PLOTS | {_file_name(score): _describe_score(score) for score in next(iter(figures["ood"].values()))}
+    pictures = [Picture(f"{name}.png", caption) for name, caption in captions.items()]
+    note = f'<p>All figures are also in <a href="{FIGURES}">{FIGURES}</a>. {_LICENSE}</p>'
+    write_page(folder, card, artifact.failures, note=note, analyses=[*all_tables(figures), *pictures])
+
+
+def write_page(
+    folder: Path, card: Mapping[str, Any], failures: bytes | None, *, note: str, analyses: Sequence[Block]
+) -> None:
+    """Write a model card that needs no server: the page with its style sheet, and the pictures of known failures.
+
+    Args:
+        folder: for the page; created if missing. The plots must be in it.
+        card: the contents of card.json.
+        failures: pictures of the known failures that the card names; None if it names none.
+        note: HTML below the title.
+        analyses: tables and plots.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if failures is not None:
+        write_atomically(folder / FAILURES, failures)
+    page = card_page(card, head=f"<style>\n{STYLE}</style>", header=note, analyses=analyses)
+    write_atomically(folder / PAGE, page.encode(errors="replace"))
 
 
 def as_json(figures: Mapping[str, Any]) -> bytes:
@@ -69,8 +108,8 @@ def as_json(figures: Mapping[str, Any]) -> bytes:
     return (json.dumps(figures, indent=2) + "\n").encode()
 
 
-def _pictures(evaluation: Evaluation) -> dict[str, tuple[str, bytes]]:
-    """Plot all pictures: caption and PNG file by name."""
+def _pictures(evaluation: Evaluation) -> dict[str, bytes]:
+    """Plot all pictures: PNG file by name, those of `_PLOTS` and one for each score."""
     rotation = {int(angle): row for angle, row in evaluation.figures["rotation"].items()}
     plotted = {
         "accuracy, eval": ("eval", "accuracy"),
@@ -84,41 +123,42 @@ def _pictures(evaluation: Evaluation) -> dict[str, tuple[str, bytes]]:
         rotation_curves["answered"] = {angle: row["decision"]["answered"] for angle, row in rotation.items()}
     return {
         **_confidence_pictures(evaluation),
-        "samples": ("NLL by number of masks", _mask_count_picture(evaluation.figures)),
-        "rotation": ("Rotated test images", plots.lines(rotation_curves, x="degrees", y="")),
-        "rotation-one": (
-            f"Test image {_ROTATED_IMAGE}, rotated: class probabilities under each of {_MASKS} masks",
-            _rotation_picture(evaluation),
-        ),
-        "corruptions": (
-            "Corruptions by severity, mc",
-            plots.heatmaps(
-                {
-                    title: {
-                        name: [row["mc"][key] for row in rows.values()]
-                        for name, rows in evaluation.figures["corruptions"].items()
-                    }
-                    for title, key in {
-                        "accuracy": "accuracy",
-                        "ECE": "ece",
-                        "mutual information (nats)": "mutual_information",
-                    }.items()
-                },
-                columns=[str(severity) for severity in SEVERITIES],
-                x="severity",
-            ),
+        "samples": _mask_count_picture(evaluation.figures),
+        "rotation": plots.lines(rotation_curves, x="degrees", y=""),
+        "rotation-one": _rotation_picture(evaluation),
+        "corruptions": plots.heatmaps(
+            {
+                title: {
+                    name: [row["mc"][key] for row in rows.values()]
+                    for name, rows in evaluation.figures["corruptions"].items()
+                }
+                for title, key in {
+                    "accuracy": "accuracy",
+                    "ECE": "ece",
+                    "mutual information (nats)": "mutual_information",
+                }.items()
+            },
+            columns=[str(severity) for severity in SEVERITIES],
+            x="severity",
         ),
         **{
-            score.replace(", ", "-").replace(" ", "-"): (
-                f"{score} of test images and out-of-distribution images",
-                plots.histograms({name: by_score[score] for name, by_score in evaluation.scores.items()}, label=score),
+            _file_name(score): plots.histograms(
+                {name: by_score[score] for name, by_score in evaluation.scores.items()}, label=score
             )
             for score in next(iter(evaluation.scores.values()))
         },
     }
 
 
-def _confidence_pictures(evaluation: Evaluation) -> dict[str, tuple[str, bytes]]:
+def _file_name(score: str) -> str:
+    return score.replace(", ", "-").replace(" ", "-")
+
+
+def _describe_score(score: str) -> str:
+    return f"{score[0].upper()}{score[1:]} of test images and out-of-distribution images"
+
+
+def _confidence_pictures(evaluation: Evaluation) -> dict[str, bytes]:
     classes, labels_B = evaluation.artifact.classes, evaluation.test.labels_B.numpy()
     uncalibrated, calibrated, compared = {}, {}, {}
     for model, estimates in evaluation.estimates.items():
@@ -139,13 +179,10 @@ def _confidence_pictures(evaluation: Evaluation) -> dict[str, tuple[str, bytes]]
     ]
     errors = {name: row["error"] for name, row in evaluation.figures["classes"].items()}
     return {
-        "reliability": ("Reliability of the confidence", plots.reliability(uncalibrated | calibrated)),
-        "risk-coverage": ("Error against the fraction answered", plots.risk_coverage(uncalibrated | compared)),
-        "classes": ("Error by class, over masks", plots.bars(errors, label="wrong")),
-        "least-sure": (
-            "Most uncertain test images: true class, predicted class, confidence",
-            plots.gallery(evaluation.test.images_B.numpy()[most_uncertain], titles),
-        ),
+        "reliability": plots.reliability(uncalibrated | calibrated),
+        "risk-coverage": plots.risk_coverage(uncalibrated | compared),
+        "classes": plots.bars(errors, label="wrong"),
+        "least-sure": plots.gallery(evaluation.test.images_B.numpy()[most_uncertain], titles),
     }
 
 
@@ -165,40 +202,28 @@ def _mask_count_picture(figures: Mapping[str, Any]) -> bytes:
 def _rotation_picture(evaluation: Evaluation) -> bytes:
     one, angles = evaluation.test[_ROTATED_IMAGE : _ROTATED_IMAGE + 1], ANGLES[:12]
     pictures = [rotate(one, angle) for angle in angles]
-    mc = MonteCarloDropout(evaluation.artifact.network)
+    engine = evaluation.artifact.engine
     probs_STC = np.stack(
-        [mc.sample(picture.inputs_B, samples=_MASKS, seed=0)[:, 0].numpy() for picture in pictures], axis=1
+        [engine.sample(picture.inputs_B.numpy(), samples=_MASKS, seed=0)[:, 0] for picture in pictures], axis=1
     )
     images_THW = np.concatenate([picture.images_B.numpy() for picture in pictures])
     return plots.rotation_plot(images_THW, probs_STC, angles=angles, classes=evaluation.artifact.classes)
 
 
-def _page(evaluation: Evaluation, captions: Mapping[str, str]) -> str:
-    card = evaluation.artifact.card
-    facts = {
-        "model": card["architecture"], "weights": evaluation.artifact.sha256, "recipe": card.get("recipe"),
-        "data": card.get("data", {}).get("name"), "split": card.get("data", {}).get("split"),
-        "made by": card.get("command"), "versions": card.get("versions"),
-    }  # fmt: skip
-    rows = [[name, value if isinstance(value, str) else json.dumps(value)] for name, value in facts.items()]
-    about = FigureTable("The model", ["", ""], rows, text_columns=2)
-    calibration_note = "" if evaluation.artifact.calibrations else "<p>This model is not calibrated.</p>"
-    pictures = [
-        f'<h2>{html.escape(caption)}</h2><img src="{name}" alt="{html.escape(caption)}">'
-        for name, caption in captions.items()
-    ]
-    return "\n".join(
-        [
-            '<!doctype html><html lang="en">',
-            f'<meta charset="utf-8"><title>Model card</title><style>{_STYLE}</style>',
-            f'<h1>Model card</h1><p>All figures are also in <a href="{FIGURES}">{FIGURES}</a>.</p>',
-            about.as_html(),
-            calibration_note,
-            *pictures[:2],
-            *(table.as_html() for table in evaluation.tables),
-            *pictures[2:],
-            "<p>Images: Fashion-MNIST, (c) 2017 Zalando SE, MIT License.</p>",
-            "</html>",
-            "",
-        ]
-    )
+@app.command()
+def main(
+    folder: Annotated[Path, typer.Argument(help="Folder of a model card, with its figures and plots.")],
+    artifact: Annotated[
+        Path | None, typer.Argument(help="Folder of its artifact.", show_default="the embedded one")
+    ] = None,
+) -> None:
+    """Write the page of a model card again from its figures."""
+    try:
+        write_report_page(folder, load_artifact(artifact))
+    except (ValueError, OSError) as error:
+        error_console.print(f"error: {error}", style="bold red")
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app()

@@ -1,54 +1,32 @@
 """Figures as tables, for terminals and HTML pages."""
 
-import html
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
+import rich.table
+
+from model.card_page import Table
 
 Figures = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class FigureTable:
-    """A table of figures.
+class FigureTable(Table):
+    """A table of figures, for pages and for terminals."""
 
-    Attributes:
-        title: title of the table.
-        columns: headers of the columns.
-        rows: cells by row.
-        note: explanation of the figures.
-        text_columns: number of leading columns that contain text.
-    """
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-    text_columns: int = 1
-
-    def as_rich(self) -> Table:
+    def as_rich(self) -> rich.table.Table:
         """Return the table for rich."""
-        table = Table(title=self.title, caption=self.note or None)
-        for format_number, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if format_number < self.text_columns else "right")
+        table = rich.table.Table(title=self.title, caption=self.note or None)
+        for place, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if place < self.text_columns else "right")
         for row in self.rows:
             table.add_row(*row)
         return table
 
-    def as_html(self) -> str:
-        """Return the table as a section of an HTML page."""
-        lines = "".join(
-            f"<tr>{''.join(self._cell(tag, format_number, cell) for format_number, cell in enumerate(row))}</tr>"
-            for tag, row in (("th", self.columns), *(("td", row) for row in self.rows))
-        )
-        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
-        return f"<h2>{html.escape(self.title)}</h2><table>{lines}</table>{note}"
 
-    def _cell(self, tag: str, format_number: int, cell: str) -> str:
-        name = ' class="name"' if format_number < self.text_columns else ""
-        return f"<{tag}{name}>{html.escape(cell)}</{tag}>"
+def all_tables(figures: Figures) -> list[FigureTable]:
+    """Tabulate all figures of an evaluation."""
+    builders = (calibration_tables, class_tables, detection_tables, shift_tables)
+    return prediction_tables(figures, "Test images") + [table for build in builders for table in build(figures)]
 
 
 def prediction_tables(figures: Figures, title: str) -> list[FigureTable]:

@@ -14,14 +14,22 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
 
-from model import save_artifact
-from model.artifact import CARD, NOVELTY, WEIGHTS, write_atomically
+from model import MLPConfig, load_artifact, save_artifact, save_compiled
+from model.artifact import FILES as FILES_OF_ARTIFACT
+from model.artifact import write_atomically
 from model.examples import Example
+from model.input_spec import FASHION_MNIST
+from model.network import compile_to_files
+from model.novelty import FeatureNovelty, Novelty
 from training.calibrate import fit_calibrations
+from training.cnn import CNNConfig
 from training.data import CLASSES, FILES, DataError, FashionMNIST, Images, Splits, load_fashion_mnist, split_data
-from training.estimates import estimate
+from training.estimates import Estimators, estimate
 from training.examples import make_example
+from training.failures import fashion_failures, record_failures
+from training.feature_novelty import fit_feature_novelty
 from training.fit import Epoch, Fit
 from training.measure import measure
 from training.novelty import fit_novelty
@@ -36,6 +44,14 @@ LOG = "log.jsonl"
 CURVES = "curves.png"
 ARTIFACT = "artifact"
 METRIC_SAMPLES = 100
+INTENDED_USE = (
+    "To show, teach and test how a network says what it is not sure of. It classifies pictures of single garments: "
+    "upright, light on a dark background, 28 x 28 pixels, as in Fashion-MNIST."
+)
+ETHICS = (
+    "The pictures show goods of a shop, without people, and contain no personal data. The classes are the shop's own. "
+    "A wrong class in a demonstration harms nobody; the network is not made for decisions about people or goods."
+)
 
 RecipeName = StrEnum("RecipeName", {name: name for name in RECIPES})
 app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
@@ -65,7 +81,8 @@ class Run:
 def main(  # noqa: PLR0913 - one argument an option
     *,
     recipe: Annotated[
-        RecipeName, typer.Option(help="chapter trains as d2l.ai does; default makes the embedded model.")
+        RecipeName,
+        typer.Option(help="chapter trains as d2l.ai does; default makes the embedded model; cnn is convolutional."),
     ] = (RecipeName["default"]),
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order of images, augmentation and dropout.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs instead of the recipe's.")] = None,
@@ -169,7 +186,7 @@ def _start_fit(run: Run, splits: Splits, data_set: FashionMNIST, *, resume: bool
 
 def _discard(folder: Path) -> None:
     """Remove an old run's files, so that they are not mixed with a new run's."""
-    for name in (CHECKPOINT, LOG, CURVES, *(f"{ARTIFACT}/{file}" for file in (CARD, WEIGHTS, NOVELTY))):
+    for name in (CHECKPOINT, LOG, CURVES, *(f"{ARTIFACT}/{file}" for file in FILES_OF_ARTIFACT)):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -201,32 +218,28 @@ def _write_results(run: Run, fit: Fit, splits: Splits, data_set: FashionMNIST, *
     title = f"{run.name}, seed {run.seed}"
     curves = learning_curves(fit.history, title=title, held_out_name=run.held_out_name)
     write_atomically(run.out / CURVES, curves)
-    network = fit.network.cpu()
+    trained = _Trained(run.recipe.architecture, fit.network.cpu())
     evaluation_images = {"validation": splits.validation} if run.recipe.validate else {"test": data_set.test}
     calibrations, novelty = [], None
     if run.recipe.calibration and not run.recipe.validate:
-        calibrations = fit_calibrations([network], splits.calibration, console=console)
-        novelty = fit_novelty(network, splits.training, splits.calibration) if run.novelty else None
+        calibrations = fit_calibrations([trained.estimators], splits.calibration, console=console)
+        novelty = trained.fit_novelty(splits) if run.novelty else None
+    estimates = {
+        name: estimate(trained.estimators, images, samples=(METRIC_SAMPLES,), seed=0, console=console, label=name)
+        for name, images in evaluation_images.items()
+    }
     metrics = {
         name: measure(
-            estimate(network, images, samples=(METRIC_SAMPLES,), seed=0, console=console, label=name),
-            images.labels_B.numpy(),
-            samples=METRIC_SAMPLES,
-            seed=0,
-            calibrations=calibrations,
+            estimates[name], images.labels_B.numpy(), samples=METRIC_SAMPLES, seed=0, calibrations=calibrations
         )
         for name, images in evaluation_images.items()
     }
     folder = run.out / ARTIFACT
-    save_artifact(
-        folder,
-        network,
-        run.recipe.architecture,
-        _card(run, fit, splits, metrics),
-        calibrations=calibrations,
-        novelty=novelty,
-        examples=_examples(data_set.test),
-    )
+    card = _card(run, fit, splits, len(evaluation_images.get("test", ())), metrics)
+    trained.save(folder, card, calibrations=calibrations, novelty=novelty, examples=_examples(data_set.test))
+    if "test" in estimates:
+        failures = fashion_failures(load_artifact(folder), data_set.test, estimates["test"], console=console)
+        record_failures(folder, failures)
     for name, rows in metrics.items():
         for table in prediction_tables(rows, f"{len(evaluation_images[name]):,} {name} images"):
             console.print(table.as_rich())
@@ -236,13 +249,45 @@ def _write_results(run: Run, fit: Fit, splits: Splits, data_set: FashionMNIST, *
         console.print(f"in the BentoML model store: MCD_MODEL=bentoml:{_publish(folder, run)} make serve")
 
 
+class _Trained:
+    """A trained network: its estimators, its novelty model, and its artifact.
+
+    The MLP is estimated as live modules, and saved with its weights; other networks are compiled first.
+    """
+
+    def __init__(self, config: MLPConfig | CNNConfig, network: nn.Sequential) -> None:
+        self._config = config
+        self._network = network.to(memory_format=torch.contiguous_format)
+        if isinstance(config, MLPConfig):
+            self.estimators = Estimators.of_chain(network)
+        else:
+            self._compiled = compile_to_files(network, torch.rand(FASHION_MNIST.shape))
+            self.estimators = Estimators.of_compiled(self._compiled)
+
+    def fit_novelty(self, splits: Splits) -> Novelty | FeatureNovelty | None:
+        """Fit the novelty model that the network's architecture allows."""
+        if isinstance(self._config, MLPConfig):
+            return fit_novelty(self._network, splits.training, splits.calibration)
+        inputs_B = splits.calibration.inputs_B.numpy()
+        probs_BC, features_BF = self._compiled.graph().predict_with_features(inputs_B)
+        return fit_feature_novelty(features_BF, probs_BC, seed=0)
+
+    def save(self, folder: Path, card: dict[str, Any], **fitted: Any) -> None:
+        """Write the artifact; `fitted` are the keyword arguments of `save_artifact`."""
+        if isinstance(self._config, MLPConfig):
+            save_artifact(folder, self._network, self._config, card, **fitted)
+        else:
+            layers = {"layers": asdict(self._config)}
+            save_compiled(folder, self._compiled, card | layers, input_spec=FASHION_MNIST, **fitted)
+
+
 def _examples(test: Images) -> list[Example]:
     """The first image of each class, in the order of the data set."""
     labels = test.labels_B.tolist()
     return [make_example(CLASSES[label], test.images_B[labels.index(label)].numpy()) for label in dict.fromkeys(labels)]
 
 
-def _card(run: Run, fit: Fit, splits: Splits, metrics: dict[str, Any]) -> dict[str, Any]:
+def _card(run: Run, fit: Fit, splits: Splits, test_images: int, metrics: dict[str, Any]) -> dict[str, Any]:
     recipe = {name: value for name, value in asdict(run.recipe).items() if name != "architecture"}
     return {
         "classes": list(CLASSES),
@@ -250,6 +295,8 @@ def _card(run: Run, fit: Fit, splits: Splits, metrics: dict[str, Any]) -> dict[s
         "command": run.command,
         "recipe": {"name": run.name, **recipe},
         "seed": run.seed,
+        "intended_use": INTENDED_USE,
+        "ethical_considerations": ETHICS,
         "data": {
             "name": "Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747; MIT License, Zalando SE)",
             "sha256": {file.name: file.sha256 for file in FILES},
@@ -257,6 +304,7 @@ def _card(run: Run, fit: Fit, splits: Splits, metrics: dict[str, Any]) -> dict[s
                 "train": len(splits.training),
                 "validation": len(splits.validation),
                 "calibration": len(splits.calibration),
+                "test": test_images,
             },
         },
         "metrics": {"last_epoch": asdict(fit.history[-1]), **metrics},

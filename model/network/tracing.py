@@ -52,6 +52,10 @@ class CompileError(ValueError):
     """A network that can't be compiled; the message has the reason and, where it is known, a remedy."""
 
 
+class NoDropoutError(CompileError):
+    """A network that reaches no dropout of p > 0."""
+
+
 @dataclass(frozen=True)
 class MaskedNetwork:
     """A network whose masks are inputs: for each site (S, *shape), with values of 0 or 1 / (1 - p).
@@ -230,7 +234,7 @@ class _Rewriter:
         self._check_output()
         self._after = _reachable(self._site_of)
         if not self.sites:
-            raise CompileError(NO_DROPOUT)
+            raise NoDropoutError(NO_DROPOUT)
         if self._output not in self._after:
             raise CompileError(
                 "the logits don't depend on any dropout, unless through a tensor that is changed in place, which can't "

@@ -35,7 +35,7 @@ def with_own_buffers(module: nn.Module) -> nn.Module:
 def _copy(module: nn.Module, path: str, training: Collection[str], copies: dict[int, nn.Module]) -> nn.Module:
     if id(module) in copies:
         return copies[id(module)]
-    twin: nn.Module = module.__new__(type(module))
+    twin: nn.Module = object.__new__(type(module))  # a GraphModule's own `__new__` would make another class
     copies[id(module)] = twin
     twin.__dict__.update(module.__dict__)
     twin.__dict__["training"] = path in training

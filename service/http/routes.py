@@ -4,9 +4,10 @@ import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.http import operations, static_files
+from service.http import card_page, operations, static_files
 from service.http.administration import ReloadEndpoint
 from service.http.body_reader import BodyReader
+from service.http.card_page import CardPage
 from service.http.documents import CARD, DESCRIPTION, Documents
 from service.http.feedback import FeedbackEndpoint
 from service.http.keys import Keys
@@ -49,6 +50,7 @@ def route_table(
         settings: limits and keys.
     """
     bodies, documents, files = BodyReader(settings), Documents(model, settings), PageFiles(model)
+    card = CardPage(model)
     predictions = PredictionEndpoints(model, bodies, settings)
     feedback = FeedbackEndpoint(model, bodies, prediction_log, metrics, settings)
     reload = ReloadEndpoint(model, bodies)
@@ -108,6 +110,10 @@ def route_table(
             *(
                 Route(path, "GET", documents, _GET_STATUSES, operations.OPEN_INFERENCE, name="/v2/*")
                 for path in metadata.document_paths()
+            ),
+            *(
+                Route(path, "GET", card, _FILE_STATUSES, name=static_files.NAME, policy=static_files.POLICY)
+                for path in card_page.PATHS
             ),
             *(
                 Route(path, "GET", files, _FILE_STATUSES, name=name, policy=static_files.POLICY)

@@ -15,7 +15,7 @@ from model.examples import FOLDER
 from service.reload import ReloadableModel
 from service.schemas.problems import Problem
 
-ROOT = "/ui"
+ROOT, NAME = "/ui", "/ui/*"  # path of the page, and name of its files in metrics
 # Content-Security-Policy: only our own files, nothing inline, no strings interpreted as HTML or script.
 POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
@@ -23,16 +23,16 @@ POLICY = (
 )
 
 _FOLDER = Path(__file__).parents[1] / "web"
+PAGES = {ROOT: "index.html"}
 _NO_CACHE = "no-cache"  # browsers ask whether their copy is current
 EXAMPLES = f"{ROOT}/{FOLDER}/*"
-PAGES = {ROOT: "index.html", f"{ROOT}/card": "card.html"}
 
 
 def file_paths() -> dict[str, str]:
     """The URL path of each file, with its name in metrics."""
     files = {path.relative_to(_FOLDER).as_posix() for path in _FOLDER.rglob("*") if path.is_file()}
     paths = [*PAGES, f"{ROOT}/", *(f"{ROOT}/{name}" for name in sorted(files - set(PAGES.values())))]
-    return {path: path if path == ROOT else f"{ROOT}/*" for path in (*paths, EXAMPLES)}
+    return {path: path if path == ROOT else NAME for path in (*paths, EXAMPLES)}
 
 
 class PageFiles:

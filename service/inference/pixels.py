@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-SIDE = 28  # width and height of Fashion-MNIST's images, in pixels
-
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from model.input_spec import FASHION_MNIST, InputSpec
 from service.inference.errors import ImageError
 from service.inference.general_decoder import Decoded
-from service.inference.pixels import SIDE, Pixels
+from service.inference.pixels import Pixels
 from service.inference.resizing import resize
 
 _MARGIN_TOLERANCE = 13  # 5 % of full scale, the margin rule of Fashion-MNIST's own preparation (arXiv:1708.07747, 2)
@@ -21,6 +21,7 @@ _LIGHT = 127.5  # mean brightness above which a border is light
 _UNSURE = (96, 160)  # range of mean brightness in which a border may be dark or light
 _BUSY_BORDER = 0.5  # fraction of border pixels that differ from their median; 21 of the 70,000 images have more
 
+_SIDE = FASHION_MNIST.height  # pixels; "trim" makes images of this size only
 _BAND_PIXELS = 2**20  # processed at once, which bounds the memory needed
 _UNIT = 2**22  # a weight of 1 in Pillow's resampling
 
@@ -107,13 +108,13 @@ def _is_light(pixels: Pixels) -> bool:
 
 
 def _prepare_trimmed(decoded: Iterable[Decoded | ImageError], invert: Invert) -> list[Input | ImageError]:
-    """Prepare grey images like Fashion-MNIST's own: 28 x 28, light on dark.
+    """Prepare grey images like Fashion-MNIST's own: square, light on dark.
 
-    Plain margins are trimmed, the longer side is resized to 28, and the shorter side is padded on both sides.
+    Plain margins are trimmed, the longer side is resized to _SIDE, and the shorter side is padded on both sides.
     """
     results: list[Decoded | Input | ImageError] = []
     for one in decoded:
-        if isinstance(one, Decoded) and one.pixels.shape != (SIDE, SIDE):
+        if isinstance(one, Decoded) and one.pixels.shape != (_SIDE, _SIDE):
             results.extend(_prepare_same_size([one], invert))
         else:
             results.append(one)
@@ -147,7 +148,7 @@ def _prepare_same_size(images: Sequence[Decoded], invert: Invert) -> list[Input]
         pixels, steps = pixels_BHW[index], image.steps
         if inverted[index]:
             steps += ("inverted",)
-        if (height, width) != (SIDE, SIDE):
+        if (height, width) != (_SIDE, _SIDE):
             pixels, fitting = _fit(pixels, backgrounds[index])
             steps += fitting
         warned = (
@@ -161,7 +162,7 @@ def _prepare_same_size(images: Sequence[Decoded], invert: Invert) -> list[Input]
 
 
 def _fit(grey: Pixels, background: int) -> tuple[Pixels, tuple[str, ...]]:
-    """Trim plain margins, pad to a square, and resize to 28 x 28.
+    """Trim plain margins, pad to a square, and resize to _SIDE x _SIDE.
 
     The padding is applied after a first resize, so that the memory is bounded by the image's own pixels.
     """
@@ -172,21 +173,21 @@ def _fit(grey: Pixels, background: int) -> tuple[Pixels, tuple[str, ...]]:
         columns = _fit_padded_rows(trimmed, background)
     else:
         gap = width - height
-        fitted = np.asarray(Image.fromarray(trimmed).resize((SIDE, height), Image.Resampling.LANCZOS))
+        fitted = np.asarray(Image.fromarray(trimmed).resize((_SIDE, height), Image.Resampling.LANCZOS))
         columns = np.pad(fitted, [(gap // 2, math.ceil(gap / 2)), (0, 0)], constant_values=background)
-    pixels = np.asarray(Image.fromarray(columns).resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+    pixels = np.asarray(Image.fromarray(columns).resize((_SIDE, _SIDE), Image.Resampling.LANCZOS))
     return pixels, tuple(itertools.compress(("trimmed", "padded", "resized"), steps))
 
 
 def _fit_padded_rows(grey: Pixels, background: int) -> Pixels:
-    """Resize the rows of (H, W), W < H, to (H, 28), with Pillow's result for rows padded to a length of H.
+    """Resize the rows of (H, W), W < H, to (H, _SIDE), with Pillow's result for rows padded to a length of H.
 
     Pillow multiplies pixels by integer weights of 22 bits, sums, rounds and clips. These sums are exact in float64.
     """
     height, width = grey.shape
     weights_JW, padding_J = _padded_weights(height, width)
-    fitted = np.empty((height, SIDE), np.uint8)
-    step = max(_BAND_PIXELS // max(width, SIDE), 1)
+    fitted = np.empty((height, _SIDE), np.uint8)
+    step = max(_BAND_PIXELS // max(width, _SIDE), 1)
     for top in range(0, height, step):
         sums = grey[top : top + step].astype(np.float64) @ weights_JW.T + padding_J * background
         fitted[top : top + step] = np.clip(np.floor(sums / _UNIT + 0.5), 0, 255)
@@ -194,15 +195,15 @@ def _fit_padded_rows(grey: Pixels, background: int) -> Pixels:
 
 
 def _padded_weights(side: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Resampling weights of a row of `width` pixels centred in `side` pixels, (28, W), and of its padding, (28,).
+    """Resampling weights of a row of `width` pixels centred in `side` pixels, (_SIDE, W), and of its padding, (_SIDE,).
 
     The Lanczos kernel, sinc(x) sinc(x / 3) for |x| < 3, is stretched to span 6 pixels of the result.
     """
-    scale = side / SIDE
+    scale = side / _SIDE
     stretch = max(scale, 1.0)
     left = (side - width) // 2
-    weights_JW, padding_J = np.zeros((SIDE, width)), np.zeros(SIDE)
-    for place in range(SIDE):
+    weights_JW, padding_J = np.zeros((_SIDE, width)), np.zeros(_SIDE)
+    for place in range(_SIDE):
         centre = (place + 0.5) * scale
         first = max(int(centre - 3 * stretch + 0.5), 0)
         last = min(int(centre + 3 * stretch + 0.5), side)

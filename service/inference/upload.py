@@ -8,7 +8,7 @@ from service.inference.limits import ImageLimits
 from service.inference.pixels import Pixels
 from service.inference.png import PlainPng
 
-# An image file, an array as nested lists, or pixels (28, 28).
+# An image file, an array as nested lists, or pixels (H, W) or (H, W, 3).
 RawImage = bytes | list[Any] | Pixels
 
 

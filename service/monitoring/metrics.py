@@ -42,6 +42,9 @@ _INFORMATION_RATIOS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0
 _SCORES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
 _BOUNDS = dict(zip(STATISTICS, (_RATIOS, _INFORMATION_RATIOS), strict=True))
 _MODEL_DIGITS = 12
+_MAX_NAMED_CLASSES = 100  # of a network; a series for each of a thousand classes, mode and worker would be too many
+_UNNAMED = "other"
+_PREDICTIONS = f"Predicted images; {_UNNAMED} is any class of a network of more than {_MAX_NAMED_CLASSES}."
 
 
 Deferred = TypeVar("Deferred", DeferredHistogram, DeferredCounter)
@@ -77,7 +80,7 @@ class Metrics:
             self._histogram("batch_size_images", "Number of images of a request.", (1, 3, 10, 30, 100, 300, 1000))
         )
 
-        self._predictions = self._counter("predictions", "Predicted images.", "model", "mode", "predicted_class")
+        self._predictions = self._counter("predictions", _PREDICTIONS, "model", "mode", "predicted_class")
         self._classes: dict[tuple[str, Estimator, str], DeferredCounter] = {}
         self._passes = self._child(
             self._counter("forward_passes", "Forward passes: dropout masks, or 1 without sampling.")
@@ -96,9 +99,7 @@ class Metrics:
         votes = "Fraction of the masks that vote for the predicted class."
         self._agreements = self._child(self._histogram("vote_agreement_ratio", votes, _RATIOS))
         sizes = "Number of classes in a prediction set."
-        self._set_sizes = self._child(
-            self._histogram("prediction_set_size_classes", sizes, (*range(11), 30, 100, 300, 1000))
-        )
+        self._set_sizes = self._child(self._histogram("prediction_set_size_classes", sizes, _SET_SIZES))
         abstentions = self._counter("abstentions", "Predictions with abstention, by the reason.", "reason")
         self._abstentions = {reason: self._child(abstentions, reason) for reason in get_args(Reason)}
         self._novelties = self._child(
@@ -146,7 +147,7 @@ class Metrics:
         """Record that this model now answers."""
         model = identity[:_MODEL_DIGITS]
         for estimator in ESTIMATORS:
-            for name in classes:
+            for name in classes if len(classes) <= _MAX_NAMED_CLASSES else (_UNNAMED,):
                 self._classes[model, estimator, name] = self._child(self._predictions, model, MODES[estimator], name)
         if self._model != ("", ""):
             self._model_info.labels(*self._model).set(0)
@@ -180,7 +181,8 @@ class Metrics:
     def prediction(self, model: str, prediction: Prediction, decision: Decision | None) -> None:
         """Count a prediction of a model, and its decision."""
         estimator, max_entropy = prediction.estimator, math.log(len(prediction.probabilities))
-        self._classes[model[:_MODEL_DIGITS], estimator, prediction.label].pending.append(1)
+        name = prediction.label if len(prediction.probabilities) <= _MAX_NAMED_CLASSES else _UNNAMED
+        self._classes[model[:_MODEL_DIGITS], estimator, name].pending.append(1)
         self._passes.pending.append(max(prediction.samples, 1))
         self._samples.pending.append(prediction.samples)
         self._entropies[estimator].pending.append(prediction.predictive_entropy / max_entropy)

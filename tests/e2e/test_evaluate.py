@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -19,8 +20,9 @@ import training.evaluate
 from model import MLPConfig, build_mlp, load_artifact, save_artifact
 from model.artifact import PRETRAINED
 from training.data import CLASSES, FashionMNIST, Images, split_data
-from training.estimates import estimate
+from training.estimates import Estimators, estimate
 from training.evaluate import app
+from training.failures import fashion_failures, side_by_side
 from training.measure import measure, ood_scores
 from training.metrics import detection_metrics
 from training.shifts import CORRUPTIONS
@@ -125,10 +127,10 @@ def check_ensemble(few: FashionMNIST, found: dict) -> None:
 def check_report(folder: Path, printed: str, figures: dict) -> None:
     """Every picture of the page is there and drawn, every file of the folder is of the page, every figure in both."""
     page = (folder / "index.html").read_text()
-    pictures = re.findall(r'<img src="([^"]+)" alt="[^"]+">', page)
+    pictures = {"".join(name) for name in re.findall(r'<img src="([^"]+)" alt="[^"]+">|<image href="([^"]+)"', page)}
     assert {path.name for path in folder.iterdir()} == {"index.html", "figures.json", *pictures}
     drawn = {"reliability", "risk-coverage", "least-sure", "entropy-mc", "samples", "rotation", "rotation-one"}
-    assert {f"{name}.png" for name in drawn | {"corruptions", "classes"}} <= set(pictures)
+    assert {f"{name}.png" for name in drawn | {"corruptions", "classes"}} <= pictures
     for name in pictures:
         with Image.open(folder / name) as picture:
             assert len(picture.convert("RGB").getcolors(maxcolors=1 << 24)) > 20
@@ -171,7 +173,9 @@ def test_mnist_is_detected(fashion: FashionMNIST, mnist: np.ndarray) -> None:
     digits = Images(torch.from_numpy(mnist.copy()), torch.zeros(len(mnist)).long())
     found = []
     for images in (fashion.test, digits):
-        estimates = estimate(artifact.network, images, samples=(10,), seed=0, console=Console(quiet=True))
+        estimates = estimate(
+            Estimators.of_artifact(artifact), images, samples=(10,), seed=0, console=Console(quiet=True)
+        )
         found.append(ood_scores(artifact, images, estimates, samples=10)["novelty"])
     assert detection_metrics(*found)["auroc"] >= 0.985
 
@@ -185,10 +189,18 @@ def test_a_name_without_a_path_is_refused(few: FashionMNIST, artifact: Path, opt
 
 def test_card_of_embedded_model_equals_a_new_measurement(fashion: FashionMNIST) -> None:
     artifact = load_artifact()
-    estimates = estimate(artifact.network, fashion.test, samples=(100,), seed=0, console=Console(quiet=True))
+    estimates = estimate(
+        Estimators.of_artifact(artifact), fashion.test, samples=(100,), seed=0, console=Console(quiet=True)
+    )
     labels_B = fashion.test.labels_B.numpy()
     found = measure(estimates, labels_B, samples=100, seed=0, calibrations=artifact.calibrations)
     assert_nearly(found, artifact.card["metrics"]["test"])
+    failures = fashion_failures(artifact, fashion.test, estimates, console=Console(quiet=True))
+    assert [
+        {"text": one.text, "images": [caption for _, caption in one.pictures]} for one in failures
+    ] == artifact.card["failures"]["kinds"]
+    drawn, told = side_by_side([pixels for one in failures for pixels, _ in one.pictures]), artifact.failures
+    assert np.array_equal(*(np.asarray(Image.open(io.BytesIO(png))) for png in (drawn, told)))
 
 
 def test_the_published_model_card_is_of_the_embedded_model() -> None:

@@ -18,11 +18,15 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+import training.evaluate
 import training.train
 from model import MLPConfig, load_artifact
-from model.artifact import CARD, NOVELTY, POINTS, WEIGHTS
+from model.artifact import CARD, FAILURES, NOVELTY, POINTS, WEIGHTS
 from model.examples import FOLDER, file_name
 from model.graph import MAIN
+from model.input_spec import FASHION_MNIST
+from model.novelty import FeatureNovelty
+from training.cnn import CNNConfig
 from training.data import CLASSES, FILES, FashionMNIST, Images
 from training.fit import Fit
 from training.recipes import RECIPES, Recipe
@@ -154,7 +158,7 @@ def threads_kept() -> Iterator[None]:
 
 @pytest.fixture
 def small(fashion: FashionMNIST, monkeypatch: pytest.MonkeyPatch, threads_kept: None) -> None:
-    """In this process, few images and a small network stand in for the data set and the default recipe's network."""
+    """In this process, few images and small networks stand in for the data set and the recipes' networks."""
     index_B = torch.arange(300)
     few = FashionMNIST(train=fashion.train[index_B], test=fashion.test[index_B[:50]], source=fashion.source)
     recipe = replace(
@@ -162,6 +166,9 @@ def small(fashion: FashionMNIST, monkeypatch: pytest.MonkeyPatch, threads_kept: 
     )
     monkeypatch.setattr(training.train, "load_fashion_mnist", lambda _folder: few)
     monkeypatch.setitem(training.train.RECIPES, "default", recipe)
+    architecture = CNNConfig(channels=(3, 4, 5), hidden=8)
+    convolutional = replace(RECIPES["cnn"], architecture=architecture, epochs=2, calibration=120)
+    monkeypatch.setitem(training.train.RECIPES, "cnn", convolutional)
 
 
 def invoke(*options: object) -> Result:
@@ -242,7 +249,7 @@ def test_the_card_names_the_data_that_was_read(runs: Runs, fashion: FashionMNIST
         for file, tensor in zip(FILES, tensors, strict=True)
     }
     split = card["data"]["split"]
-    assert split == {"train": 60_000, "validation": 0, "calibration": 0}
+    assert split == {"train": 60_000, "validation": 0, "calibration": 0, "test": 10_000}
 
 
 def test_card_metrics_equal_log_and_test_measurements(runs: Runs) -> None:
@@ -413,7 +420,7 @@ def test_the_default_recipe_calibrates_with_images_that_it_holds_out(small: None
     assert [line.count("calibration loss") for line in epoch_lines(done.output)] == [1, 1]
     artifact = load_artifact(tmp_path / "run" / "artifact")
     card = artifact.card
-    assert card["data"]["split"] == {"train": 240, "validation": 0, "calibration": 60}
+    assert card["data"]["split"] == {"train": 240, "validation": 0, "calibration": 60, "test": 50}
     assert {(one.estimator, one.samples) for one in artifact.calibrations} == {
         ("eval", 0), ("moments", 0), *(("masks", samples) for samples in (10, 30, 100, 300, 1000)),
     }  # fmt: skip
@@ -423,12 +430,36 @@ def test_the_default_recipe_calibrates_with_images_that_it_holds_out(small: None
     assert (card["seed"], card["threads"]) == (3, 2)
 
 
+def test_the_convolutional_recipe_ends_in_a_compiled_artifact_that_can_be_evaluated(
+    small: None, fashion: FashionMNIST, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = invoke("--recipe", "cnn", "--out", tmp_path / "run", "--device", "cpu")
+    assert done.exit_code == 0, done.output
+    artifact = load_artifact(tmp_path / "run" / "artifact")
+    assert (artifact.config, artifact.input) == (None, FASHION_MNIST)
+    assert isinstance(artifact.novelty, FeatureNovelty)
+    assert {("eval", 0), ("moments", 0), ("masks", 100)} <= {
+        (one.estimator, one.samples) for one in artifact.calibrations
+    }
+    few = FashionMNIST(train=fashion.train, test=fashion.test[:50], source=fashion.source)
+    monkeypatch.setattr(training.evaluate, "load_fashion_mnist", lambda _folder: few)
+    figures = tmp_path / "figures.json"
+    again = CliRunner().invoke(
+        training.evaluate.app,
+        [str(tmp_path / "run" / "artifact"), "--out", str(figures), "--report", str(tmp_path / "report")],
+    )
+    assert again.exit_code == 0, again.output
+    measured, card = json.loads(figures.read_text()), artifact.card["metrics"]["test"]
+    for mode in ("eval", "mc", "moments"):
+        assert measured[mode]["calibrated"]["nll"] == pytest.approx(card[mode]["calibrated"]["nll"], abs=1e-6)
+
+
 def test_validate_holds_out_images_and_ignores_the_test_set(small: None, tmp_path: Path) -> None:
     done = invoke("--out", tmp_path / "run", "--device", "cpu", "--validate")
     assert done.exit_code == 0, done.output
     assert "180 training and 60 validation images" in done.output
     artifact = load_artifact(tmp_path / "run" / "artifact")
-    assert artifact.card["data"]["split"] == {"train": 180, "validation": 60, "calibration": 60}
+    assert artifact.card["data"]["split"] == {"train": 180, "validation": 60, "calibration": 60, "test": 0}
     assert artifact.card["metrics"].keys() == {"last_epoch", "validation"}
     assert artifact.card["command"].endswith(" --validate")
     assert (artifact.calibrations, artifact.novelty) == ((), None)
@@ -467,8 +498,8 @@ def test_overwrite_starts_again(small: None, tmp_path: Path) -> None:
 
 
 def test_overwrite_leaves_nothing_of_the_old_run(small: None, tmp_path: Path) -> None:
-    calibrated = {MAIN, POINTS, WEIGHTS, CARD, NOVELTY, FOLDER}
-    for options, files in (((), calibrated), (("--validate",), calibrated - {NOVELTY})):
+    calibrated = {MAIN, POINTS, WEIGHTS, CARD, NOVELTY, FAILURES, FOLDER}
+    for options, files in (((), calibrated), (("--validate",), calibrated - {NOVELTY, FAILURES})):
         done = invoke("--out", tmp_path / "run", "--device", "cpu", "--overwrite", *options)
         assert done.exit_code == 0, done.output
         assert {path.name for path in (tmp_path / "run" / "artifact").iterdir()} == files

@@ -1,19 +1,43 @@
 """Triton's own clients of the Open Inference Protocol."""
 
 import asyncio
+from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import pytest
+import rgb
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
+from application import url_of
 from files import png
 
-from training.data import FashionMNIST
+
+@pytest.fixture(scope="module", params=["embedded", "rgb"])
+def served(request) -> Iterator[tuple[str, np.ndarray]]:
+    """The address of a service, and images for its network: the server's embedded one, and another in this process."""
+    if request.param == "embedded":
+        fashion = request.getfixturevalue("fashion")
+        yield request.getfixturevalue("server").url, fashion.test.images_B[:5].numpy().copy()
+    else:
+        with url_of(MCD_MODEL=str(request.getfixturevalue("rgb_folder"))) as url:
+            yield url, rgb.noise(51, 5)
 
 
 @pytest.fixture(scope="module")
-def pixels_BHW(fashion: FashionMNIST) -> np.ndarray:
-    return fashion.test.images_B[:5].numpy().copy()
+def client(served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served[0], timeout=30) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def address(served) -> str:
+    return served[0].removeprefix("http://")
+
+
+@pytest.fixture(scope="module")
+def pixels_B(served) -> np.ndarray:
+    return served[1]
 
 
 def predicted(client, pixels: np.ndarray, **params: object) -> dict:
@@ -26,9 +50,9 @@ def input_of(values: np.ndarray, datatype: str, *, is_binary: bool) -> triton.In
     return tensor
 
 
-def check(result, client, pixels_BHW, **params: object) -> None:
+def check(result, client, pixels_B, **params: object) -> None:
     """The numbers are those of /predict."""
-    for b, pixels in enumerate(pixels_BHW):
+    for b, pixels in enumerate(pixels_B):
         expected = predicted(client, pixels, **params)
         assert result.as_numpy("probabilities")[b].tolist() == expected["probabilities"]
         assert result.as_numpy("class_index")[b] == expected["class_index"]
@@ -44,8 +68,8 @@ def check(result, client, pixels_BHW, **params: object) -> None:
 
 @pytest.mark.parametrize("is_binary", [True, False])
 @pytest.mark.parametrize("params", [{}, {"samples": 30, "seed": 7, "coverage": 0.99}])
-def test_inference_gives_the_numbers_of_predict(server, client, pixels_BHW, is_binary, params):
-    with triton.InferenceServerClient(server.url.removeprefix("http://")) as official:
+def test_inference_gives_the_numbers_of_predict(address, client, pixels_B, is_binary, params):
+    with triton.InferenceServerClient(address) as official:
         assert official.is_server_live()
         assert official.is_server_ready()
         assert official.is_model_ready("mcd")
@@ -56,29 +80,32 @@ def test_inference_gives_the_numbers_of_predict(server, client, pixels_BHW, is_b
         assert {"probabilities", "mutual_information", "sample_probabilities"} <= names
         assert official.get_model_config("mcd")["max_batch_size"] == 1000
         result = official.infer(
-            "mcd", [input_of(pixels_BHW, "UINT8", is_binary=is_binary)], request_id="a-1", parameters=params or None
+            "mcd", [input_of(pixels_B, "UINT8", is_binary=is_binary)], request_id="a-1", parameters=params or None
         )
         assert result.get_response()["id"] == "a-1"
-        check(result, client, pixels_BHW, **params)
-        files = np.array([png(pixels) for pixels in pixels_BHW], dtype=object)
+        check(result, client, pixels_B, **params)
+        channels_first = pixels_B[:, None] if pixels_B.ndim == 3 else np.moveaxis(pixels_B, -1, 1).copy()
+        tensor = input_of(channels_first, "UINT8", is_binary=is_binary)
+        check(official.infer("mcd", [tensor], parameters=params or None), client, pixels_B, **params)
+        files = np.array([png(pixels) for pixels in pixels_B], dtype=object)
         check(official.infer("mcd", [input_of(files, "BYTES", is_binary=True)], parameters=params or None), client,
-              pixels_BHW, **params)  # fmt: skip
+              pixels_B, **params)  # fmt: skip
 
 
-def test_outputs_can_be_chosen_by_name(server, client, pixels_BHW):
-    with triton.InferenceServerClient(server.url.removeprefix("http://")) as official:
+def test_outputs_can_be_chosen_by_name(address, client, pixels_B):
+    with triton.InferenceServerClient(address) as official:
         outputs = [
             triton.InferRequestedOutput("probabilities", class_count=3),
             triton.InferRequestedOutput("sample_probabilities", binary_data=True),
             triton.InferRequestedOutput("mutual_information", binary_data=False),
         ]
-        inputs = [input_of((pixels_BHW / 255).astype(np.float32), "FP32", is_binary=True)]
+        inputs = [input_of((pixels_B / 255).astype(np.float32), "FP32", is_binary=True)]
         asked = {"samples": 20}
         compressed = {"request_compression_algorithm": "gzip"}
         result = official.infer("mcd", inputs, outputs=outputs, parameters=asked, **compressed)
         assert {tensor["name"] for tensor in result.get_response()["outputs"]} == {one.name() for one in outputs}
-        assert result.as_numpy("sample_probabilities").shape == (20, 5, 10)
-        for b, pixels in enumerate(pixels_BHW):
+        assert result.as_numpy("sample_probabilities").shape[:2] == (20, 5)
+        for b, pixels in enumerate(pixels_B):
             expected = predicted(client, pixels, samples=20, return_samples=True)
             assert result.as_numpy("sample_probabilities")[:, b].tolist() == expected["sample_probabilities"]
             top = np.argsort(expected["probabilities"])[::-1][:3]
@@ -91,11 +118,11 @@ def test_outputs_can_be_chosen_by_name(server, client, pixels_BHW):
             official.infer("mcd", inputs, parameters={"samples": 1})
 
 
-def test_the_asynchronous_client_gives_the_same(server, client, pixels_BHW):
+def test_the_asynchronous_client_gives_the_same(address, client, pixels_B):
     async def infer():
-        async with triton_aio.InferenceServerClient(server.url.removeprefix("http://")) as official:
+        async with triton_aio.InferenceServerClient(address) as official:
             assert await official.is_model_ready("mcd")
-            inputs = [input_of(pixels_BHW, "UINT8", is_binary=True)]
+            inputs = [input_of(pixels_B, "UINT8", is_binary=True)]
             return await official.infer("mcd", inputs, parameters={"samples": 30, "seed": 7})
 
-    check(asyncio.run(infer()), client, pixels_BHW, samples=30, seed=7)
+    check(asyncio.run(infer()), client, pixels_B, samples=30, seed=7)

@@ -26,8 +26,10 @@ from model import (
     save_artifact,
     save_compiled,
 )
-from model.artifact import CARD, POINTS, WEIGHTS, write_atomically
+from model.artifact import CARD, FAILURES, POINTS, WEIGHTS, add_to_card, write_atomically
+from model.calibration import COVERAGES, RISKS, Calibration
 from model.graph import MAIN, PREFIX
+from model.input_spec import InputSpec
 from model.network import compile_to_files
 
 CONFIG = MLPConfig(image=(1, 4, 4), hidden=(6, 5), dropout=(0.1, 0.3), classes=3)
@@ -108,6 +110,54 @@ def test_every_bit_of_the_tensors_survives(folder, network):
     loaded = load_artifact(folder).network.state_dict()
     assert loaded.keys() == network.state_dict().keys()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in network.state_dict().items())
+
+
+FAILURE = {"text": "Sometimes wrong:", "images": ["a, predicted b", "b, predicted a"]}
+
+
+def test_failures_are_added_to_a_saved_artifact(folder, network):
+    saved = load_artifact(folder)
+    assert saved.failures is None
+    add_to_card(folder, {"intended_use": "A test."}, failures=[FAILURE], pictures=b"PNG")
+    added = load_artifact(folder)
+    assert added.failures == b"PNG"
+    assert added.card["failures"]["kinds"] == [FAILURE]
+    others = {name: value for name, value in added.card.items() if name != "failures"}
+    assert others == saved.card | {"intended_use": "A test."}
+    save_artifact(folder, network, CONFIG, {"classes": CLASSES})
+    assert load_artifact(folder).failures is None
+    assert not (folder / FAILURES).exists()
+
+
+def test_failures_may_have_no_pictures(folder):
+    add_to_card(folder, {}, failures=[FAILURE | {"images": []}])
+    assert load_artifact(folder).failures is None
+    assert not (folder / FAILURES).exists()
+
+
+@pytest.mark.parametrize(
+    ("failures", "message"),
+    [
+        ([], "expected an entry failures.kinds, got none"),
+        ({"kinds": {}}, "failures.kinds: expected a text and captions of images in each"),
+        ({"kinds": [3]}, "failures.kinds: expected a text and captions of images in each"),
+        ({"kinds": [{"text": "x"}]}, "failures.kinds: expected a text and captions of images in each"),
+        ({"kinds": [{"text": 1, "images": []}]}, "failures.kinds: expected a text and captions of images in each"),
+        ({"kinds": [{"text": "x", "images": [1]}]}, "failures.kinds: expected a text and captions of images in each"),
+        ({"kinds": [FAILURE]}, "expected an entry failures.sha256, got none"),
+    ],
+)
+def test_failures_of_another_form_are_refused(folder, failures, message):
+    change_card(folder, lambda card: card.update(failures=failures))
+    assert_refused(folder, CARD, message)
+
+
+def test_other_pictures_of_failures_are_refused(folder):
+    add_to_card(folder, {}, failures=[FAILURE], pictures=b"PNG")
+    (folder / FAILURES).write_bytes(b"GIF")
+    assert_refused(folder, FAILURES, r"expected sha256 \w{64}, got \w{64}")
+    (folder / FAILURES).unlink()
+    assert_refused(folder, FAILURES, "expected a readable file, got No such file or directory")
 
 
 def test_save_is_deterministic_and_keeps_the_network(tmp_path, folder, network):
@@ -460,11 +510,30 @@ def test_a_compiled_network_of_any_architecture_is_saved(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([CARD, *compiled.files])
     assert PREFIX in compiled.files
     assert (artifact.classes, artifact.card["seed"]) == (("cat", "dog"), 1)
-    assert artifact.sha256 == hashlib.sha256(compiled.files[MAIN]).hexdigest()
     assert np.array_equal(artifact.engine.sample(images_B, 20), compiled.graph().sample(images_B, 20))
     assert artifact.chain is artifact.moments is None
     with pytest.raises(ArtifactError, match="a graph only"):
         artifact.network  # noqa: B018 - raises
+
+
+def test_all_that_decides_answers_identifies_a_compiled_network(tmp_path):
+    compiled = compile_to_files(nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(12, 2)), torch.rand(3, 2, 2))
+    spec = InputSpec(channels=3, height=2, width=2, mean=(0.0,) * 3, std=(1.0,) * 3, resize="crop")
+    scores, confidences = dict.fromkeys(("lac", "aps"), dict.fromkeys(COVERAGES, 0.5)), dict.fromkeys(RISKS, 0.9)
+    fitted = {"estimator": "masks", "samples": 10, "set_scores": scores, "confidences": confidences, "reference": {}}
+
+    def identity(classes: str = "ab", temperature: float = 1, *, input_spec: InputSpec = spec, seed: int = 1) -> str:
+        save_compiled(
+            tmp_path, compiled, {"classes": list(classes), "seed": seed}, input_spec=input_spec,
+            calibrations=[Calibration(temperature=temperature, **fitted)],
+        )  # fmt: skip
+        return load_artifact(tmp_path).sha256
+
+    found = identity()
+    assert re.fullmatch("[0-9a-f]{64}", found)
+    assert identity(seed=2) == found
+    others = {identity("ba"), identity(temperature=2), identity(input_spec=replace(spec, resize="fit"))}
+    assert len(others | {found}) == 4
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

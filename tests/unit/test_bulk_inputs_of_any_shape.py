@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from files import npy, png
 from PIL import Image
-from rgb import SPEC, save
+from rgb import SPEC
 from typer.testing import CliRunner
 
 from model import Artifact, load_artifact
@@ -22,11 +22,6 @@ LIMITS = ImageLimits(10**6)
 PARAMETERS = Parameters(samples=10, seed=2)
 PIXELS = np.random.default_rng(4).integers(0, 256, (6, *SPEC.pixel_shape), np.uint8)
 NONE = pa.array([], pa.string())
-
-
-@pytest.fixture(scope="module")
-def rgb_folder(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("rgb"))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +50,7 @@ def check(rows: list[dict], artifact: Artifact) -> None:
         assert row["variance"] == answer.uncertainty.variance
         assert row["image_hash"] == answer.preprocessing.image_hash
         assert row["novelty"] == answer.novelty.score
-        assert row["prediction_set"] is None
+        assert row["prediction_set"] == answer.prediction_set
 
 
 @pytest.mark.parametrize("is_channels_first", [False, True])

@@ -16,7 +16,7 @@ from training.calibrate import (
     fit_temperature,
 )
 from training.data import Images
-from training.estimates import combine_members, estimate
+from training.estimates import Estimators, combine_members, estimate
 
 CONSOLE = Console(quiet=True)
 
@@ -109,11 +109,12 @@ def test_an_ensemble_is_calibrated_by_its_mean():
         nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3)) for _ in range(2)
     ]
     some = Images(torch.randint(0, 256, (400, 3, 3), dtype=torch.uint8), torch.randint(0, 3, (400,)))
-    found = fit_calibrations(networks, some, samples=(10,), console=CONSOLE)
-    joined = combine_members([estimate(network, some, samples=(10,), seed=0, console=CONSOLE) for network in networks])
+    members = [Estimators.of_chain(network) for network in networks]
+    found = fit_calibrations(members, some, samples=(10,), console=CONSOLE)
+    joined = combine_members([estimate(one, some, samples=(10,), seed=0, console=CONSOLE) for one in members])
     expected = [
         fit_calibration(**joined[key], labels_B=some.labels_B.numpy(), estimator=key[0], samples=key[1])
         for key in (("eval", 0), ("masks", 10), ("moments", 0))
     ]
     assert found == expected
-    assert found != fit_calibrations(networks[:1], some, samples=(10,), console=CONSOLE)
+    assert found != fit_calibrations(members[:1], some, samples=(10,), console=CONSOLE)

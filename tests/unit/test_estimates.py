@@ -6,7 +6,7 @@ from torch import nn
 
 from model import MomentPropagation, MonteCarloDropout, entropy, summarize
 from training.data import Images
-from training.estimates import combine_members, estimate
+from training.estimates import Estimators, combine_members, estimate
 
 CONSOLE = Console(quiet=True)
 
@@ -28,7 +28,7 @@ def images() -> Images:
 def test_estimates_are_those_of_the_library(images, monkeypatch):
     monkeypatch.setattr("training.estimates._IMAGES_AT_ONCE", 3)  # 7 images: two full parts and a rest
     network = make_network(70)
-    found = estimate(network, images, samples=(10, 30), seed=3, console=CONSOLE)
+    found = estimate(Estimators.of_chain(network), images, samples=(10, 30), seed=3, console=CONSOLE)
     assert list(found) == [("eval", 0), ("masks", 10), ("masks", 30), ("moments", 0)]
     mc = MonteCarloDropout(network)
     for samples in (10, 30):
@@ -45,7 +45,9 @@ def test_estimates_are_those_of_the_library(images, monkeypatch):
 def test_an_ensemble_is_all_its_sub_networks_together(images):
     """Its masks' information is that of one large sample: entropy of the mean, less mean entropy."""
     networks = [make_network(seed) for seed in (72, 73, 74)]
-    found = combine_members([estimate(one, images, samples=(2000,), seed=3, console=CONSOLE) for one in networks])
+    found = combine_members(
+        [estimate(Estimators.of_chain(one), images, samples=(2000,), seed=3, console=CONSOLE) for one in networks]
+    )
     probs_SBC = torch.cat(
         [MonteCarloDropout(one).sample(images.inputs_B, samples=2000, seed=3).double() for one in networks]
     )
@@ -64,7 +66,7 @@ def test_an_ensemble_is_all_its_sub_networks_together(images):
 
 
 def test_an_ensemble_of_one_is_that_one(images):
-    one = estimate(make_network(75), images, samples=(10,), seed=3, console=CONSOLE)
+    one = estimate(Estimators.of_chain(make_network(75)), images, samples=(10,), seed=3, console=CONSOLE)
     for key, row in combine_members([one]).items():
         for name, values in row.items():
             assert np.allclose(values, one[key][name], atol=1e-12)

@@ -16,7 +16,7 @@ from model.artifact import CARD
 from model.examples import MAX_EXAMPLES, Example
 from model.network import compile_to_files
 from training.adopt.examples import choose_examples
-from training.adopt.labelled_files import LabelledFiles
+from training.adopt.labelled_images import LabelledImages
 from training.data import CLASSES
 from training.examples import make_example
 
@@ -130,7 +130,7 @@ def test_other_examples_are_not_written(tmp_path, compiled, examples, reason):
 @pytest.mark.parametrize("counts", [[40] * 30, [40] * 3, [1, 90, 1, 9], [4], [1] * 1000])
 def test_examples_are_of_as_many_classes_as_possible(counts):
     labels_N = np.repeat(np.arange(len(counts)), counts)
-    files = LabelledFiles(
+    files = LabelledImages(
         tuple(Path(str(place)) for place in range(len(labels_N))), labels_N, tuple(f"c{place}" for place in range(1001))
     )
 
@@ -154,7 +154,7 @@ def test_examples_are_the_prepared_images_of_the_classes_they_are_named_after(tm
     labels_N = np.arange(12) % 4
     paths = tuple(tmp_path / f"{place}.png" for place in range(12))
     by_path = dict(zip(paths, pixels_N, strict=True))
-    chosen = choose_examples(LabelledFiles(paths, labels_N, ("a", "", "x" * 300, "d")), by_path.__getitem__, seed=0)
+    chosen = choose_examples(LabelledImages(paths, labels_N, ("a", "", "x" * 300, "d")), by_path.__getitem__, seed=0)
     names = ("a", "no name", "x" * 200, "d")
     for example in chosen:
         (place,) = np.flatnonzero((pixels_N == pixels_of(example)).all((1, 2, 3)))

@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import training.fit
 from model import MLPConfig
+from training.cnn import CNNConfig
 from training.data import Images
 from training.fit import Fit, augment, evaluate_loss
 from training.recipes import RECIPES, Recipe
@@ -22,7 +23,15 @@ SMALL = MLPConfig(hidden=(32, 16), dropout=(0.2, 0.5))
 WITHOUT_DROPOUT = MLPConfig(hidden=(32, 16), dropout=(0.0, 0.0))
 CHAPTER = replace(RECIPES["chapter"], architecture=SMALL, epochs=3, batch_size=32)
 DEFAULT = replace(RECIPES["default"], architecture=SMALL, epochs=3, batch_size=32, average_decay=0.9)
-BOTH = pytest.mark.parametrize("recipe", [CHAPTER, DEFAULT], ids=["chapter", "default"])
+CNN = replace(
+    RECIPES["cnn"],
+    architecture=CNNConfig(channels=(3, 4, 5), hidden=8),
+    epochs=3,
+    batch_size=32,
+    erase=6,
+    average_decay=0.9,
+)
+ALL = pytest.mark.parametrize("recipe", [CHAPTER, DEFAULT, CNN], ids=["chapter", "default", "cnn"])
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +179,22 @@ def test_half_of_the_images_are_moved_to_any_offset_alike(shift: int) -> None:
     assert (np.abs(counts - 4000 * chances) < 5 * np.sqrt(4000 * chances * (1 - chances))).all()
 
 
+def test_half_of_the_images_lose_one_square_anywhere() -> None:
+    images_B = torch.full((4000, 5, 7), 9, dtype=torch.uint8)
+    torch.manual_seed(0)
+    erased_B = augment(images_B, flip=False, shift=0, erase=3)
+    assert (images_B == 9).all()
+    squares = []
+    for y, x in product(range(5), range(7)):
+        square = np.full((5, 7), 9)
+        square[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2] = 0
+        squares.append(square.tolist())
+    places = [squares.index(image) for image in erased_B.tolist() if image != images_B[0].tolist()]
+    assert abs(len(places) - 2000) < 5 * np.sqrt(4000 / 4)
+    counts = np.bincount(places, minlength=35)
+    assert (np.abs(counts - 2000 / 35) < 5 * np.sqrt(2000 / 35)).all()
+
+
 def test_mirroring_and_shifting_are_drawn_independently() -> None:
     drawn = drawn_variants(4000, flip=True, shift=1)
     is_mirrored, is_moved = drawn >= 9, drawn % 9 > 0
@@ -177,7 +202,7 @@ def test_mirroring_and_shifting_are_drawn_independently() -> None:
     assert abs((is_mirrored & is_moved).sum() - 4000 * chance) < 5 * np.sqrt(4000 * chance * (1 - chance))
 
 
-@BOTH
+@ALL
 def test_seed_determines_all_results(recipe: Recipe) -> None:
     first, again, other = run(recipe, seed=4), run(recipe, seed=4), run(recipe, seed=5)
     assert torch.equal(weights(first), weights(again))
@@ -185,7 +210,7 @@ def test_seed_determines_all_results(recipe: Recipe) -> None:
     assert not torch.equal(weights(first), weights(other))
 
 
-@BOTH
+@ALL
 def test_resuming_after_each_epoch_gives_identical_results(recipe: Recipe) -> None:
     whole = run(recipe)
     part = begin(recipe)
@@ -386,7 +411,7 @@ def test_chapter_recipe_has_normal_weights_and_default_biases() -> None:
     assert 0.9 / 28 < bias.abs().max().item() <= 1 / 28
 
 
-@BOTH
+@ALL
 def test_held_out_images_never_influence_the_weights(recipe: Recipe) -> None:
     one, other = run(recipe, held_out=striped(30, seed=1)), run(recipe, held_out=striped(57, seed=2))
     assert torch.equal(weights(one), weights(other))
@@ -394,7 +419,7 @@ def test_held_out_images_never_influence_the_weights(recipe: Recipe) -> None:
     assert one.history != other.history
 
 
-@BOTH
+@pytest.mark.parametrize("recipe", [CHAPTER, DEFAULT], ids=["chapter", "default"])
 def test_training_lowers_the_loss(recipe: Recipe) -> None:
     fit = begin(replace(recipe, epochs=15, initial_std=None), train=striped(600), held_out=striped(100, seed=1))
     before = evaluate_loss(fit.network, fit.held_out)
@@ -415,7 +440,7 @@ def test_the_training_figures_are_means_over_all_images() -> None:
     assert epoch.train_accuracy == pytest.approx(accuracy)
 
 
-@BOTH
+@ALL
 def test_the_held_out_figures_are_those_of_the_resulting_network(recipe: Recipe) -> None:
     held_out = striped(30, seed=1)
     fit = run(recipe, held_out=held_out)

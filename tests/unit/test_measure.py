@@ -12,7 +12,7 @@ from model import MLPConfig, MomentPropagation, build_mlp, find_calibration, kee
 from service.inference.decision import DecisionOptions, DecisionPolicy
 from service.inference.predictor import Predictions
 from training.data import FashionMNIST, Images
-from training.estimates import Estimates, estimate
+from training.estimates import Estimates, Estimators, estimate
 from training.measure import decide, measure, measure_classes, measure_decisions, measure_detection, ood_scores
 from training.metrics import classification_metrics
 
@@ -21,7 +21,7 @@ CONFIG = MLPConfig(hidden=(8, 6), dropout=(0.1, 0.4))
 
 
 def measured(network: nn.Sequential, images: Images, *, samples: int, seed: int) -> dict:
-    estimates = estimate(network, images, samples=(samples,), seed=seed, console=CONSOLE)
+    estimates = estimate(Estimators.of_chain(network), images, samples=(samples,), seed=seed, console=CONSOLE)
     return measure(estimates, images.labels_B.numpy(), samples=samples, seed=seed)
 
 
@@ -116,14 +116,14 @@ def test_evaluation_leaves_mode_and_global_generator_alone() -> None:
 def test_part(fashion: FashionMNIST) -> tuple[Images, Estimates]:
     images = fashion.test[:400]
     network = load_artifact().network
-    return images, estimate(network, images, samples=(100,), seed=0, console=CONSOLE)
+    return images, estimate(Estimators.of_chain(network), images, samples=(100,), seed=0, console=CONSOLE)
 
 
 def test_decisions_are_those_of_the_service(test_part):
     artifact, (images, estimates) = load_artifact(), test_part
     strange = Images(images.images_B.clone(), images.labels_B)
     strange.images_B[::7] = 255 - strange.images_B[::7]
-    estimates = estimate(artifact.network, strange, samples=(100,), seed=0, console=CONSOLE)
+    estimates = estimate(Estimators.of_artifact(artifact), strange, samples=(100,), seed=0, console=CONSOLE)
     scored = ood_scores(artifact, strange, estimates, samples=100)
     found = decide(artifact, estimates, scored, samples=100)
     probs_BC = estimates["masks", 100]["probs_BC"]

@@ -37,10 +37,10 @@ def test_terminal_and_html_show_the_same_table():
     )
     text, page = printed(table), table.as_html()
     name = ' class="name"'
-    assert "<h2>Now &amp; then</h2>" in page
-    assert re.findall(r"<(t[hd])( class=\"name\")?>(.*?)</\1>", page) == [
+    assert "<h3>Now &amp; then</h3>" in page
+    assert re.findall(r"<(t[hd])(?: scope=\"\w+\")?( class=\"name\")?>(.*?)</\1>", page) == [
         ("th", name, "&lt;what&gt;"), ("th", "", "how many"),
-        ("td", name, "a"), ("td", "", "0.1"), ("td", name, "[bold]"), ("td", "", "12.5"),
+        ("th", name, "a"), ("td", "", "0.1"), ("th", name, "[bold]"), ("td", "", "12.5"),
     ]  # fmt: skip
     assert "<p>note &lt; this</p>" in page
     for part in ("Now & then", "<what>", "how many", "[bold]", "12.5", "note < this"):

@@ -163,3 +163,22 @@ def test_buckets_span_the_range_in_steps_that_grow(metrics, name, first, last):
     steps = np.diff(bounds[:-1])
     assert (steps > 0).all()
     assert (np.diff(steps) >= -1e-12).all()
+
+
+@pytest.mark.parametrize("count", [100, 101])
+def test_classes_are_named_up_to_a_hundred(metrics, count):
+    classes = [f"class {index}" for index in range(count)]
+    metrics.model(MODEL, "recipe", classes)
+    probabilities = np.full(count, 1 / count).tolist()
+    for index in (0, count - 1, count - 1):
+        found = {"label": classes[index], "class_index": index, "probabilities": probabilities}
+        metrics.prediction(MODEL, prediction(**found), None)
+    counted = {
+        labels[-1]: value
+        for (name, *labels), value in values(metrics).items()
+        if name == "mcd_predictions_total" and "eval" in labels
+    }
+    if count == 100:
+        assert counted == dict.fromkeys(classes, 0) | {"class 0": 1, "class 99": 2}
+    else:
+        assert counted == {"other": 3}

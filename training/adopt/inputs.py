@@ -1,6 +1,4 @@
-"""The input specification from the command's options, and files as the service prepares them."""
-
-from pathlib import Path
+"""The input specification from the command's options, and images as the service prepares them."""
 
 import numpy as np
 
@@ -8,8 +6,9 @@ from model.input_spec import InputSpec, Polarity, Resize
 from service.inference.errors import ImageError
 from service.inference.general_decoder import decode_image
 from service.inference.limits import ImageLimits
-from service.inference.preparation import Invert, prepare
+from service.inference.preparation import prepare_all
 from service.inference.upload import Upload
+from training.adopt.stored_images import StoredImage
 
 # Mean and standard deviation of each channel, of pixels in [0, 1]. ImageNet's are those of torchvision's networks.
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -21,7 +20,7 @@ _LIMITS = ImageLimits(100_000_000)  # pixels
 
 
 def input_spec(  # noqa: PLR0913 - one argument an option
-    size: str,
+    size: str | None,
     channels: int,
     normalize: str,
     mean: str,
@@ -36,6 +35,8 @@ def input_spec(  # noqa: PLR0913 - one argument an option
     Raises:
         ValueError: an option is invalid; the message says which and what to do.
     """
+    if size is None:
+        raise ValueError("--size is missing: give the sides of the network's input, N or HEIGHTxWIDTH")
     sides = size.lower().split("x")
     if len(sides) not in (1, 2) or not all(side.isdecimal() for side in sides):
         raise ValueError(f"--size must be N or HEIGHTxWIDTH, got {size}")
@@ -56,18 +57,19 @@ def input_spec(  # noqa: PLR0913 - one argument an option
     )
 
 
-def prepare_file(path: Path, spec: InputSpec) -> np.ndarray:
-    """Decode and resize an image file as the service does: uint8 pixels (H, W) or (H, W, 3).
+def prepare_image(image: StoredImage, spec: InputSpec) -> np.ndarray:
+    """Decode and resize an image as the service does: uint8 pixels (H, W) or (H, W, 3).
 
     Raises:
-        ImageError: the file is not an image; the message names it.
-        OSError: the file can't be read.
+        ImageError: it is not an image; the message names it.
+        OSError: its file can't be read.
     """
     try:
-        upload = Upload.of(path.read_bytes(), _LIMITS)
-        return prepare(decode_image(upload, unit_range=False, spec=spec), Invert.AUTO, spec).pixels
+        decoded = decode_image(Upload.of(image.read(), _LIMITS), unit_range=False, spec=spec)
     except ImageError as error:
-        raise ImageError(f"{path}: {error}: remove the file, or replace it") from error
+        raise ImageError(f"{image.name}: {error}: remove the image, or replace it") from error
+    (prepared,) = prepare_all([decoded], spec=spec)
+    return prepared.pixels
 
 
 def _repeated(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""The network to adopt: made by a function of the user's, with weights from a file."""
+"""The network to adopt: made by a function of the user's, with weights from a file; exported; or of an artifact."""
 
 import importlib
 import json
@@ -12,40 +12,54 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from model import Artifact, load_artifact
 from model.network.tracing import error_line
+from training.adopt.errors import NetworkError
+from training.adopt.exported import SUFFIX, load_exported
 from training.adopt.wording import first_of
 
 
-class NetworkError(ValueError):
-    """A network that can't be made or filled with its weights; one line that says what to do."""
-
-
-def load_network(reference: str, arguments: str = "{}", weights: Path | None = None) -> nn.Module:
-    """Make the network that `package.module:factory` names, in eval mode.
+def load_network(reference: str, arguments: str = "{}", weights: Path | None = None) -> nn.Module | Artifact:
+    """Get the network that somebody names, in eval mode.
 
     Args:
-        reference: a module that the current folder or the environment has, and in it a callable that returns the
-            network, or the network itself.
+        reference: `package.module:factory`, a module that the current folder or the environment has, and in it a
+            callable that returns the network, or the network itself; or a file that `torch.export.save` wrote, *.pt2;
+            or the folder of an artifact.
         arguments: keyword arguments of the callable, a JSON object.
         weights: file of a state dict, safetensors or one that `torch.load(weights_only=True)` reads.
 
     Raises:
         NetworkError: the reference, the arguments or the weights don't fit.
+        ArtifactError: the folder has no valid artifact.
     """
-    module_name, colon, attribute = reference.partition(":")
-    if not (module_name and colon and attribute):
-        raise NetworkError(f"the network must be named as package.module:factory, got {reference}")
-    target = _find(module_name, attribute)
-    keywords = _keywords(arguments)
-    if isinstance(target, nn.Module):
-        if keywords:
-            raise NetworkError(f"{reference} is a network, not a function: it takes no --arguments")
-        network = target
-    else:
-        network = _call(reference, target, keywords)
+    keywords, path = _keywords(arguments), Path(reference)
+    is_exported = path.suffix == SUFFIX
+    if is_exported or path.is_dir():
+        given = [option for option, value in (("--weights", weights), ("--arguments", keywords)) if value]
+        if given:
+            kind = "an exported network" if is_exported else "an artifact"
+            raise NetworkError(f"{reference} is {kind}, which has its weights: leave out {' and '.join(given)}")
+        return load_exported(path) if is_exported else load_artifact(path)
+    network = _make(reference, keywords)
     if weights is not None:
         _fill(network, weights)
     return network.eval()
+
+
+def _make(reference: str, keywords: dict[str, Any]) -> nn.Module:
+    module_name, colon, attribute = reference.partition(":")
+    if not (module_name and colon and attribute):
+        raise NetworkError(
+            "the network must be named as package.module:factory, as a file of torch.export.save, *.pt2, or as the "
+            f"folder of an artifact, got {reference}"
+        )
+    target = _find(module_name, attribute)
+    if not isinstance(target, nn.Module):
+        return _call(reference, target, keywords)
+    if keywords:
+        raise NetworkError(f"{reference} is a network, not a function: it takes no --arguments")
+    return target
 
 
 def _find(module_name: str, attribute: str) -> Any:

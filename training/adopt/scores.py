@@ -12,6 +12,7 @@ from model.artifact import write_atomically
 from model.graph import Graph
 from model.moments import ChainMoments
 from model.uncertainty import summarize
+from training.adopt.stored_images import StoredImage
 from training.estimates import Estimates
 
 Array = np.ndarray
@@ -22,8 +23,8 @@ SEED = 0  # of the masks
 
 def measure_images(
     engine: Graph,
-    paths: Sequence[Path],
-    prepare: Callable[[Path], Array],
+    images: Sequence[StoredImage],
+    prepare: Callable[[StoredImage], Array],
     *,
     samples: Sequence[int],
     moments: ChainMoments | None,
@@ -34,8 +35,8 @@ def measure_images(
 
     Args:
         engine: the compiled network.
-        paths: the images, N files.
-        prepare: reads a file as the network takes it, (1, C, H, W) float32.
+        images: N of them.
+        prepare: reads an image as the network takes it, (1, C, H, W) float32.
         samples: numbers of masks; each uses the first masks of the largest number.
         moments: moment propagation, if the network allows it.
         folder: of the saved parts of this network and input specification; created if missing.
@@ -45,10 +46,10 @@ def measure_images(
         `probs_BC` and the mutual information `information_B` (nats; 0 for eval mode), by estimator and number of masks;
         and the features before the last layer, (N, F), of no columns if the network has none.
     """
-    groups = [paths[first : first + _SAVED_TOGETHER] for first in range(0, len(paths), _SAVED_TOGETHER)]
+    groups = [images[first : first + _SAVED_TOGETHER] for first in range(0, len(images), _SAVED_TOGETHER)]
     parts = []
     for index in track(range(len(groups))):
-        described = json.dumps([list(samples), [_identity(path) for path in groups[index]]])
+        described = json.dumps([list(samples), [image.identity() for image in groups[index]]])
         saved = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.npz"
         if not saved.exists():
             buffer = io.BytesIO()
@@ -58,7 +59,7 @@ def measure_images(
         with np.load(saved, allow_pickle=False) as arrays:
             parts.append(dict(arrays))
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    estimates: Estimates = {("eval", 0): {"probs_BC": joined["eval"], "information_B": np.zeros(len(paths))}}
+    estimates: Estimates = {("eval", 0): {"probs_BC": joined["eval"], "information_B": np.zeros(len(images))}}
     for count in samples:
         estimates["masks", count] = {
             "probs_BC": joined[f"mean {count}"],
@@ -71,14 +72,14 @@ def measure_images(
 
 def _measure(
     engine: Graph,
-    paths: Sequence[Path],
-    prepare: Callable[[Path], Array],
+    images: Sequence[StoredImage],
+    prepare: Callable[[StoredImage], Array],
     samples: Sequence[int],
     moments: ChainMoments | None,
 ) -> dict[str, Array]:
     rows: dict[str, list[Array]] = {}
-    for path in paths:
-        image_1CHW = prepare(path)
+    for image in images:
+        image_1CHW = prepare(image)
         with engine.share_prefix():
             probs_1C, features_1F = engine.predict_with_features(image_1CHW)
             probs_S1C = engine.sample(image_1CHW, max(samples), SEED)
@@ -93,8 +94,3 @@ def _measure(
             rows.setdefault("moments", []).append(propagated.mean)
             rows.setdefault("moments information", []).append(propagated.mutual_information)
     return {name: np.concatenate(values) for name, values in rows.items()}
-
-
-def _identity(path: Path) -> list[object]:
-    status = path.stat()
-    return [str(path.resolve()), status.st_size, status.st_mtime_ns]

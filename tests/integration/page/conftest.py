@@ -16,7 +16,7 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         path = chromium(playwright)
         if path is None:
-            missing("Chromium: Debian's package chromium, or .venv/bin/playwright install chromium")
+            missing("Chromium: Debian's package chromium-headless-shell, or .venv/bin/playwright install chromium")
         opened = playwright.chromium.launch(executable_path=path)
         yield opened
         opened.close()

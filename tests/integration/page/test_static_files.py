@@ -12,7 +12,7 @@ from model import load_artifact
 
 
 def test_files_have_security_headers_and_are_cacheable(client):
-    for path in ("/ui", "/ui/card", "/ui/main.js", "/ui/style.css", "/ui/icon.svg", "/ui/examples/4.png"):
+    for path in ("/ui", "/ui/card", "/ui/main.js", "/ui/card.css", "/ui/failures.png", "/ui/examples/4.png"):
         response = client.get(path)
         policies = response.headers.get_list("content-security-policy")
         assert len(policies) == 1
@@ -36,6 +36,7 @@ def test_files_have_security_headers_and_are_cacheable(client):
 
 def test_files_have_media_types_and_other_paths_are_404(client):
     kinds = {"/ui": "text/html", "/ui/main.js": "text/javascript", "/ui/style.css": "text/css"}
+    kinds |= {"/ui/card": "text/html", "/ui/card.css": "text/css", "/ui/failures.png": "image/png"}
     kinds |= {"/ui/icon.svg": "image/svg+xml", "/ui/examples/8.png": "image/png"}
     kinds |= {"/ui/LICENSE.fashion-mnist": "text/plain", "/card.json": "application/json"}
     for path, kind in kinds.items():

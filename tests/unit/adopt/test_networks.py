@@ -8,7 +8,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from training.adopt.networks import NetworkError, load_network
+from model import load_artifact
+from model.artifact import PRETRAINED, ArtifactError
+from training.adopt.errors import NetworkError
+from training.adopt.networks import load_network
 
 CODE = """
 from torch import nn
@@ -62,7 +65,7 @@ def test_a_network_itself_is_taken(module):
 @pytest.mark.parametrize(
     ("reference", "arguments", "message"),
     [
-        ("no_colon", "{}", "package.module:factory, got no_colon"),
+        ("no_colon", "{}", r"package.module:factory, .* \*\.pt2, or as the folder of an artifact, got no_colon"),
         ("nowhere_to_be_found:make", "{}", "nowhere_to_be_found can't be imported"),
         ("somebodys_networks:absent", "{}", "somebodys_networks defines no absent"),
         ("somebodys_networks:number", "{}", "must be a function that returns a torch.nn.Module, got int"),
@@ -75,6 +78,14 @@ def test_a_network_itself_is_taken(module):
 )
 def test_what_makes_no_network_is_refused(module, reference, arguments, message):
     refused(message, reference, arguments)
+
+
+def test_exported_networks_and_artifacts_have_their_weights(tmp_path):
+    assert load_network(str(PRETRAINED)).classes == load_artifact().classes
+    refused("an artifact, .* leave out --weights and --arguments", str(PRETRAINED), '{"width": 7}', tmp_path / "w.pt")
+    refused("an exported network, .* leave out --weights", "absent.pt2", weights=tmp_path / "w.pt")
+    with pytest.raises(ArtifactError, match=r"card\.json: expected a readable file"):
+        load_network(str(tmp_path))
 
 
 @pytest.fixture

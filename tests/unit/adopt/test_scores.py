@@ -7,8 +7,9 @@ from files import encoded
 from PIL import Image
 
 from model.network import compile_network
-from training.adopt.inputs import input_spec, prepare_file
+from training.adopt.inputs import input_spec, prepare_image
 from training.adopt.scores import SEED, measure_images
+from training.adopt.stored_images import ImageFile
 
 
 @pytest.fixture(scope="module")
@@ -17,28 +18,28 @@ def engine():
 
 
 @pytest.fixture
-def paths(tmp_path):
+def images(tmp_path):
     rng = np.random.default_rng(60)
-    made = [tmp_path / f"{index}.png" for index in range(120)]
-    for path in made:
-        path.write_bytes(encoded(Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8))))
+    made = [ImageFile(tmp_path / f"{index}.png") for index in range(120)]
+    for image in made:
+        image.path.write_bytes(encoded(Image.fromarray(rng.integers(0, 256, (20, 24, 3), np.uint8))))
     return made
 
 
-def test_estimates_are_those_of_the_engine_and_kept(engine, paths, tmp_path):
+def test_estimates_are_those_of_the_engine_and_kept(engine, images, tmp_path):
     read = []
 
-    def prepare(path):
-        read.append(path)
-        return rgb.SPEC.normalize(prepare_file(path, rgb.SPEC)[None])
+    def prepare(image):
+        read.append(image)
+        return rgb.SPEC.normalize(prepare_image(image, rgb.SPEC)[None])
 
     def measure(folder="kept"):
         return measure_images(
-            engine, paths, prepare, samples=(10, 30), moments=None, folder=tmp_path / folder, track=iter
+            engine, images, prepare, samples=(10, 30), moments=None, folder=tmp_path / folder, track=iter
         )
 
     estimates, features_NF = measure()
-    images_B = np.concatenate([prepare(path) for path in paths])
+    images_B = np.concatenate([prepare(image) for image in images])
     assert features_NF.shape == (120, 160)
     assert np.allclose(estimates["eval", 0]["probs_BC"], engine.predict(images_B), atol=1e-6)
     for count in (10, 30):
@@ -49,13 +50,13 @@ def test_estimates_are_those_of_the_engine_and_kept(engine, paths, tmp_path):
     again, _ = measure()
     assert not read
     assert all(np.array_equal(again[key]["probs_BC"], rows["probs_BC"]) for key, rows in estimates.items())
-    paths[70].write_bytes(paths[0].read_bytes() + b" ")  # one group of fifty is computed again
+    images[70].path.write_bytes(images[0].read() + b" ")  # one group of fifty is computed again
     changed, _ = measure()
-    assert read == paths[50:100]
+    assert read == images[50:100]
     assert np.allclose(changed["eval", 0]["probs_BC"][70], estimates["eval", 0]["probs_BC"][0], atol=1e-6)
     read.clear()
     measure("another network")
-    assert read == paths
+    assert read == images
 
 
 OPTIONS = {"resize": "crop", "crop_fraction": 0.875, "polarity": "any"}

@@ -14,21 +14,32 @@ from files import png
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.input_spec import InputSpec
 from service.http.open_inference import metadata
 from service.http.open_inference.decode import read_inference
 from service.http.open_inference.encode import check_outputs
 from service.http.open_inference.schemas import InferenceResponse
 from service.schemas.problems import Problem
 from service.settings import Settings
-from training.data import FashionMNIST
 
 INFER = "/v2/models/mcd/infer"
 LIMITS = Settings()
 
 
 @pytest.fixture(scope="module")
-def pixels_BHW(fashion: FashionMNIST) -> np.ndarray:
-    return fashion.test.images_B[:5].numpy().copy()
+def pixels_B(served) -> np.ndarray:
+    return served.pixels_B[:5]
+
+
+@pytest.fixture(scope="module")
+def spec(served) -> InputSpec:
+    return served.artifact.input
+
+
+@pytest.fixture(scope="module")
+def good(spec) -> dict:
+    """A tensor of one black image."""
+    return tensor_of(np.zeros((1, *spec.pixel_shape), int), "UINT8")
 
 
 def request_of(tensor: dict, **more: object) -> bytes:
@@ -39,31 +50,41 @@ def tensor_of(values: np.ndarray, datatype: str) -> dict:
     return {"shape": list(values.shape), "datatype": datatype, "data": values.tolist()}
 
 
-def refused(body: bytes, header: str | None = None) -> Problem:
+def refused(body: bytes, spec: InputSpec, header: str | None = None) -> Problem:
     with pytest.raises(Problem) as found:
-        check_outputs(read_inference(body, header, LIMITS))
+        check_outputs(read_inference(body, header, LIMITS, spec))
     assert found.value.status in {400, 422}
     return found.value
 
 
-@pytest.mark.parametrize("shape", [(5, 28, 28), (5, 1, 28, 28), (5, 784)])
+def in_layout(pixels_B: np.ndarray, spec: InputSpec, layout: str) -> np.ndarray:
+    """Images with the channels last, first, or as rows of values."""
+    if layout == "flat":
+        return pixels_B.reshape(len(pixels_B), -1)
+    if layout == "NHWC":
+        return pixels_B
+    return np.moveaxis(pixels_B, -1, 1) if spec.channels > 1 else pixels_B[:, None]
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW", "flat"])
 @pytest.mark.parametrize("is_flat", [True, False])
-def test_numeric_tensors_are_images_in_every_shape(pixels_BHW, shape, is_flat):
-    for values, datatype in ((pixels_BHW, "UINT8"), (pixels_BHW / 255, "FP32"), (pixels_BHW / 255, "FP64")):
-        tensor = tensor_of(values.reshape(shape), datatype)
+def test_numeric_tensors_are_images_in_every_layout(pixels_B, spec, layout, is_flat):
+    arranged = np.ascontiguousarray(in_layout(pixels_B, spec, layout))
+    for values, datatype in ((arranged, "UINT8"), (arranged / 255, "FP32"), (arranged / 255, "FP64")):
+        tensor, shape = tensor_of(values, datatype), values.shape
         if is_flat:
             tensor["data"] = values.ravel().tolist()
-        assert np.array_equal(read_inference(request_of(tensor), None, LIMITS).images, pixels_BHW)
+        assert np.array_equal(read_inference(request_of(tensor), None, LIMITS, spec).images, pixels_B)
         dtype = {"UINT8": "u1", "FP32": "<f4", "FP64": "<f8"}[datatype]
         raw = values.astype(dtype).tobytes()
         head = request_of({"shape": shape, "datatype": datatype, "parameters": {"binary_data_size": len(raw)}})
-        assert np.array_equal(read_inference(head + raw, str(len(head)), LIMITS).images, pixels_BHW)
+        assert np.array_equal(read_inference(head + raw, str(len(head)), LIMITS, spec).images, pixels_B)
 
 
-def test_a_single_image_needs_no_batch_axis(pixels_BHW):
-    for shape in ((28, 28), (784,)):
-        tensor = tensor_of(pixels_BHW[0].reshape(shape), "UINT8")
-        assert np.array_equal(read_inference(request_of(tensor), None, LIMITS).images, pixels_BHW[:1])
+def test_a_single_image_needs_no_batch_axis(pixels_B, spec):
+    for shape in (spec.pixel_shape, (spec.values,)):
+        tensor = tensor_of(pixels_B[0].reshape(shape), "UINT8")
+        assert np.array_equal(read_inference(request_of(tensor), None, LIMITS, spec).images, pixels_B[:1])
 
 
 def test_elements_of_bytes_are_image_files():
@@ -75,35 +96,34 @@ def test_elements_of_bytes_are_image_files():
     ]
 
 
-ZEROS = np.zeros((1, 28, 28), int)
-GOOD = tensor_of(ZEROS, "UINT8")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"shape": [2, 28, 28]}, {"shape": [28, 27]}, {"shape": [1, 28, 28, 1]}, {"shape": [-1, 28, 28]}, {"shape": []},
-        {"shape": [2**31, 28, 28]}, {"shape": [2**40, 28, 28]}, {"shape": "1"}, {"shape": [0, 28, 28], "data": []},
-        {"shape": [1.5, 28, 28]}, {"shape": [True, 28, 28]}, {"datatype": "FP16"}, {"datatype": "BYTES"},
-        {"data": None},
-        {"data": "x"}, {"data": [[0] * 28] * 27}, {"data": [256] * 784}, {"data": [-1] * 784}, {"data": [0.5] * 784},
-        {"data": [10**400] * 784}, {"data": ["0"] * 784}, {"data": [None] * 784}, {"data": [True] * 784},
-        {"data": [[[[[0]]]]]},
-        {"name": "other"},
-        {"datatype": "FP32", "data": [1.5] * 784}, {"datatype": "FP64", "data": [1e308] * 784},
-        {"parameters": {"binary_data_size": 784}}, {"parameters": {"binary_data_size": -1}, "data": None},
+def inconsistent(spec: InputSpec) -> list[dict]:
+    """Changes of a tensor of one image."""
+    shape, count = list(spec.pixel_shape), spec.values
+    shapes = [
+        [2, *shape], [*shape[:-1], shape[-1] - 1], [1, *shape, 1], [-1, *shape], [], [2**31, *shape], [2**40, *shape],
+        "1", [1.5, *shape], [True, *shape], [1, count + 1],
+    ]  # fmt: skip
+    values = [None, "x", [[0] * 28] * 27, [[[[[0]]]]]]
+    values += [[one] * count for one in (256, -1, 0.5, 10**400, "0", None, True)]
+    return [
+        *({"shape": one} for one in shapes), *({"data": one} for one in values),
+        {"shape": [0, *shape], "data": []}, {"datatype": "FP16"}, {"datatype": "BYTES"}, {"name": "other"},
+        {"datatype": "FP32", "data": [1.5] * count}, {"datatype": "FP64", "data": [1e308] * count},
+        {"parameters": {"binary_data_size": count}}, {"parameters": {"binary_data_size": -1}, "data": None},
         {"parameters": 5}, {"shape": [1], "datatype": "BYTES", "data": [5]},
         {"shape": [1], "datatype": "BYTES", "data": ["?"]},
-    ],
-)  # fmt: skip
-def test_inconsistent_tensors_are_refused(change):
-    refused(request_of(GOOD | change))
+    ]  # fmt: skip
+
+
+def test_inconsistent_tensors_are_refused(spec, good):
+    for change in inconsistent(spec):
+        refused(request_of(good | change), spec)
 
 
 @pytest.mark.parametrize(
     "more",
     [
-        {"inputs": []}, {"inputs": [GOOD | {"name": "image"}] * 2}, {"outputs": [{"name": "other"}]}, {"outputs": 5},
+        {"inputs": []}, {"inputs": "twice"}, {"outputs": [{"name": "other"}]}, {"outputs": 5},
         {"outputs": [{"name": "label", "parameters": {"classification": 3}}]}, {"outputs": [{}]}, {"id": 5},
         {"outputs": [{"name": "confidence", "parameters": {"classification": -1}}]}, {"parameters": {"samples": 1}},
         {"parameters": {"other": 1}}, {"parameters": {"dtype": "float"}}, {"parameters": {"return_samples": True}},
@@ -113,35 +133,37 @@ def test_inconsistent_tensors_are_refused(change):
         {"parameters": {"coverage": 10**400}},
     ],
 )  # fmt: skip
-def test_unknown_outputs_and_parameters_are_refused(more):
-    refused(request_of(GOOD, **more))
+def test_unknown_outputs_and_parameters_are_refused(spec, good, more):
+    if more == {"inputs": "twice"}:
+        more = {"inputs": [good | {"name": "image"}] * 2}
+    refused(request_of(good, **more), spec)
 
 
 @pytest.mark.parametrize("header", ["-1", "x", "1e3", "999999", "9" * 30, "", "5"])
-def test_an_invalid_header_length_is_refused(header):
-    refused(request_of(GOOD), header)
+def test_an_invalid_header_length_is_refused(spec, good, header):
+    refused(request_of(good), spec, header)
 
 
 @pytest.mark.parametrize("raw", [b"abc", b"\x05\0\0\0abc", struct.pack("<I", 2**32 - 1), b"\x01\0\0\0ab"])
-def test_elements_of_a_wrong_length_are_refused(raw):
+def test_elements_of_a_wrong_length_are_refused(spec, raw):
     head = request_of({"shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}})
-    refused(head + raw, str(len(head)))
+    refused(head + raw, spec, str(len(head)))
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.integers(0, 3000), st.binary(max_size=6), st.one_of(st.none(), st.integers(-1, 4000).map(str)))
-def test_changed_requests_are_read_or_refused(cut, insertion, header):
-    body = request_of(GOOD, parameters={"samples": 10}, outputs=[{"name": "variance"}])
+def test_changed_requests_are_read_or_refused(spec, good, cut, insertion, header):
+    body = request_of(good, parameters={"samples": 10}, outputs=[{"name": "variance"}])
     status = 200
     try:
-        check_outputs(read_inference(body[:cut] + insertion + body[cut:], header, LIMITS))
+        check_outputs(read_inference(body[:cut] + insertion + body[cut:], header, LIMITS, spec))
     except Problem as problem:
         status = problem.status
     assert status in {200, 400, 422}
 
 
-def test_errors_name_the_image_and_follow_both_formats(client, pixels_BHW):
-    good = [png(pixels_BHW[0]), b"GIF89a"]
+def test_errors_name_the_image_and_follow_both_formats(client, pixels_B):
+    good = [png(pixels_B[0]), b"GIF89a"]
     raw = b"".join(struct.pack("<I", len(one)) + one for one in good)
     head = request_of({"shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}})
     response = client.post(INFER, content=head + raw, headers={metadata.HEADER_LENGTH: str(len(head))})
@@ -156,8 +178,8 @@ def test_errors_name_the_image_and_follow_both_formats(client, pixels_BHW):
     assert client.get("/v2/").json() == client.get("/v2").json()
 
 
-def test_answers_have_the_fields_of_the_protocol(client, pixels_BHW):
-    body = request_of(tensor_of(pixels_BHW, "UINT8"), id="x", parameters={"samples": 20})
+def test_answers_have_the_fields_of_the_protocol(client, pixels_B, good):
+    body = request_of(tensor_of(pixels_B, "UINT8"), id="x", parameters={"samples": 20})
     answer = client.post(INFER, content=body).json()
     assert InferenceResponse.model_validate(answer, strict=True).id == "x"
     assert answer.keys() == {"model_name", "model_version", "id", "outputs"}
@@ -165,7 +187,7 @@ def test_answers_have_the_fields_of_the_protocol(client, pixels_BHW):
         assert tensor.keys() == {"name", "shape", "datatype", "data"}
         assert len(tensor["data"]) == np.prod(tensor["shape"])
         assert tensor["shape"][0] == 5
-    assert "id" not in client.post(INFER, content=request_of(GOOD)).json()
+    assert "id" not in client.post(INFER, content=request_of(good)).json()
 
 
 @pytest.fixture(scope="module")
@@ -187,8 +209,10 @@ def conforms(described: dict, name: str, document: object) -> bool:
 
 
 @pytest.mark.parametrize("params", [{}, {"samples": 20}, {"method": "moments"}])
-def test_answers_conform_to_the_protocols_own_schemas(client, pixels_BHW, described, params):
-    body = request_of(tensor_of(pixels_BHW, "UINT8"), id="x", parameters=params)
+def test_answers_conform_to_the_protocols_own_schemas(client, served, pixels_B, described, params):
+    if params.get("method", "masks") not in served.methods:
+        params = {"samples": "auto"}
+    body = request_of(tensor_of(pixels_B, "UINT8"), id="x", parameters=params)
     assert conforms(described, "InferenceRequest", json.loads(body))
     answer = client.post(INFER, content=body).json()
     assert conforms(described, "InferenceResponse", answer)
@@ -203,25 +227,27 @@ def test_answers_conform_to_the_protocols_own_schemas(client, pixels_BHW, descri
     assert not conforms(described, "InferenceResponse", answer | {"outputs": [{"name": "label", "data": [1]}]})
 
 
-def test_limits_of_work_and_time_hold(client):
-    many = np.zeros((101, 28, 28), np.uint8)
+def test_limits_of_work_and_time_hold(client, spec, good):
+    many = np.zeros((101, *spec.pixel_shape), np.uint8)
     head = request_of(
         {"shape": many.shape, "datatype": "UINT8", "parameters": {"binary_data_size": many.size}},
         parameters={"samples": 1000},
     )
     response = client.post(INFER, content=head + many.tobytes(), headers={metadata.HEADER_LENGTH: str(len(head))})
     assert (response.status_code, response.json()["type"]) == (413, "urn:mcd:problem:too-much-work")
-    patient = request_of(GOOD, parameters={"timeout": 10**400})
+    patient = request_of(good, parameters={"timeout": 10**400})
     assert client.post(INFER, content=patient).status_code == 200
-    late = request_of(tensor_of(np.zeros((50, 28, 28), int), "UINT8"), parameters={"samples": 1000, "timeout": 1})
+    late = request_of(
+        tensor_of(np.zeros((50, *spec.pixel_shape), int), "UINT8"), parameters={"samples": 1000, "timeout": 1}
+    )
     response = client.post(INFER, content=late)
     assert (response.status_code, response.json()["type"]) == (504, "urn:mcd:problem:deadline-exceeded")
 
 
 @pytest.mark.parametrize(("whole", "one", "is_raw"), [(True, False, False), (False, True, True), (True, None, True)])
-def test_each_output_can_be_binary_or_json(client, whole, one, is_raw):
+def test_each_output_can_be_binary_or_json(client, good, whole, one, is_raw):
     asked = {
-        "inputs": [{"name": "image", "shape": [1, 28, 28], "datatype": "UINT8", "data": [0] * 784}],
+        "inputs": [{"name": "image", **good}],
         "parameters": {"binary_data_output": whole},
         "outputs": [{"name": "confidence", "parameters": {} if one is None else {"binary_data": one}}],
     }
@@ -229,8 +255,8 @@ def test_each_output_can_be_binary_or_json(client, whole, one, is_raw):
     assert ("inference-header-content-length" in response.headers) == is_raw
 
 
-def test_additions_of_serializers_and_codecs_are_ignored(client):
-    tensor = {"name": "image", "shape": [1, 28, 28], "datatype": "UINT8", "data": [0] * 784}
+def test_additions_of_serializers_and_codecs_are_ignored(client, good):
+    tensor = {"name": "image", **good}
     expected = client.post("/v2/models/mcd/infer", json={"inputs": [tensor]}).json()
     codec = {"content_type": "np"}
     for asked in (
@@ -242,3 +268,18 @@ def test_additions_of_serializers_and_codecs_are_ignored(client):
     named = [{"name": "label", "parameters": None}, {"name": "confidence", "parameters": codec}]
     found = client.post("/v2/models/mcd/infer", json={"inputs": [tensor], "outputs": named}).json()
     assert [output["name"] for output in found["outputs"]] == ["label", "confidence"]
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW", "flat"])
+@pytest.mark.parametrize("datatype", ["UINT8", "FP32"])
+def test_tensors_are_answered_as_files_are(client, pixels_B, spec, layout, datatype):
+    params = {"samples": 20, "seed": 1}
+    alone = [client.post("/predict", content=png(pixels), params=params).json() for pixels in pixels_B]
+    values = in_layout(pixels_B, spec, layout) / (255 if datatype == "FP32" else 1)
+    tensor = tensor_of(values if datatype == "FP32" else values.astype(int), datatype)
+    answer = client.post(INFER, content=request_of(tensor, parameters=params)).json()
+    found = {one["name"]: np.reshape(one["data"], one["shape"]).tolist() for one in answer["outputs"]}
+    for name in ("probabilities", "class_index", "label", "confidence"):
+        assert found[name] == [one[name] for one in alone], name
+    (described,) = client.get("/v2/models/mcd").json()["inputs"]
+    assert described == {"name": "image", "datatype": "UINT8", "shape": [-1, *spec.pixel_shape]}

@@ -5,24 +5,21 @@ import pytest
 import torch
 from files import npy_request
 
-from model import MonteCarloDropout, entropy, find_calibration, load_artifact, summarize
-from training.data import FashionMNIST, as_inputs
+from model import MonteCarloDropout, entropy, find_calibration, summarize
 
 
 @pytest.fixture(scope="module")
-def pixels_BHW(fashion: FashionMNIST) -> np.ndarray:
-    return fashion.test.images_B[:12].numpy().copy()
+def pixels_B(served) -> np.ndarray:
+    return served.pixels_B[:12]
 
 
 @pytest.mark.parametrize("by", ["bald", "entropy", "margin", "least_confidence"])
 @pytest.mark.parametrize("calibrated", [True, False])
-def test_images_are_ranked_by_the_chosen_score(client, pixels_BHW, by, calibrated):
-    artifact = load_artifact()
-    inputs_B = as_inputs(torch.from_numpy(pixels_BHW))
-    found = summarize(MonteCarloDropout(artifact.network).sample(inputs_B, samples=50, seed=2))
+def test_images_are_ranked_by_the_chosen_score(client, served, pixels_B, by, calibrated):
+    found = summarize(MonteCarloDropout(served.network).sample(served.inputs(pixels_B), samples=50, seed=2))
     probs_BC = found.mean.numpy()
     if calibrated:
-        probs_BC = find_calibration(artifact.calibrations, "masks", 50).probabilities(probs_BC)
+        probs_BC = find_calibration(served.artifact.calibrations, "masks", 50).probabilities(probs_BC)
     ascending_BC = np.sort(probs_BC, axis=1)
     expected = {
         "bald": found.mutual_information.numpy(),
@@ -31,19 +28,20 @@ def test_images_are_ranked_by_the_chosen_score(client, pixels_BHW, by, calibrate
         "least_confidence": 1 - ascending_BC[:, -1],
     }[by]
     params = {"by": by, "samples": 50, "seed": 2, "calibrated": calibrated}
-    answer = client.post("/rank", params=params, **npy_request(pixels_BHW)).json()
+    answer = client.post("/rank", params=params, **npy_request(pixels_B)).json()
     assert answer["indices"] == np.argsort(-expected, kind="stable").tolist()
-    assert answer["scores"] == pytest.approx(sorted(expected, reverse=True), abs=1e-6)
+    assert answer["scores"] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
     assert (answer["by"], answer["samples"], answer["seed"], answer["errors"]) == (by, 50, 2, [])
 
 
-def test_a_ranking_can_be_limited_and_lists_unreadable_images(client, pixels_BHW):
-    images = [pixels.tolist() for pixels in pixels_BHW[:4]]
+def test_a_ranking_can_be_limited_and_lists_unreadable_images(client, served, pixels_B):
+    images = [pixels.tolist() for pixels in pixels_B[:4]]
     whole = client.post("/rank", json={"images": images}).json()
     images.insert(1, "?")
     answer = client.post("/rank", json={"images": images, "limit": 2}).json()
     assert answer["samples"] == 100
     assert answer["indices"] == [index + (index >= 1) for index in whole["indices"][:2]]
     assert [(one["index"], one["error"]["status"]) for one in answer["errors"]] == [(1, 422)]
-    moments = client.post("/rank", json={"images": images, "method": "moments"}).json()
-    assert (moments["method"], moments["samples"], len(moments["indices"])) == ("moments", 0, 4)
+    if "moments" in served.methods:
+        moments = client.post("/rank", json={"images": images, "method": "moments"}).json()
+        assert (moments["method"], moments["samples"], len(moments["indices"])) == ("moments", 0, 4)

@@ -1,4 +1,4 @@
-"""Labelled image files: a folder of class folders, a folder of files that are named after classes, or a table."""
+"""Labelled images: a folder of class folders, a folder of files named after classes, a table, or arrays."""
 
 import csv
 from collections import Counter
@@ -8,38 +8,39 @@ from pathlib import Path
 
 import numpy as np
 
+from training.adopt.errors import ImagesError
+from training.adopt.image_arrays import array_images, is_array_file
+from training.adopt.image_tables import SUFFIX as TABLE
+from training.adopt.image_tables import table_images
+from training.adopt.stored_images import ImageFile, StoredImage
 from training.adopt.wording import first_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
-class ImagesError(ValueError):
-    """Images or class names that can't be used; one line that says what to do."""
-
-
 @dataclass(frozen=True)
-class LabelledFiles:
-    """Image files with their classes.
+class LabelledImages:
+    """Images with their classes.
 
     Attributes:
-        paths: the files, N of them.
+        images: N of them, where they are stored.
         labels_N: index of the class of each, int64.
         classes: names of the classes, in the order of the network's outputs.
     """
 
-    paths: tuple[Path, ...]
+    images: tuple[StoredImage, ...]
     labels_N: np.ndarray
     classes: tuple[str, ...]
 
     def __len__(self) -> int:
         """The number of images."""
-        return len(self.paths)
+        return len(self.images)
 
-    def select(self, indices: Sequence[int] | np.ndarray) -> "LabelledFiles":
+    def select(self, indices: Sequence[int] | np.ndarray) -> "LabelledImages":
         """Some of the images."""
-        return LabelledFiles(tuple(self.paths[index] for index in indices), self.labels_N[indices], self.classes)
+        return LabelledImages(tuple(self.images[index] for index in indices), self.labels_N[indices], self.classes)
 
-    def split(self, seed: int, fraction: float) -> tuple["LabelledFiles", "LabelledFiles"]:
+    def split(self, seed: int, fraction: float) -> tuple["LabelledImages", "LabelledImages"]:
         """Split at random into a part for calibration and one for testing.
 
         Each class gives the same fraction of its images, as far as whole images allow.
@@ -79,41 +80,79 @@ def read_classes(path: Path) -> tuple[str, ...]:
     return names
 
 
-def find_images(source: Path, classes: Sequence[str] | None = None) -> LabelledFiles:
+def find_images(source: Path, classes: Sequence[str] | None = None, labels: Path | None = None) -> LabelledImages:
     """Find labelled images.
 
     Args:
-        source: a folder with one folder for each class; a folder of files, each named after its class; or a CSV file
-            with the columns `path` (relative to the file) and `label`.
-        classes: names in the order of the network's outputs; without them, the sorted names of folders or labels.
+        source: a folder with one folder for each class; a folder of files, each named after its class; a CSV file with
+            the columns `path` (relative to the file) and `label`; a Parquet file, see `table_images`; or an array, see
+            `array_images`.
+        classes: names in the order of the network's outputs; without them, the sorted names of folders or labels, or
+            the indices from 0 on.
+        labels: file of the labels of an array.
 
     Raises:
         ImagesError: there are no images, or the names of classes don't fit.
     """
+    if labels is not None and not is_array_file(source):
+        raise ImagesError(f"--labels is for images in an .npy or IDX file, and {source} has the labels itself")
+    images: Sequence[StoredImage]
+    found: list[int] | list[str]
     if source.is_dir():
-        folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
-        named = [(path, folder.name) for folder in folders for path in _image_files(folder)]
-        if not named:
-            named = _named_after_classes(source, classes)
-        elif classes is None:
-            classes = [folder.name for folder in folders]
+        named, classes = _in_folder(source, classes)
+        images, found = [ImageFile(path) for path, _ in named], [name for _, name in named]
     elif source.suffix.lower() == ".csv":
         named = _listed(source)
+        images, found = [ImageFile(path) for path, _ in named], [name for _, name in named]
+    elif source.suffix.lower() == TABLE:
+        images, found = table_images(source)
+    elif is_array_file(source):
+        images, found = array_images(source, labels)
     else:
-        raise ImagesError(f"{source}: expected a folder of images, or a CSV file with the columns path and label")
-    if not named:
-        raise ImagesError(f"{source}: no images found ({', '.join(SUFFIXES)})")
-    found = sorted({name for _, name in named})
-    classes = tuple(classes or found)
-    if unknown := [name for name in found if name not in classes]:
         raise ImagesError(
-            f"{source}: images of the classes {first_of(unknown)}, but the classes are {first_of(list(classes))}: "
+            f"{source}: expected a folder of images, a CSV or Parquet file with the columns path and label, or an .npy "
+            "or IDX file"
+        )
+    if not images:
+        raise ImagesError(f"{source}: no images found ({', '.join(SUFFIXES)})")
+    indices = [label for label in found if isinstance(label, int)]
+    if indices:
+        return _by_index(source, images, indices, classes)
+    return _by_name(source, images, [str(label) for label in found], classes)
+
+
+def _by_name(
+    source: Path, images: Sequence[StoredImage], found: Sequence[str], classes: Sequence[str] | None
+) -> LabelledImages:
+    names = sorted(set(found))
+    classes = tuple(classes or names)
+    if unknown := [name for name in names if name not in classes]:
+        raise ImagesError(
+            f"{source}: images of the classes {first_of(unknown)}, but the classes are {first_of(classes)}: "
             "--classes must name them as the images do, in the order of the network's outputs"
         )
     index = {name: place for place, name in enumerate(classes)}
-    return LabelledFiles(
-        tuple(path for path, _ in named), np.array([index[name] for _, name in named], np.int64), classes
-    )
+    return LabelledImages(tuple(images), np.array([index[name] for name in found], np.int64), classes)
+
+
+def _by_index(
+    source: Path, images: Sequence[StoredImage], found: Sequence[int], classes: Sequence[str] | None
+) -> LabelledImages:
+    classes = tuple(map(str, range(max(found) + 1))) if classes is None else tuple(classes)
+    if wrong := sorted({str(label) for label in found if not 0 <= label < len(classes)}):
+        raise ImagesError(
+            f"{source}: labels {first_of(wrong)}, but there are {len(classes)} classes, whose indices start at 0: "
+            "--classes must name all of them, in the order of the network's outputs"
+        )
+    return LabelledImages(tuple(images), np.array(found, np.int64), classes)
+
+
+def _in_folder(folder: Path, classes: Sequence[str] | None) -> tuple[list[tuple[Path, str]], Sequence[str] | None]:
+    """Files with the names of their classes, and the names of all classes, or None if no folder has one."""
+    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if named := [(path, one.name) for one in folders for path in _image_files(one)]:
+        return named, [one.name for one in folders] if classes is None else classes
+    return _named_after_classes(folder, classes), classes
 
 
 def _image_files(folder: Path) -> list[Path]:

@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.adopt.labelled_files import ImagesError, LabelledFiles, find_images, read_classes
+from training.adopt.errors import ImagesError
+from training.adopt.labelled_images import LabelledImages, find_images, read_classes
+from training.adopt.stored_images import ImageFile
 
 
 def make(folder: Path, *names: str) -> None:
@@ -15,8 +17,8 @@ def make(folder: Path, *names: str) -> None:
         path.write_bytes(b"")
 
 
-def labels(found: LabelledFiles) -> dict[str, str]:
-    return {path.name: found.classes[label] for path, label in zip(found.paths, found.labels_N, strict=True)}
+def labels(found: LabelledImages) -> dict[str, str]:
+    return {image.path.name: found.classes[label] for image, label in zip(found.images, found.labels_N, strict=True)}
 
 
 def test_folders_are_classes(tmp_path):
@@ -70,7 +72,7 @@ def test_images_without_classes_are_refused(tmp_path, files, table, classes, mes
 
 
 def test_a_path_of_another_kind_is_refused(tmp_path):
-    with pytest.raises(ImagesError, match="expected a folder of images, or a CSV file"):
+    with pytest.raises(ImagesError, match="expected a folder of images, a CSV or Parquet file"):
         find_images(tmp_path / "absent")
 
 
@@ -94,21 +96,31 @@ def test_class_names_keep_their_order(tmp_path):
     assert read_classes(tmp_path / "classes.txt") == ("dog", "great white shark", "cat")
 
 
+def numbered(count: int) -> tuple[ImageFile, ...]:
+    return tuple(ImageFile(Path(f"{index}.png")) for index in range(count))
+
+
+def number(image: ImageFile) -> int:
+    return int(image.path.stem)
+
+
 @pytest.mark.parametrize("fraction", [0.5, 0.3])
 def test_a_split_divides_every_class(fraction):
     labels_N = np.repeat([0, 1, 2], [40, 10, 50])
-    files = LabelledFiles(tuple(Path(f"{index}.png") for index in range(100)), labels_N, ("a", "b", "c"))
+    files = LabelledImages(numbered(100), labels_N, ("a", "b", "c"))
     first, second = files.split(3, fraction)
-    assert sorted(first.paths + second.paths) == sorted(files.paths)
+    assert sorted(map(number, first.images + second.images)) == list(range(100))
     assert len(first) == round(100 * fraction)
     for label, count in enumerate((40, 10, 50)):
         assert abs((first.labels_N == label).sum() - fraction * count) <= 1.5
-    assert all(files.labels_N[int(path.stem)] == label for path, label in zip(first.paths, first.labels_N, strict=True))
-    assert files.split(3, fraction)[0].paths == first.paths != files.split(4, fraction)[0].paths
+    assert all(
+        files.labels_N[number(image)] == label for image, label in zip(first.images, first.labels_N, strict=True)
+    )
+    assert files.split(3, fraction)[0].images == first.images != files.split(4, fraction)[0].images
 
 
 def test_classes_of_one_image_are_divided_too():
-    files = LabelledFiles(tuple(Path(f"{index}.png") for index in range(200)), np.arange(200), tuple("abc"))
+    files = LabelledImages(numbered(200), np.arange(200), tuple("abc"))
     first, second = files.split(0, 0.5)
     assert len(first) == len(second) == 100
-    assert 30 < sum(int(path.stem) < 100 for path in first.paths) < 70
+    assert 30 < sum(number(image) < 100 for image in first.images) < 70

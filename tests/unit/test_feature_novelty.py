@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from model.novelty import FeatureNovelty, feature_statistics, novelty_from_parts
-from training.adopt.novelty import fit_feature_novelty
+from training.feature_novelty import fit_feature_novelty
 
 
 def drawn(images: int, seed: int, *, sharpness: float = 20.0, level: float = 1.0) -> tuple[np.ndarray, np.ndarray]:

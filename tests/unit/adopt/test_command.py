@@ -1,0 +1,175 @@
+"""The command in this process: what it refuses in one line, what it goes on with, and interruptions."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from model import load_artifact
+from model.artifact import ArtifactError
+from training.adopt.__main__ import app
+
+CODE = """
+import torch
+from torch import nn
+
+
+def make(classes=3, dropout=0.5, weight=None):
+    torch.manual_seed(0)
+    head = nn.Linear(24, classes)
+    if weight is not None:
+        nn.init.constant_(head.weight, weight)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Dropout(dropout), head)
+"""
+COMMAND = ["tiny_networks:make", "--images", "../images", "--size", "8", "--channels", "1", "--out", "adopted"]
+
+
+class Interruption:
+    """Sends SIGINT to this process the first time that it touches a file of a name; an audit hook stays for good."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        sys.addaudithook(self._on_event)
+
+    def _on_event(self, event: str, arguments: tuple) -> None:
+        if self.name is None or event not in {"open", "os.rename"}:
+            return
+        if Path(str(arguments[event == "os.rename"])).name == self.name:
+            self.name = None
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+INTERRUPTION = Interruption()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Networks, and images of three classes."""
+    made = tmp_path_factory.mktemp("command")
+    (made / "tiny_networks.py").write_text(CODE)
+    rng = np.random.default_rng(100)
+    for index in range(130):
+        path = made / "images" / str(index % 3) / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 100, (8, 8)) + 60 * (np.arange(8) % 3 == index % 3)
+        Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return made
+
+
+def run(folder: Path, name: str, monkeypatch, *words: str) -> Result:
+    """Run the command in a folder of this name."""
+    (folder / name).mkdir(exist_ok=True)
+    monkeypatch.chdir(folder / name)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setattr(sys, "argv", ["mcd", "adopt", *COMMAND, *words])
+    return CliRunner().invoke(app, [*COMMAND, *words])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["--arguments", '{"classes": 4}'],
+            "the network has 4 outputs, but there are 3 classes: name all of them with",
+        ),
+        (["--arguments", '{"weight": NaN}'], "4.weight has values that are not finite"),
+        (["--arguments", '{"dropout": 0}'], "--inject-dropout 0.1 inserts it before the last linear layer"),
+        (["--inject-dropout", "0.2"], "is for networks without dropout, and this one has it at 3: leave it out"),
+        (["--size", "12"], "the network fails on an image of shape [1, 1, 12, 12]"),
+        (["--labels", "labels.npy"], "--labels is for images in an .npy or IDX file"),
+        (["--images", "../few"], "3 images are too few to calibrate and to test: give 20 or more"),
+        (
+            ["--images", "../broken"],
+            "broken/0/0.png: the image must be a PNG, JPEG or WEBP file: remove the image, or replace it",
+        ),
+        (["--images", "../absent"], "absent: expected a folder of images, a CSV or Parquet file"),
+        (["--resize", "fit", "--mean", "0.5"], "--mean and --std belong together"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(folder, monkeypatch, words, message):
+    for name, count, content in (("few", 3, None), ("broken", 25, b"no image")):
+        (folder / name / "0").mkdir(parents=True, exist_ok=True)
+        for index in range(count):
+            path = folder / name / "0" / f"{index}.png"
+            path.write_bytes(content or (folder / "images" / "0" / "0.png").read_bytes())
+    done = run(folder, "refused", monkeypatch, *words)
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (folder / "refused" / "adopted" / "card.json").exists()
+
+
+def test_a_class_without_images_is_named_and_the_others_are_calibrated(folder, monkeypatch):
+    (folder / "names.txt").write_text("0\n1\nnever seen\n2\n")
+    done = run(folder, "absent", monkeypatch, "--classes", "../names.txt", "--arguments", '{"classes": 4}')
+    assert done.exit_code == 0, done.output
+    assert "no guarantee for the classes never seen: there are no images of them" in done.stdout
+    artifact = load_artifact("adopted")
+    assert artifact.classes == ("0", "1", "never seen", "2")
+    assert {one.estimator for one in artifact.calibrations} == {"eval", "masks", "moments"}
+
+
+def test_an_artifact_is_calibrated_again_with_its_own_input_specification(folder, whole, monkeypatch):
+    command = ["../whole/adopted", "--images", "../images", "--out", "again"]
+    monkeypatch.chdir(whole)
+    done = CliRunner().invoke(app, [*command, "--calibration-fraction", "0.4"])
+    assert done.exit_code == 0, done.output
+    first, again = load_artifact("adopted"), load_artifact("again")
+    assert (again.files, again.input, again.classes) == (first.files, first.input, first.classes)
+    assert again.card["data"]["split"] == {"calibration": 52, "test": 78, "fraction": 0.4}
+    assert again.moments is not None
+    for words, message in [
+        (["--channels", "1"], "an artifact has its own input specification: leave out --channels, or give --size"),
+        (["--inject-dropout", "0.1"], "--inject-dropout is for networks without dropout"),
+        (["--weights", "w.pt"], "is an artifact, which has its weights: leave out --weights"),
+        (["--out", "adopted"], "--out adopted is the folder of the artifact itself: give another"),
+    ]:
+        refused = CliRunner().invoke(app, [*command, *words])
+        assert refused.exit_code == 1
+        assert message in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def whole(folder) -> Path:
+    """Folder of an adoption that nobody interrupted."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        done = run(folder, "whole", monkeypatch)
+    assert done.exit_code == 0, done.output
+    return folder / "whole"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["98.png", "card.json"], ids=["measuring", "saving"])
+def test_an_interrupted_adoption_goes_on_to_the_same_artifact(folder, whole, monkeypatch, name):
+    place = f"interrupted at {name}"
+    INTERRUPTION.name = name
+    done = run(folder, place, monkeypatch)
+    assert (done.exit_code, done.stderr) == (130, "interrupted: the same command goes on\n")
+    kept = {path: path.stat().st_mtime_ns for path in Path("adopted", "progress").glob("*/*.npz")}
+    assert kept
+    with pytest.raises(ArtifactError):
+        load_artifact("adopted")
+    INTERRUPTION.name = next(iter(kept)).name  # and again, when a part is read that is there already
+    assert run(folder, place, monkeypatch).exit_code == 130
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert run(folder, place, monkeypatch).exit_code == 0
+    assert contents(Path("adopted")) == contents(whole / "adopted")
+
+
+def test_inserted_dropout_is_printed_and_on_the_card(folder, monkeypatch):
+    done = run(folder, "inserted", monkeypatch, "--arguments", '{"dropout": 0}', "--inject-dropout", "0.2")
+    assert done.exit_code == 0, done.output
+    assert "dropout of p 0.2 inserted before 4" in done.stdout
+    card = json.loads(Path("adopted", "card.json").read_text())
+    assert card["injected_dropout"] == {"p": 0.2, "before": "4"}
+    assert [site["p"] for site in card["graph"]["dropout"]] == [0.2]

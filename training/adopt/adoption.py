@@ -1,0 +1,214 @@
+"""Adopts a network: compiles it, measures it on labelled images, calibrates it, and writes the artifact."""
+
+import hashlib
+import shutil
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from model import Artifact, save_compiled
+from model.calibration import SAMPLES, Calibration, find_calibration
+from model.graph import Graph
+from model.input_spec import InputSpec
+from model.moments import MAX_CLASSES, ChainMoments
+from model.network.compile import Compiled
+from model.network.moments import sobol_points
+from training.adopt.compiling import compile_source
+from training.adopt.errors import ImagesError
+from training.adopt.examples import choose_examples
+from training.adopt.guarantees import missing_guarantees
+from training.adopt.inputs import prepare_image
+from training.adopt.labelled_images import LabelledImages
+from training.adopt.model_card import Statements, write_model_card
+from training.adopt.printing import show_guarantees, show_network, show_novelty, show_progress
+from training.adopt.scores import SEED, measure_images
+from training.calibrate import fit_calibration
+from training.estimates import Estimates
+from training.feature_novelty import fit_feature_novelty
+from training.measure import measure_one
+from training.tables import prediction_tables
+from training.terminal import console
+from training.versions import software_versions
+
+PROGRESS = "progress"
+EXAMPLE = "example.png"
+_LEAST_IMAGES = 20
+_TYPICAL_SAMPLES = 100
+_SECONDS = 600.0  # that the masks of all images may take; more samples than that allows are not calibrated
+
+
+def adopt(  # noqa: PLR0913 - one argument an option
+    network: torch.nn.Module | Artifact,
+    labelled: LabelledImages,
+    spec: InputSpec,
+    out: Path,
+    *,
+    fraction: float,
+    seed: int,
+    inject: float | None,
+    said: Statements,
+) -> None:
+    """Compile a network, measure it on labelled images, calibrate it, and write the artifact; print what is found.
+
+    What was measured is kept in `out`/progress until the artifact is written.
+
+    Args:
+        network: a module from images (B, C, H, W) to logits (B, K), or an artifact to calibrate again.
+        labelled: images, 20 or more, of K classes.
+        spec: what the network takes.
+        out: folder of the artifact; created if missing.
+        fraction: of the images to calibrate with; the others test the guarantees.
+        seed: of the split.
+        inject: probability of the dropout to insert into a network that has none; None to insert none.
+        said: for the card.
+
+    Raises:
+        ImagesError: too few images, or another number of classes than the network has.
+        CompileError, NetworkError, ArtifactError: the network can't be compiled.
+        ImageError: a file is not an image.
+    """
+    if len(labelled) < _LEAST_IMAGES:
+        raise ImagesError(f"{len(labelled)} images are too few to calibrate and to test: give {_LEAST_IMAGES} or more")
+    example = prepare_image(labelled.images[0], spec)
+    source = compile_source(network, spec.normalize(example[None]), inject)
+    compiled = source.compiled
+    _check_classes(compiled, labelled)
+    engine = compiled.graph()
+    seconds = _time(engine, spec.normalize(example[None]))
+    out.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(example).save(out / EXAMPLE)
+    show_network(compiled, seconds)
+    if injected := source.entries.get("injected_dropout"):
+        console.print(f"dropout of p {injected['p']:g} inserted before {injected['before'] or 'the network'}")
+    console.print(f"{labelled.images[0].name} as the network sees it: {out / EXAMPLE}")
+
+    parts = labelled.split(seed, fraction)
+    samples = _affordable(seconds, len(labelled))
+    (calibrated, features_NF), (tested, tested_features_NF) = _measure(compiled, engine, parts, spec, samples, out)
+    calibrating, testing = parts
+    calibrations = [
+        fit_calibration(**rows, labels_B=calibrating.labels_N, estimator=estimator, samples=count)
+        for (estimator, count), rows in calibrated.items()
+    ]
+    novelty = fit_feature_novelty(features_NF, calibrated["eval", 0]["probs_BC"], seed)
+    reported = max(count for count in samples if count <= _TYPICAL_SAMPLES)
+    metrics = _metrics(tested, testing.labels_N, reported, calibrations)
+    card = {
+        "classes": list(labelled.classes),
+        "command": said.command,
+        "recipe": {"name": "adopted"},
+        "seed": seed,
+        "data": {
+            "images": len(labelled),
+            "split": {"calibration": len(calibrating), "test": len(testing), "fraction": fraction},
+        },
+        "metrics": {"test": metrics},
+        "versions": software_versions(),
+    } | source.entries
+    examples = choose_examples(testing, lambda image: prepare_image(image, spec), seed) if said.pictures else []
+    save_compiled(out, compiled, card, input_spec=spec, calibrations=calibrations, novelty=novelty, examples=examples)
+    calibration = next(one for one in calibrations if (one.estimator, one.samples) == ("masks", reported))
+    missing = missing_guarantees(calibration, len(calibrating), labelled.classes, labelled.labels_N)
+    write_model_card(
+        out, tested, testing.labels_N, calibration,
+        missing=missing,
+        pixels=(lambda index: prepare_image(testing.images[index], spec)) if said.pictures else None,
+        intended_use=said.intended_use,
+    )  # fmt: skip
+    shutil.rmtree(out / PROGRESS)
+
+    for table in prediction_tables(metrics, f"{len(testing):,} test images"):
+        console.print(table.as_rich())
+    show_guarantees(calibration, tested["masks", reported]["probs_BC"], testing.labels_N)
+    for line in missing:
+        console.print(f"no guarantee for {line}")
+    show_novelty(novelty, tested_features_NF, tested["eval", 0]["probs_BC"])
+
+
+def _check_classes(compiled: Compiled, labelled: LabelledImages) -> None:
+    if compiled.spec.classes != len(labelled.classes):
+        raise ImagesError(
+            f"the network has {compiled.spec.classes} outputs, but there are {len(labelled.classes)} classes: "
+            "name all of them with --classes, in the order of the network's outputs"
+        )
+
+
+def _measure(
+    compiled: Compiled,
+    engine: Graph,
+    parts: Sequence[LabelledImages],
+    spec: InputSpec,
+    samples: Sequence[int],
+    out: Path,
+) -> list[tuple[Estimates, np.ndarray]]:
+    """Measure the images for calibration, and those for the test."""
+    moments = _moments(compiled, engine)
+    return [
+        measure_images(
+            engine,
+            part.images,
+            lambda image: spec.normalize(prepare_image(image, spec)[None]),
+            samples=samples,
+            moments=moments,
+            folder=out / PROGRESS / _identity(compiled, spec),
+            track=partial(show_progress, label=f"{label}: {len(part):,} images"),
+        )
+        for label, part in zip(("calibration", "test"), parts, strict=True)
+    ]
+
+
+def _moments(compiled: Compiled, engine: Graph) -> ChainMoments | None:
+    """Moment propagation, if the network allows it."""
+    if compiled.chain is None or compiled.spec.classes > MAX_CLASSES:
+        return None
+    return ChainMoments(compiled.chain, sobol_points(compiled.spec.classes), engine.units)
+
+
+def _identity(compiled: Compiled, spec: InputSpec) -> str:
+    """Identify network and input specification, for results that are kept."""
+    digest = hashlib.sha256(repr(spec).encode())
+    for name in sorted(compiled.files):
+        digest.update(compiled.files[name])
+    return digest.hexdigest()
+
+
+def _time(engine: Graph, image_1: np.ndarray) -> dict[int, float]:
+    """Seconds for one image in eval mode (0) and under masks, the shortest of three."""
+    seconds = {}
+    for samples in (0, 30, _TYPICAL_SAMPLES):
+        runs = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            engine.sample(image_1, samples, SEED) if samples else engine.predict(image_1)
+            runs.append(time.perf_counter() - begun)
+        seconds[samples] = min(runs)
+    return seconds
+
+
+def _affordable(seconds: dict[int, float], images: int) -> tuple[int, ...]:
+    """Numbers of masks to calibrate for: 10, and those that take ten minutes for all images at most."""
+    each = max(seconds[_TYPICAL_SAMPLES] - seconds[0], 0) / _TYPICAL_SAMPLES
+    chosen = tuple(count for count in SAMPLES if count == min(SAMPLES) or each * count * images <= _SECONDS)
+    if left_out := [count for count in SAMPLES if count not in chosen]:
+        console.print(f"not calibrated, as it would take too long: {', '.join(map(str, left_out))} masks")
+    return chosen
+
+
+def _metrics(
+    estimates: Estimates, labels_N: np.ndarray, samples: int, calibrations: Sequence[Calibration]
+) -> dict[str, Any]:
+    """Figures of the test images, by mode, as `training.train` has them."""
+    rows = {}
+    for mode, key in (("eval", ("eval", 0)), ("mc", ("masks", samples)), ("moments", ("moments", 0))):
+        if key not in estimates:
+            continue
+        calibration = find_calibration(calibrations, *key)  # type: ignore[arg-type]
+        rows[mode] = measure_one(estimates[key], labels_N, calibration=calibration)  # type: ignore[index]
+    rows["mc"] |= {"samples": samples, "seed": SEED}
+    return rows

@@ -1,0 +1,84 @@
+"""The compiled network to adopt: from a torch module, or from an artifact."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from model.artifact import Artifact
+from model.network.compile import Compiled, compile_to_files
+from model.network.tracing import NoDropoutError
+from training.adopt.errors import NetworkError
+from training.adopt.injection import inject_dropout
+from training.adopt.wording import first_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """A compiled network, and what the card says of where it comes from.
+
+    Attributes:
+        compiled: the network.
+        entries: of the card.
+    """
+
+    compiled: Compiled
+    entries: dict[str, Any] = field(default_factory=dict)
+
+
+def compile_source(network: nn.Module | Artifact, image_1: np.ndarray, p: float | None) -> Source:
+    """Compile a network, with dropout inserted if that is asked for; take the graph of an artifact as it is.
+
+    Args:
+        network: a module, which may be changed, or an artifact.
+        image_1: an example, (1, C, H, W) float32.
+        p: probability of the dropout to insert before the last linear layer; None to insert none.
+
+    Raises:
+        CompileError: the network can't be compiled.
+        NetworkError: dropout is to be inserted into a network that has it, or can't be; or there is none.
+        ArtifactError: an artifact without a graph.
+    """
+    if isinstance(network, Artifact):
+        if p is not None:
+            raise NetworkError(
+                "--inject-dropout is for networks without dropout, and an artifact's has it: leave it out"
+            )
+        return _of_artifact(network, image_1)
+    try:
+        compiled = compile_to_files(network, image_1)
+    except NoDropoutError as error:
+        if p is None:
+            raise NetworkError(
+                f"{error}; into a network without dropout, --inject-dropout 0.1 inserts it before the last linear layer"
+            ) from error
+        before = inject_dropout(network, torch.from_numpy(image_1), p)
+        compiled = compile_to_files(network, image_1)
+        return Source(compiled, _entries(compiled) | {"injected_dropout": {"p": p, "before": before}})
+    if p is not None:
+        places = [site.name or "the network itself" for site in compiled.spec.sites]
+        raise NetworkError(
+            f"--inject-dropout is for networks without dropout, and this one has it at {first_of(places)}: leave it out"
+        )
+    return Source(compiled, _entries(compiled))
+
+
+def _of_artifact(artifact: Artifact, image_1: np.ndarray) -> Source:
+    if artifact.config is not None:  # of ours: a graph that is compiled again has the layers for moments, too
+        compiled = compile_to_files(artifact.network, image_1)
+        return Source(compiled, _entries(compiled))
+    spec = artifact.engine.spec
+    if spec.image != image_1.shape[1:]:
+        raise NetworkError(
+            f"the artifact's network takes images of {' x '.join(map(str, spec.image))} (channels, height, width): "
+            "leave out --size and --channels"
+        )
+    kept = {name: artifact.card[name] for name in ("compiled", "injected_dropout") if name in artifact.card}
+    return Source(Compiled(spec, dict(artifact.files), math.nan, artifact.tail, artifact.moments_unavailable), kept)
+
+
+def _entries(compiled: Compiled) -> dict[str, Any]:
+    return {"compiled": {"difference": compiled.difference, "shared": compiled.spec.shared}}

@@ -1,0 +1,9 @@
+"""What adoption refuses; each message is one line that says what to do."""
+
+
+class NetworkError(ValueError):
+    """A network that can't be made or filled with its weights."""
+
+
+class ImagesError(ValueError):
+    """Images or class names that can't be used."""

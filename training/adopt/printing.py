@@ -1,0 +1,75 @@
+"""What the command prints of an adopted network."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from rich.progress import track
+from rich.table import Table
+
+from model.calibration import Calibration
+from model.network.compile import Compiled
+from model.novelty import FeatureNovelty
+from training.adopt.guarantees import check_guarantees
+from training.feature_novelty import LEAST_IMAGES
+from training.terminal import console
+
+
+def show_progress(indices: Iterable[int], label: str) -> Iterable[int]:
+    """Show the progress over indices, on a terminal."""
+    return track(list(indices), label, console=console, transient=True, disable=not console.is_terminal)
+
+
+def show_network(compiled: Compiled, seconds: Mapping[int, float]) -> None:
+    """Print where a network has dropout, how exactly it was compiled, and what one image costs.
+
+    Args:
+        compiled: the network.
+        seconds: for one image, by number of masks; 0 for eval mode.
+    """
+    table = Table(title="dropout")
+    for column in ("place", "p", "shape of a mask"):
+        table.add_column(column)
+    for site in compiled.spec.sites:
+        table.add_row(site.name or "the network itself", f"{site.p:g}", " x ".join(map(str, site.shape)))
+    console.print(table)
+    console.print(f"{compiled.spec.shared:.1%} of a forward pass is done once for all masks")
+    if not math.isnan(compiled.difference):  # of an artifact's graph
+        console.print(
+            f"largest difference from torch {compiled.difference:.1g} of the largest logit, eval mode and 32 masks"
+        )
+    times = ", ".join(f"{count} masks {1000 * value:.3g} ms" for count, value in seconds.items() if count)
+    console.print(f"one image on one core: eval mode {1000 * seconds[0]:.3g} ms, {times}")
+
+
+def show_guarantees(calibration: Calibration, probs_NC: np.ndarray, labels_N: np.ndarray) -> None:
+    """Print each guarantee, and whether it holds on the test images.
+
+    Args:
+        calibration: fitted to other images.
+        probs_NC: mean class probabilities of the test images, before temperature scaling.
+        labels_N: their classes.
+    """
+    table = Table(title=f"guarantees, {calibration.samples} masks, on the test images")
+    for column in ("guarantee", "found", "holds"):
+        table.add_column(column)
+    for guarantee, found, holds in check_guarantees(calibration, probs_NC, labels_N):
+        table.add_row(guarantee, found, "yes" if holds else "no")
+    console.print(table)
+
+
+def show_novelty(novelty: FeatureNovelty | None, features_NF: np.ndarray, probs_NC: np.ndarray) -> None:
+    """Print the false alarms among the test images, or why there is no score."""
+    if novelty is None:
+        console.print(f"no novelty score: it needs {LEAST_IMAGES} calibration images with features that differ")
+        return
+    scores_N = novelty.score(features_NF, probs_NC)
+    for rate, threshold in novelty.thresholds.items():
+        if threshold is None:
+            console.print(
+                f"no guarantee for {rate:.1%} false alarms of the novelty score: there are too few calibration images"
+            )
+        else:
+            console.print(
+                f"novelty: {(scores_N > threshold).mean():.1%} of the test images flagged, {rate:.1%} allowed"
+            )
