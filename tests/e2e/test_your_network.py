@@ -1,5 +1,6 @@
 """docs/your-network.md as a reader follows it; and what `mcd adopt` refuses."""
 
+import io
 import os
 import re
 import shlex
@@ -78,6 +79,10 @@ def test_calibration_and_test_images_are_different_halves(folder, adopted):
     artifact = load_artifact(folder / "adopted")
     calibrating, testing = find_images(folder / "images").split(0, 0.5)
     assert not set(calibrating.images) & set(testing.images)
+    assert [example.name for example in artifact.examples] == list(artifact.classes)
+    tested = {(one.path.parent.name, np.asarray(Image.open(one.path)).tobytes()) for one in testing.images}
+    shown = {(one.name, np.asarray(Image.open(io.BytesIO(one.content))).tobytes()) for one in artifact.examples}
+    assert shown <= tested
 
     def predicted(images) -> np.ndarray:
         pixels_B = np.stack([np.asarray(Image.open(image.path), np.float32) for image in images])

@@ -80,7 +80,7 @@ def main(  # noqa: PLR0913 - one argument an option
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
     intended_use: Annotated[str, typer.Option(help="What the network is for, a text for the model card.")] = "",
     pictures: Annotated[
-        bool, typer.Option(help="Show mistakes on the model card, which everybody sees who can reach the service.")
+        bool, typer.Option(help="Show test images on card and page, which everybody sees who can reach the service.")
     ] = True,
 ) -> None:
     """Compile a classifier with dropout, calibrate it on labelled images, and write an artifact to serve.

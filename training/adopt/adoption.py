@@ -111,7 +111,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
         "metrics": {"test": metrics},
         "versions": software_versions(),
     } | source.entries
-    examples = choose_examples(testing, lambda image: prepare_image(image, spec), seed)
+    examples = choose_examples(testing, lambda image: prepare_image(image, spec), seed) if said.pictures else []
     save_compiled(out, compiled, card, input_spec=spec, calibrations=calibrations, novelty=novelty, examples=examples)
     calibration = next(one for one in calibrations if (one.estimator, one.samples) == ("masks", reported))
     missing = missing_guarantees(calibration, len(calibrating), labelled.classes, labelled.labels_N)

@@ -36,7 +36,7 @@ class Statements:
     Attributes:
         command: the command that adopts the network.
         intended_use: what the network is for; empty if that is not known.
-        pictures: whether the card shows test images.
+        pictures: whether card and page show test images.
     """
 
     command: str
