@@ -44,6 +44,7 @@ _BOUNDS = dict(zip(STATISTICS, (_RATIOS, _INFORMATION_RATIOS), strict=True))
 _MODEL_DIGITS = 12
 _MAX_NAMED_CLASSES = 100  # of a network; a series for each of a thousand classes, mode and worker would be too many
 _UNNAMED = "other"
+_PREDICTIONS = f"Predicted images; all classes of a network of more than {_MAX_NAMED_CLASSES} are {_UNNAMED}."
 
 
 Deferred = TypeVar("Deferred", DeferredHistogram, DeferredCounter)
@@ -79,8 +80,7 @@ class Metrics:
             self._histogram("batch_size_images", "Number of images of a request.", (1, 3, 10, 30, 100, 300, 1000))
         )
 
-        predictions = f"Predicted images; {_UNNAMED} is any class of a network of more than {_MAX_NAMED_CLASSES}."
-        self._predictions = self._counter("predictions", predictions, "model", "mode", "predicted_class")
+        self._predictions = self._counter("predictions", _PREDICTIONS, "model", "mode", "predicted_class")
         self._classes: dict[tuple[str, Estimator, str], DeferredCounter] = {}
         self._passes = self._child(
             self._counter("forward_passes", "Forward passes: dropout masks, or 1 without sampling.")
@@ -99,9 +99,7 @@ class Metrics:
         votes = "Fraction of the masks that vote for the predicted class."
         self._agreements = self._child(self._histogram("vote_agreement_ratio", votes, _RATIOS))
         sizes = "Number of classes in a prediction set."
-        self._set_sizes = self._child(
-            self._histogram("prediction_set_size_classes", sizes, _SET_SIZES)
-        )
+        self._set_sizes = self._child(self._histogram("prediction_set_size_classes", sizes, _SET_SIZES))
         abstentions = self._counter("abstentions", "Predictions with abstention, by the reason.", "reason")
         self._abstentions = {reason: self._child(abstentions, reason) for reason in get_args(Reason)}
         self._novelties = self._child(
