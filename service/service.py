@@ -183,8 +183,9 @@ def _model() -> ReloadableModel:
 def _load() -> Pipeline:
     try:
         limits = ImageLimits(SETTINGS.max_pixels, SETTINGS.max_aspect_ratio)
-        observer = PredictionObserver(_metrics(), _prediction_log())
-        return Pipeline(_load_artifact(), limits, observer=observer)
+        artifact = _load_artifact()
+        observer = PredictionObserver(_metrics(), _prediction_log(), artifact.classes)
+        return Pipeline(artifact, limits, observer=observer)
     except (BentoMLException, TypeError, ValueError) as error:
         raise ModelError(f"the model can't be served: {error}") from error
 

@@ -1,6 +1,7 @@
 """Feedback: true classes of earlier predictions, sent by clients."""
 
 import anyio
+import numpy as np
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,7 +11,7 @@ from service.http.request_body import parse_json
 from service.http.request_context import RequestContext
 from service.http.responses import json_response
 from service.monitoring.metrics import Metrics
-from service.monitoring.prediction_log import RIGHT, PredictionLog, key
+from service.monitoring.prediction_log import RIGHT, PredictionLog, Records, classes_key, key
 from service.reload import ReloadableModel
 from service.schemas.answers import FeedbackAnswer
 from service.schemas.feedback import FeedbackRequest
@@ -52,22 +53,32 @@ class FeedbackEndpoint:
         """Read a body, and record the true class with the predictions that it refers to.
 
         Raises:
-            Problem: 400 for a body that is not JSON; 404 for a prediction that is not in the log (any more); 422 for
-                an invalid body, an unknown class, or a request id with several images.
+            Problem: 400 for a body that is not JSON; 404 for a prediction that is not in the log (any more), or of a
+                model with other classes; 422 for an invalid body, an unknown class, or a request id with several
+                images.
         """
         try:
             feedback = FeedbackRequest.model_validate(parse_json(body, self._settings))
         except ValidationError as error:
             raise invalid_document(error) from error
-        true_class = feedback.class_of(self._model.pipeline.classes)
+        classes = self._model.pipeline.classes
+        true_class, among = feedback.class_of(classes), classes_key(classes)
         if feedback.image_hash is not None:
             field, value = "image", int(feedback.image_hash, 16)
         else:
             field, value = "request", key(feedback.request_id or "")
-        images = set(self._prediction_log.newest(lambda ring: ring[field] == value)["image"].tolist())
+
+        def is_meant(ring: Records) -> np.ndarray:
+            matches: np.ndarray = (ring[field] == value) & (ring["classes"] == among)
+            return matches
+
+        images = set(self._prediction_log.newest(is_meant)["image"].tolist())
         if not images:
-            raise Problem("unknown-prediction", "this is not among the recent predictions, which the service keeps")
+            raise Problem(
+                "unknown-prediction",
+                "this is not among the recent predictions with these classes, which the service keeps",
+            )
         if len(images) > 1:
             raise invalid(("request_id", f"belongs to {len(images)} images: send the image_hash of one instead"))
-        outcomes = self._prediction_log.note_class(field, value, true_class)
+        outcomes = self._prediction_log.note_class(is_meant, true_class)
         return FeedbackAnswer(predictions=len(outcomes), right=int((outcomes == RIGHT).sum()))

@@ -44,7 +44,7 @@ _BOUNDS = dict(zip(STATISTICS, (_RATIOS, _INFORMATION_RATIOS), strict=True))
 _MODEL_DIGITS = 12
 _MAX_NAMED_CLASSES = 100  # of a network; a series for each of a thousand classes, mode and worker would be too many
 _UNNAMED = "other"
-_PREDICTIONS = f"Predicted images; {_UNNAMED} is any class of a network of more than {_MAX_NAMED_CLASSES}."
+_PREDICTIONS = f"Predicted images; all classes of a network of more than {_MAX_NAMED_CLASSES} are {_UNNAMED}."
 
 
 Deferred = TypeVar("Deferred", DeferredHistogram, DeferredCounter)

@@ -1,12 +1,13 @@
 """Counts and logs predictions."""
 
 import time
+from collections.abc import Sequence
 
 from service.inference.decision import Decision
 from service.inference.predictor import ESTIMATORS, Prediction
 from service.inference.preparation import Input
 from service.monitoring.metrics import Metrics
-from service.monitoring.prediction_log import PredictionLog, Record, key
+from service.monitoring.prediction_log import PredictionLog, Record, classes_key, key
 
 
 class PredictionObserver:
@@ -15,10 +16,12 @@ class PredictionObserver:
     Args:
         metrics: metrics of this worker.
         prediction_log: prediction log of this worker.
+        classes: names of the model's classes.
     """
 
-    def __init__(self, metrics: Metrics, prediction_log: PredictionLog) -> None:
+    def __init__(self, metrics: Metrics, prediction_log: PredictionLog, classes: Sequence[str]) -> None:
         self._metrics, self._prediction_log = metrics, prediction_log
+        self._classes = classes_key(classes)
 
     def __call__(
         self, model: str, request_id: str, image: Input, prediction: Prediction, decision: Decision | None
@@ -33,6 +36,7 @@ class PredictionObserver:
                 request=key(request_id),
                 image=int(image.image_hash, 16),
                 model=key(model),
+                classes=self._classes,
                 predictive_entropy=prediction.predictive_entropy,
                 mutual_information=prediction.mutual_information,
                 confidence=max(decision.probabilities or prediction.probabilities),

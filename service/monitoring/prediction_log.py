@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ RECORD_TYPE = np.dtype(
         ("request", "<u8"),  # keys, see `key`
         ("image", "<u8"),
         ("model", "<u8"),
+        ("classes", "<u8"),  # key of the names of the model's classes, see `classes_key`
         ("predictive_entropy", "<f4"),  # nats
         ("mutual_information", "<f4"),  # nats; 0 in eval mode
         ("confidence", "<f4"),  # calibrated, if the model is
@@ -36,6 +37,11 @@ def key(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
+def classes_key(classes: Sequence[str]) -> int:
+    """Hash of the names of classes in their order, 64 bits: an index means the same in models that share it."""
+    return key("\0".join(classes))
+
+
 class Record(NamedTuple):
     """A record of the log; the fields are described at `RECORD_TYPE`."""
 
@@ -43,6 +49,7 @@ class Record(NamedTuple):
     request: int
     image: int
     model: int
+    classes: int
     predictive_entropy: float
     mutual_information: float
     confidence: float
@@ -91,15 +98,19 @@ class PredictionLog:
         ordered: Records = records[np.argsort(records["time"], kind="stable")]
         return ordered if count is None else ordered[-count:]
 
-    def note_class(self, field: str, value: int, true_class: int) -> np.ndarray:
-        """Set the outcomes of all predictions whose field has a value, given their true class.
+    def note_class(self, condition: Callable[[Records], np.ndarray], true_class: int) -> np.ndarray:
+        """Set the outcomes of all predictions that satisfy a condition, given the index of their true class.
+
+        Args:
+            condition: maps records to a boolean mask.
+            true_class: index in the classes of the model that predicted.
 
         Returns:
             The outcomes, each `RIGHT` or `WRONG`.
         """
         outcomes = []
         for ring in self._rings():
-            indices = np.flatnonzero((ring[field] == value) & (ring["time"] > 0))
+            indices = np.flatnonzero(condition(ring) & (ring["time"] > 0))
             ring["outcome"][indices] = np.where(ring["predicted"][indices] == true_class, RIGHT, WRONG)
             outcomes.append(ring["outcome"][indices])
         return np.concatenate(outcomes)

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from service.schemas.problems import invalid, short
 
+_NAMED = 20  # classes that a message lists
+
 
 class FeedbackRequest(BaseModel):
     """The true class, by `label` or `class_index`, of the image identified by `request_id` or `image_hash`."""
@@ -42,7 +44,8 @@ class FeedbackRequest(BaseModel):
         """
         if self.label is not None:
             if self.label not in classes:
-                raise invalid(("label", f"must be one of {', '.join(classes)}, got {short(self.label)}"))
+                names = ", ".join(classes) if len(classes) <= _NAMED else f"the {len(classes)} classes in /card.json"
+                raise invalid(("label", f"must be one of {names}, got {short(self.label)}"))
             return classes.index(self.label)
         index = self.class_index or 0
         if index >= len(classes):

@@ -2,10 +2,14 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
+import numpy as np
+import rgb
 from server import ROOT, bentoml_command, environment, serve
 
+from model import load_artifact
 from model.artifact import PRETRAINED
 
 BOOT = (ROOT / "docs" / "images" / "fashion-mnist-ankle-boot.png").read_bytes()
@@ -35,14 +39,26 @@ def test_a_built_bento_serves_the_same_bytes_without_training_code(tmp_path, cli
             assert httpx.get(bento.url + path).content == client.get(path).content != b""
 
 
-def test_a_model_of_the_bentoml_store_is_served(tmp_path):
+def test_models_of_the_bentoml_store_are_served_and_replaced_by_others_of_another_shape(tmp_path, rgb_folder):
     home = tmp_path / "home"
-    store = (
-        "import bentoml, shutil, sys\n"
-        "with bentoml.models.create('other') as stored:\n"
-        "    shutil.copytree(sys.argv[1], stored.path, dirs_exist_ok=True)"
-    )
-    subprocess.run([sys.executable, "-c", store, str(PRETRAINED)], check=True, env=environment(home))
-    with serve(home, MCD_MODEL="bentoml:other:latest") as running:
-        response = httpx.post(f"{running.url}/predict", content=BOOT)
-        assert response.json()["label"] == "ankle boot"
+
+    def store(artifact: Path) -> None:
+        program = (
+            "import bentoml, shutil, sys\n"
+            "with bentoml.models.create('other') as stored:\n"
+            "    shutil.copytree(sys.argv[1], stored.path, dirs_exist_ok=True)"
+        )
+        subprocess.run([sys.executable, "-c", program, str(artifact)], check=True, env=environment(home))
+
+    def answer(url: str) -> dict:
+        return httpx.post(f"{url}/predict", content=BOOT, params={"return_pixels": True}).json()
+
+    store(PRETRAINED)
+    with serve(home, MCD_MODEL="bentoml:other:latest", MCD_ADMIN_KEYS="admin-key") as running:
+        assert answer(running.url)["label"] == "ankle boot"
+        store(rgb_folder)
+        response = httpx.post(f"{running.url}/admin/reload", headers={"X-API-Key": "admin-key"})
+        assert response.json()["model"] == load_artifact(rgb_folder).sha256
+        replaced = answer(running.url)
+        assert replaced["label"] in rgb.CLASSES
+        assert np.shape(replaced["preprocessing"]["pixels"]) == rgb.SPEC.pixel_shape

@@ -89,7 +89,9 @@ ONE, OTHER = (encoded(Image.new("RGB", (28, 28), colour)) for colour in ("red", 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
     metrics, recent = Metrics(), PredictionLog(None, 100)
-    made = Pipeline(load_artifact(), ImageLimits(3000), observer=PredictionObserver(metrics, recent))
+    artifact = load_artifact()
+    observer = PredictionObserver(metrics, recent, artifact.classes)
+    made = Pipeline(artifact, ImageLimits(3000), observer=observer)
     metrics.model(made.model, made.recipe, made.classes)
     return made
 

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -19,6 +20,10 @@ def everything(recent: PredictionLog) -> np.ndarray:
     return recent.newest(lambda ring: np.ones(len(ring), bool))
 
 
+def is_image(image: int) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda ring: ring["image"] == image
+
+
 @pytest.fixture(params=["in memory", "in a folder"])
 def recent(request, tmp_path) -> PredictionLog:
     return PredictionLog(None if request.param == "in memory" else tmp_path / "new" / "folder", 5)
@@ -34,7 +39,7 @@ def test_the_newest_are_kept_in_order(recent):
 
 
 def test_every_field_is_given_back(recent):
-    values = (1.5, 2**64 - 1, 2**63, 7, 0.25, 0.125, 0.5, 1000, 9, 2, WRONG)
+    values = (1.5, 2**64 - 1, 2**63, 7, 8, 0.25, 0.125, 0.5, 1000, 9, 2, WRONG)
     recent.add(Record(*values))
     assert everything(recent).tolist() == [values]
 
@@ -43,11 +48,11 @@ def test_outcomes_are_noted_for_all_matches(recent):
     for predicted in (3, 4, 3, 3):
         add(recent, image=7, predicted=predicted)
     add(recent, image=8, predicted=3)
-    assert recent.note_class("image", 7, 3).tolist() == [RIGHT, WRONG, RIGHT, RIGHT]
+    assert recent.note_class(is_image(7), 3).tolist() == [RIGHT, WRONG, RIGHT, RIGHT]
     assert everything(recent)["outcome"].tolist() == [RIGHT, WRONG, RIGHT, RIGHT, UNKNOWN]
-    assert recent.note_class("image", 7, 4).tolist() == [WRONG, RIGHT, WRONG, WRONG]
-    assert recent.note_class("image", 9, 4).tolist() == []
-    assert recent.note_class("image", 0, 4).tolist() == []  # where there is no prediction
+    assert recent.note_class(is_image(7), 4).tolist() == [WRONG, RIGHT, WRONG, WRONG]
+    assert recent.note_class(is_image(9), 4).tolist() == []
+    assert recent.note_class(is_image(0), 4).tolist() == []  # where there is no prediction
 
 
 OTHER = """
@@ -56,7 +61,7 @@ from pathlib import Path
 from service.monitoring.prediction_log import PredictionLog, Record
 recent = PredictionLog(Path(sys.argv[1]), 5)
 for image in (int(text) for text in sys.argv[2:]):
-    recent.add(Record(time.time(), 0, image, 0, 0, 0, 0, 0, 1, 0))
+    recent.add(Record(time.time(), 0, image, 0, 0, 0, 0, 0, 0, 1, 0))
 print("ready", flush=True)
 sys.stdin.readline()
 """
@@ -76,7 +81,7 @@ def test_workers_see_each_others_and_may_tell_of_them(tmp_path):
     add(recent, image=1, predicted=1)
     with another_process(tmp_path, 2, 1) as other:
         assert sorted(everything(recent)["image"].tolist()) == [1, 1, 2]
-        assert recent.note_class("image", 1, 1).tolist() == [RIGHT, RIGHT]
+        assert recent.note_class(is_image(1), 1).tolist() == [RIGHT, RIGHT]
         assert sorted(everything(recent)["outcome"].tolist()) == [UNKNOWN, RIGHT, RIGHT]
         other.communicate("\n")
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import rgb
 from application import client_of
+from exposition import key, scrape
 from files import encoded, npy_request, png
 from PIL import Image
 
 from model import load_artifact
 from model.artifact import PRETRAINED
 from service.http.static_files import POLICY
+from service.monitoring.drift import STATISTICS
 from service.schemas.answers import _listed
 
 
@@ -186,3 +188,33 @@ def test_networks_of_other_shapes_replace_each_other_while_requests_go_on(tmp_pa
                 thread.join()
     assert not wrong
     assert {count for _, count in seen} == {10, 7}
+
+
+def test_feedback_is_not_counted_for_a_network_of_other_classes(tmp_path, rgb_folder):
+    """An index, or a name, would mean another class."""
+    shutil.copytree(PRETRAINED, tmp_path / "served")
+    with client_of(MCD_MODEL=str(tmp_path / "served"), MCD_ADMIN_KEYS="admin-key") as client:
+        sent = {"content": encoded(Image.new("L", (28, 28))), "headers": {"X-Request-ID": "before"}}
+        index = _ok(client.post("/predict", **sent))["class_index"]
+        shutil.rmtree(tmp_path / "served")
+        shutil.copytree(rgb_folder, tmp_path / "served")
+        _ok(client.post("/admin/reload", headers={"X-API-Key": "admin-key"}))
+        told = {"request_id": "before", "class_index": min(index, 6)}
+        refused = client.post("/feedback", json=told)
+        assert (refused.status_code, refused.json()["type"]) == (404, "urn:mcd:problem:unknown-prediction")
+        index = _ok(client.post("/predict", **sent))["class_index"]
+        assert _ok(client.post("/feedback", json=told | {"class_index": index})) == {"predictions": 1, "right": 1}
+
+
+def test_drift_is_measured_against_the_networks_own_calibration(other):
+    """Images of noise, as those of the calibration; then flat ones."""
+    flat_B = np.broadcast_to(np.arange(100, dtype=np.uint8)[:, None, None, None], (100, 20, 24, 3))
+    found = []
+    with client_of(MCD_DRIFT_IMAGES="100", **other.settings) as client:
+        for images_B in (rgb.noise(54, 100), flat_B.copy()):
+            _ok(client.post("/predict_batch", params={"samples": 30}, **npy_request(images_B)))
+            now = scrape(client)
+            assert now[key("mcd_drift_window_images", mode="mc")] == 100
+            found.append([now[key("mcd_drift_score", mode="mc", statistic=statistic)] for statistic in STATISTICS])
+    assert max(found[0]) < 0.2
+    assert max(found[1]) > 0.5
