@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.utils._pytree import tree_leaves
 
 from model.network.tracing import error_line
 from training.adopt.errors import NetworkError
@@ -28,7 +29,8 @@ _CHANNEL_DROPOUT = {_ATEN.feature_dropout.default, _ATEN.feature_dropout_.defaul
 _OF_CHANNELS: dict[int, type[nn.Module]] = {3: nn.Dropout1d, 4: nn.Dropout2d, 5: nn.Dropout3d}  # by number of axes
 _ATTENTION, _ATTENTION_P = _ATEN.scaled_dot_product_attention.default, 4  # the position of its probability
 _BATCH_NORM, _TRAINING = _ATEN.batch_norm.default, 5
-_SIZED = {_ATEN.view.default, _ATEN.reshape.default, _ATEN.expand.default}
+_VIEWS, _EXPANDS = {_ATEN.view.default, _ATEN.reshape.default}, {_ATEN.expand.default}
+_REMEDY = 'export it with dynamic_shapes=({0: torch.export.Dim("images")},)'
 
 
 class _Attention(nn.Module):
@@ -79,42 +81,68 @@ def from_program(program: ExportedProgram, name: str) -> nn.Module:
     module = cast("fx.GraphModule", program.module(check_guards=False))
     graph = module.graph
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
-    outputs = torch.utils._pytree.tree_leaves(graph.output_node().args)  # noqa: SLF001 - as torch.export does
-    if len(inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor) or len(outputs) != 1:
+    outputs = _outputs(graph)
+    shape = inputs[0].meta["val"].shape if inputs and isinstance(inputs[0].meta.get("val"), Tensor) else ()
+    if len(inputs) != 1 or len(shape) != 4 or len(outputs) != 1:
         raise NetworkError(
-            f"{name}: the network must take images and return logits alone, but has {len(inputs)} inputs and "
-            f"{len(outputs)} outputs: export a module with one of each"
+            f"{name}: the network must take images (B, C, H, W) and return logits alone, but has {len(inputs)} inputs "
+            f"and {len(outputs)} outputs: export a module with one of each"
         )
-    shape = inputs[0].meta["val"].shape
-    if isinstance(shape[0], int):
-        if shape[0] != 1:
-            raise NetworkError(
-                f"{name}: the network was exported for {shape[0]} images at once: export it with one image, or with "
-                'dynamic_shapes=({0: torch.export.Dim("images")},)'
-            )
+    is_fixed = isinstance(shape[0], int)
+    if is_fixed and shape[0] != 1:
+        raise NetworkError(f"{name}: the network was exported for {shape[0]} images at once: {_REMEDY}")
+    if is_fixed:
         _free_number(graph, inputs[0])
     for node in list(graph.nodes):
-        _restore_modes(module, node)
-    graph.output_node().args = tuple(outputs)
-    _restore_last_linear(module, outputs[0])
+        _restore_modes(module, node, name)
+    (logits,) = _outputs(graph)
+    graph.output_node().args = (logits,)
+    _restore_last_linear(module, logits)
     graph.set_codegen(fx.graph.CodeGen())
     graph.eliminate_dead_code()
-    network = fx.GraphModule(module, graph)
+    network = fx.GraphModule(module, graph).eval()
     expected = [size if isinstance(size, int) else None for size in shape[1:]]
     network.register_forward_pre_hook(lambda _, images: _check_shape(images[0], expected))
-    return network.eval()
+    if is_fixed:
+        _check_number(network, expected, name)
+    return network
+
+
+def _outputs(graph: fx.Graph) -> list[fx.Node]:
+    found: list[fx.Node] = tree_leaves(graph.output_node().args)
+    return found
 
 
 def _free_number(graph: fx.Graph, image: fx.Node) -> None:
     """Let the sizes of a network that was recorded with one image follow the number of images."""
     with graph.inserting_after(image):
         number = graph.call_function(_ATEN.sym_size.int, (image, 0))
+    of_images = {image}
     for node in graph.nodes:
-        if node.target in _SIZED and node.args[1][:1] == [1]:
+        if not of_images.isdisjoint(node.all_input_nodes):
+            of_images.add(node)
+        is_sized = node.target in _EXPANDS or (node.target in _VIEWS and node in of_images)
+        if is_sized and node.args[1][:1] == [1]:
             node.args = (node.args[0], [number, *node.args[1][1:]], *node.args[2:])
 
 
-def _restore_modes(module: fx.GraphModule, node: fx.Node) -> None:
+def _check_number(network: fx.GraphModule, shape: list[int | None], name: str) -> None:
+    """Run two images through a network that was recorded with one.
+
+    Raises:
+        NetworkError: its sizes don't follow the number of images.
+    """
+    refusal = f"{name}: the network was exported with one image, and its sizes don't follow their number: {_REMEDY}"
+    try:
+        with torch.no_grad():
+            logits_2C = network(torch.zeros(2, *(size or 1 for size in shape)))
+    except RuntimeError as error:
+        raise NetworkError(refusal) from error
+    if len(logits_2C) != 2:
+        raise NetworkError(refusal)
+
+
+def _restore_modes(module: fx.GraphModule, node: fx.Node, name: str) -> None:
     """Replace an operator that was recorded in one mode by a layer, or by the operator in eval mode."""
     arguments = cast("tuple[Any, ...]", node.args)
     if node.target in _DROPOUT or node.target in _CHANNEL_DROPOUT:
@@ -122,20 +150,25 @@ def _restore_modes(module: fx.GraphModule, node: fx.Node) -> None:
         of_channels = _OF_CHANNELS.get(source.meta["val"].ndim, nn.Dropout2d)
         kind = of_channels if node.target in _CHANNEL_DROPOUT else _DROPOUT[node.target]
         _replace(module, node, kind(p, inplace=node.target._schema.is_mutable), (source,), {})  # type: ignore[union-attr] # noqa: SLF001
-    elif node.target is _ATTENTION and (p := _argument(node, _ATTENTION_P, "dropout_p", 0.0)) > 0:
+    elif node.target is _ATTENTION and (p := _argument(node, _ATTENTION_P, "dropout_p", default=0.0)) > 0:
         named = dict(node.kwargs)
         named.pop("dropout_p", None)
         named |= dict(zip(("is_causal",), arguments[_ATTENTION_P + 1 :], strict=False))
-        mask = _argument(node, 3, "attn_mask", None)
+        mask = _argument(node, 3, "attn_mask", default=None)
         named.pop("attn_mask", None)
         _replace(module, node, _Attention(p), (*arguments[:3], mask), named)
     elif node.target is _BATCH_NORM:
         node.args = (*arguments[:_TRAINING], False, *arguments[_TRAINING + 1 :])
+    elif "batch_norm" in str(node.target) and _argument(node, _TRAINING, "training", default=False) is True:
+        raise NetworkError(
+            f"{name}: the network was exported in train mode, and its batch norm can't be set to eval mode any more: "
+            "export it in eval mode, or without run_decompositions"
+        )
     elif node.target is _ATEN.add_.Tensor and cast("fx.Node", arguments[0]).op == "get_attr" and not node.users:
         module.graph.erase_node(node)  # batch norm counts batches in train mode
 
 
-def _argument(node: fx.Node, place: int, name: str, default: Any) -> Any:
+def _argument(node: fx.Node, place: int, name: str, *, default: Any) -> Any:
     return node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
 
 

@@ -10,7 +10,7 @@ from model.masks import MaskRange
 from model.network import compile_to_files
 from model.network.live import LiveNetwork
 from training.adopt.errors import NetworkError
-from training.adopt.exported import load_exported
+from training.adopt.exported import from_program, load_exported
 
 MASKS: MaskRange = (range(20), 3, "stratified")
 IMAGE_1 = torch.rand(1, 3, 8, 10, generator=torch.Generator().manual_seed(70))
@@ -21,10 +21,11 @@ class Attending(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.linear = nn.Linear(30, 4)
+        self.linear, self.token = nn.Linear(30, 4), nn.Parameter(torch.rand(1, 1, 30))
 
     def forward(self, images_B):
         rows = images_B.permute(0, 2, 1, 3).flatten(2)
+        rows = torch.cat([self.token.expand(len(rows), -1, -1), rows], dim=1)
         p = 0.2 if self.training else 0.0
         attended = functional.scaled_dot_product_attention(rows, rows, rows, dropout_p=p)
         return self.linear(attended.mean(dim=1))
@@ -37,9 +38,10 @@ class Varied(nn.Module):
         super().__init__()
         self.convolution, self.norm, self.channels = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout2d(0.2)
         self.hidden, self.drop, self.head = nn.Linear(6 * 6 * 8, 16), nn.Dropout(0.4), nn.Linear(16, 5)
+        self.scale = nn.Parameter(torch.rand(6))
 
     def forward(self, images_B):
-        features = self.channels(self.norm(self.convolution(images_B)).relu())
+        features = self.channels(self.norm(self.convolution(images_B)).relu() * self.scale.view(1, 6, 1, 1))
         features = self.hidden(features.view(features.size(0), -1))
         features = functional.dropout(self.drop(features).relu(), 0.3, self.training)
         return self.head(self.drop(features))
@@ -103,6 +105,13 @@ class Two(nn.Module):
         return (images_B + others_B).flatten(1)
 
 
+class Heads(nn.Module):
+    """Sizes that are the number of images times something."""
+
+    def forward(self, images_B):
+        return images_B.reshape(images_B.shape[0] * 2, 120).exp().reshape(images_B.shape[0], -1)
+
+
 def refused(path, message: str) -> None:
     with pytest.raises(NetworkError, match=message) as caught:
         load_exported(path)
@@ -110,9 +119,20 @@ def refused(path, message: str) -> None:
 
 
 def test_other_programs_are_refused(tmp_path):
-    refused(save(tmp_path / "two.pt2", Two(), IMAGE_1, IMAGE_1), "must take images and .* but has 2 inputs")
+    refused(
+        save(tmp_path / "two.pt2", Two(), IMAGE_1, IMAGE_1), r"must take images \(B, C, H, W\) and .* but has 2 inputs"
+    )
     three = save(tmp_path / "three.pt2", made(Varied).eval(), IMAGE_1.expand(3, -1, -1, -1))
-    refused(three, "was exported for 3 images at once: export it with one image")
+    refused(three, "was exported for 3 images at once: export it with dynamic_shapes")
+    heads = save(tmp_path / "heads.pt2", Heads(), IMAGE_1)
+    refused(heads, "exported with one image, and its sizes don't follow .*: export it with dynamic_shapes")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own use of what it deprecates
+def test_decomposed_batch_norm_of_train_mode_is_refused():
+    decomposed = torch.export.export(made(Varied).train(), (IMAGE_1,)).run_decompositions()
+    with pytest.raises(NetworkError, match=r"n\.pt2: .* exported in train mode, .* without run_decompositions"):
+        from_program(decomposed, "n.pt2")
 
 
 def test_files_without_a_program_are_refused(tmp_path):
