@@ -76,7 +76,9 @@ def _of_artifact(artifact: Artifact, image_1: np.ndarray) -> Source:
             f"the artifact's network takes images of {' x '.join(map(str, spec.image))} (channels, height, width): "
             "leave out --size and --channels"
         )
-    kept = {name: artifact.card[name] for name in ("compiled", "injected_dropout") if name in artifact.card}
+    kept: dict[str, Any] = {
+        name: artifact.card[name] for name in ("compiled", "injected_dropout") if name in artifact.card
+    }
     return Source(Compiled(spec, dict(artifact.files), math.nan, artifact.tail, artifact.moments_unavailable), kept)
 
 

@@ -78,11 +78,13 @@ def from_program(program: ExportedProgram, name: str) -> nn.Module:
         program: the network.
         name: what messages call it.
     """
-    module = cast("fx.GraphModule", program.module(check_guards=False))
+    module = program.module(check_guards=False)
     graph = module.graph
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     outputs = _outputs(graph)
-    shape = inputs[0].meta["val"].shape if inputs and isinstance(inputs[0].meta.get("val"), Tensor) else ()
+    shape: tuple[Any, ...] = (
+        inputs[0].meta["val"].shape if inputs and isinstance(inputs[0].meta.get("val"), Tensor) else ()
+    )
     if len(inputs) != 1 or len(shape) != 4 or len(outputs) != 1:
         raise NetworkError(
             f"{name}: the network must take images (B, C, H, W) and return logits alone, but has {len(inputs)} inputs "
@@ -197,14 +199,14 @@ def _restore_last_linear(module: fx.GraphModule, node: fx.Node) -> None:
     """Make the operator that yields the logits a layer again, so that dropout can be inserted before it."""
     if node.target is not _ATEN.linear.default:
         return
-    source, weight, bias = (*cast("tuple[fx.Node, ...]", node.args), None)[:3]
+    source, weight, *biases = cast("tuple[fx.Node, ...]", node.args)
     name = str(weight.target).removesuffix(".weight")
     if weight.op != "get_attr" or name == str(weight.target) or list(module.get_submodule(name).children()):
         return
-    layer = nn.Linear(1, 1, bias=bias is not None)
+    layer = nn.Linear(1, 1, bias=bool(biases))
     layer.weight = module.get_parameter(str(weight.target))
-    if bias is not None:
-        layer.bias = module.get_parameter(str(bias.target))
+    if biases:
+        layer.bias = module.get_parameter(str(biases[0].target))
     layer.out_features, layer.in_features = layer.weight.shape
     module.set_submodule(name, layer)
     with module.graph.inserting_before(node):

@@ -66,9 +66,11 @@ def prepare_image(image: StoredImage, spec: InputSpec) -> np.ndarray:
     """
     try:
         decoded = decode_image(Upload.of(image.read(), _LIMITS), unit_range=False, spec=spec)
+        (prepared,) = prepare_all([decoded], spec=spec)
+        if isinstance(prepared, ImageError):
+            raise prepared
     except ImageError as error:
         raise ImageError(f"{image.name}: {error}: remove the image, or replace it") from error
-    (prepared,) = prepare_all([decoded], spec=spec)
     return prepared.pixels
 
 
