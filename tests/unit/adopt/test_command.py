@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from model import load_artifact
 from model.artifact import ArtifactError
+from model.examples import MAX_EXAMPLES
 from training.adopt.__main__ import app
 
 CODE = """
@@ -107,11 +108,13 @@ def test_bad_input_is_refused_in_one_line(folder, monkeypatch, words, message):
 
 def test_a_class_without_images_is_named_and_the_others_are_calibrated(folder, monkeypatch):
     (folder / "names.txt").write_text("0\n1\nnever seen\n2\n")
-    done = run(folder, "absent", monkeypatch, "--classes", "../names.txt", "--arguments", '{"classes": 4}')
+    words = ["--classes", "../names.txt", "--arguments", '{"classes": 4}', "--no-pictures"]
+    done = run(folder, "absent", monkeypatch, *words)
     assert done.exit_code == 0, done.output
     assert "no guarantee for the classes never seen: there are no images of them" in done.stdout
     artifact = load_artifact("adopted")
     assert artifact.classes == ("0", "1", "never seen", "2")
+    assert artifact.examples == ()
     assert {one.estimator for one in artifact.calibrations} == {"eval", "masks", "moments"}
 
 
@@ -122,6 +125,7 @@ def test_an_artifact_is_calibrated_again_with_its_own_input_specification(folder
     assert done.exit_code == 0, done.output
     first, again = load_artifact("adopted"), load_artifact("again")
     assert (again.files, again.input, again.classes) == (first.files, first.input, first.classes)
+    assert len(again.examples) == len(first.examples) == MAX_EXAMPLES
     assert again.card["data"]["split"] == {"calibration": 52, "test": 78, "fraction": 0.4}
     assert again.moments is not None
     for words, message in [
@@ -146,7 +150,7 @@ def whole(folder) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("name", ["98.png", "card.json"], ids=["measuring", "saving"])
