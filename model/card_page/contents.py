@@ -137,12 +137,13 @@ def facts(card: Card) -> Table:
     )
     sites = look_up(card, "graph", "dropout") or ()
     places = ", ".join(f"{text(site, 'name') or 'the network itself'}: p {in_words(site['p'])}" for site in sites)
+    file = "weights" if "weights" in card else "graph"
     entries = {
         "classes": in_words(card["classes"]),
         "input": f"{size} pixels",
         "layers": in_words(look_up(card, "architecture", "hidden")),
         "dropout": places or in_words(look_up(card, "architecture", "dropout")),
-        "weights": f"sha256 {text(card, 'weights' if 'weights' in card else 'graph', 'sha256')}",
+        file: f"sha256 {text(card, file, 'sha256')}",
         "training": "by somebody else" if is_adopted(card) else in_words(card.get("recipe")),
         "command": text(card, "command"),
         "versions": in_words(card.get("versions")),

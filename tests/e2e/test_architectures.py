@@ -87,7 +87,7 @@ def adopted(request, tmp_path_factory, images, pixels_B) -> Adopted:
         "--images", str(images), "--size", str(SIDE), "--normalize", "minus1to1", "--out", str(folder / "artifact"),
     ]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adopt, "_SECONDS", 5.0)
+        patch.setattr("training.adopt.adoption._SECONDS", 5.0)
         done = CliRunner().invoke(adopt.app, command)
     assert done.exit_code == 0, done.output
     mc, artifact = MonteCarloDropout(network), load_artifact(folder / "artifact")

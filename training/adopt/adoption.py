@@ -16,9 +16,7 @@ from model import Artifact, save_compiled
 from model.calibration import SAMPLES, Calibration, find_calibration
 from model.graph import Graph
 from model.input_spec import InputSpec
-from model.moments import MAX_CLASSES, ChainMoments
 from model.network.compile import Compiled
-from model.network.moments import sobol_points
 from training.adopt.compiling import compile_source
 from training.adopt.errors import ImagesError
 from training.adopt.examples import choose_examples
@@ -29,7 +27,7 @@ from training.adopt.model_card import Statements, write_model_card
 from training.adopt.printing import show_guarantees, show_network, show_novelty, show_progress
 from training.adopt.scores import SEED, measure_images
 from training.calibrate import fit_calibration
-from training.estimates import Estimates
+from training.estimates import Estimates, Estimators
 from training.feature_novelty import fit_feature_novelty
 from training.measure import measure_one
 from training.tables import prediction_tables
@@ -148,7 +146,7 @@ def _measure(
     out: Path,
 ) -> list[tuple[Estimates, np.ndarray]]:
     """Measure the images for calibration, and those for the test."""
-    moments = _moments(compiled, engine)
+    moments = Estimators.of_compiled(compiled).moments
     return [
         measure_images(
             engine,
@@ -161,13 +159,6 @@ def _measure(
         )
         for label, part in zip(("calibration", "test"), parts, strict=True)
     ]
-
-
-def _moments(compiled: Compiled, engine: Graph) -> ChainMoments | None:
-    """Moment propagation, if the network allows it."""
-    if compiled.chain is None or compiled.spec.classes > MAX_CLASSES:
-        return None
-    return ChainMoments(compiled.chain, sobol_points(compiled.spec.classes), engine.units)
 
 
 def _identity(compiled: Compiled, spec: InputSpec) -> str:

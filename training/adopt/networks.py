@@ -17,6 +17,7 @@ from model.network.tracing import error_line
 from training.adopt.errors import NetworkError
 from training.adopt.exported import SUFFIX, load_exported
 from training.adopt.wording import first_of
+from training.operators import declare_operators
 
 
 def load_network(reference: str, arguments: str = "{}", weights: Path | None = None) -> nn.Module | Artifact:
@@ -68,6 +69,7 @@ def _find(module_name: str, attribute: str) -> Any:
     if here not in sys.path:
         sys.path.insert(0, here)
     importlib.invalidate_caches()
+    declare_operators()  # the module may import torchvision
     try:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
