@@ -70,6 +70,8 @@ function useNetwork(next) {
   }
   const { height, width } = network.shape;
   document.body.classList.toggle("smooth", Math.max(height, width) > MAX_PIXELATED_SIDE);
+  predictionRequests.cancel();
+  figureRequests.cancel();
   closeCanvas();
   canvas.setShape(network.shape);
   figure.setShape(network.shape);
@@ -179,7 +181,7 @@ async function predict({ body, queries }, signal) {
 
 /** Request the image at all angles, unless the figure shows it already. */
 function requestFigure() {
-  if (!image.pixels) return;
+  if (!image?.pixels) return; // the service has not prepared it yet
   const changes = { ...controls.changes, rotation: 0 };
   const samplingParameters = { samples: FIGURE_MASKS, seed: controls.seed };
   const { pixels } = image;
@@ -242,7 +244,7 @@ async function showOriginal({ file, preprocessing }) {
   original.hidden = true;
   if (!file || !preprocessing?.steps.length) return;
   const picture = await createImageBitmap(file).catch(() => null);
-  if (!picture || image.file !== file) return;
+  if (!picture || image?.file !== file) return;
   const scale = original.width / Math.max(picture.width, picture.height);
   const [width, height] = [scale * picture.width, scale * picture.height];
   const context = original.getContext("2d");
