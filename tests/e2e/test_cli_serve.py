@@ -16,7 +16,7 @@ import psutil
 import pytest
 from server import ROOT, environment, free_port
 
-SNEAKER = ROOT / "service" / "web" / "images" / "sneaker.png"
+SNEAKER = ROOT / "model" / "pretrained" / "examples" / "6.png"
 MCD = Path(sys.executable).with_name("mcd")
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from model import save_compiled
 from model.network import compile_to_files
 
-SNEAKER = ROOT / "service" / "web" / "images" / "sneaker.png"
+SNEAKER = ROOT / "model" / "pretrained" / "examples" / "6.png"
 
 # Whether torchvision's C++ extension loads, and what becomes of a plain import.
 PLAIN_IMPORT = """

@@ -17,8 +17,8 @@ from service.pipeline import Pipeline, Run
 from service.schemas.parameters import Parameters
 
 ROOT = Path(__file__).parent.parent.parent
-SNEAKER = ROOT / "service" / "web" / "images" / "sneaker.png"
-BOOT = ROOT / "service" / "web" / "images" / "ankle-boot.png"
+SNEAKER = ROOT / "model" / "pretrained" / "examples" / "6.png"
+BOOT = ROOT / "model" / "pretrained" / "examples" / "0.png"
 
 
 def mcd(*words: object) -> Result:
