@@ -9,6 +9,7 @@ import numpy as np
 
 from model.calibration import optional_float
 from model.chain import Array, Stages
+from model.uncertainty import entropy
 
 FALSE_ALARM_RATES = (0.001, 0.01, 0.05)
 STATISTICS = 5  # of features
@@ -195,18 +196,18 @@ class Novelty:
 
 @dataclass(frozen=True)
 class FeatureNovelty:
-    """Model of the novelty score of any network, for few calibration images: from its features and its confidence.
+    """Model of the novelty score of any network, for few calibration images: from its features and its entropy.
 
-    Score = scaled distance - scaled confidence, each scaled so that 0 is the median of calibration images and 1 their
-    95th percentile towards novelty. The distance is the squared Mahalanobis distance of five statistics of the features
-    before the last layer: hundreds of images determine five variables well, and thousands of features badly. The
-    confidence is the largest probability in eval mode (Hendrycks & Gimpel 2017, arXiv:1610.02136).
+    Score = scaled distance + scaled entropy, each scaled so that 0 is the median of calibration images and 1 their 95th
+    percentile. The distance is the squared Mahalanobis distance of five statistics of the features before the last
+    layer: hundreds of images determine five variables well, and thousands of features badly. The entropy is that of the
+    class probabilities in eval mode.
 
     Attributes:
         scale: typical absolute value of a feature.
         mean_S: mean of the statistics.
         precision_SS: inverse of their covariance.
-        scales: median and 95th percentile of "distance" and of "confidence", the latter negative.
+        scales: median and 95th percentile of "distance" and of "entropy".
         thresholds: as in `Novelty`.
     """
 
@@ -253,7 +254,7 @@ class FeatureNovelty:
             mean_S, precision_SS = arrays["mean"], arrays["precision"]
             if mean_S.shape != (STATISTICS,) or precision_SS.shape != (STATISTICS, STATISTICS):
                 raise ValueError(f"shapes {mean_S.shape} and {precision_SS.shape} don't fit")
-            scales = {name: tuple(map(float, fields["scales"][name])) for name in ("distance", "confidence")}
+            scales = {name: tuple(map(float, fields["scales"][name])) for name in ("distance", "entropy")}
             if not all(len(pair) == 2 and pair[1] > pair[0] for pair in scales.values()):
                 raise ValueError(f"expected increasing scales, got {scales}")
             return cls(
@@ -270,7 +271,7 @@ class FeatureNovelty:
 def combine_scores(distance_B: Array, probs_BC: Array, scales: Mapping[str, tuple[float, float]]) -> Array:
     """The score of `FeatureNovelty`, (B,), of distances and class probabilities."""
     score_B = np.zeros(len(distance_B))
-    for name, value_B in (("distance", distance_B), ("confidence", -probs_BC.max(axis=1).astype(np.float64))):
+    for name, value_B in (("distance", distance_B), ("entropy", entropy(probs_BC.astype(np.float64)))):
         median, percentile_95 = scales[name]
         score_B += (value_B - median) / (percentile_95 - median)
     return score_B

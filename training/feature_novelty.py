@@ -3,6 +3,7 @@
 import numpy as np
 
 from model.novelty import FALSE_ALARM_RATES, FeatureNovelty, combine_scores, feature_distance, feature_statistics
+from model.uncertainty import entropy
 from training.calibrate import conformal_quantile
 
 Array = np.ndarray
@@ -32,7 +33,7 @@ def fit_feature_novelty(features_NF: Array, probs_NC: Array, seed: int) -> Featu
         is_left_out = fold_N == fold
         distance_N[is_left_out] = feature_distance(features_NF[is_left_out], *_gaussian(features_NF[~is_left_out]))
     scales = {}
-    for name, value_N in (("distance", distance_N), ("confidence", -probs_NC.max(axis=1))):
+    for name, value_N in (("distance", distance_N), ("entropy", entropy(probs_NC.astype(np.float64)))):
         median, percentile_95 = np.quantile(value_N, [0.5, 0.95])
         if not percentile_95 > median:
             return None

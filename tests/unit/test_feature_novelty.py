@@ -1,10 +1,11 @@
-"""The novelty score of any network, from its features and its confidence."""
+"""The novelty score of any network, from its features and its entropy."""
 
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from model.novelty import FeatureNovelty, feature_statistics, novelty_from_parts
 from training.feature_novelty import fit_feature_novelty
@@ -32,7 +33,7 @@ def test_false_alarms_keep_their_rates(novelty):
 
 
 @pytest.mark.parametrize("change", [{"level": 1.6}, {"level": 0.5}, {"sharpness": 0.5}])
-def test_other_features_and_less_confidence_score_higher(novelty, change):
+def test_other_features_and_a_larger_entropy_score_higher(novelty, change):
     usual, other = novelty.score(*drawn(2000, 3)), novelty.score(*drawn(2000, 4, **change))
     assert (other > novelty.thresholds[0.05]).mean() > 0.3
     assert np.median(other) > np.quantile(usual, 0.75)
@@ -42,7 +43,7 @@ def test_the_score_is_the_sum_of_both_scaled_parts(novelty):
     features_NF, probs_NC = drawn(50, 5)
     deviation_NS = feature_statistics(features_NF, novelty.scale) - novelty.mean_S
     distance = [row @ novelty.precision_SS @ row for row in deviation_NS]
-    parts = [(np.array(distance), "distance"), (-probs_NC.max(axis=1), "confidence")]
+    parts = [(np.array(distance), "distance"), (stats.entropy(probs_NC, axis=1), "entropy")]
     expected = sum(
         (value - novelty.scales[name][0]) / np.subtract(*novelty.scales[name][::-1]) for value, name in parts
     )
@@ -87,7 +88,7 @@ def test_card_and_arrays_keep_it(novelty):
     ("change", "message"),
     [
         (lambda parts: parts[0].pop("scale"), "bad 'scale'"),
-        (lambda parts: parts[0]["scales"].pop("confidence"), "bad 'confidence'"),
+        (lambda parts: parts[0]["scales"].pop("entropy"), "bad 'entropy'"),
         (lambda parts: parts[0]["scales"].update(distance=[2, 1]), "expected increasing scales"),
         (lambda parts: parts[0]["thresholds"].pop("0.05"), "bad '0.05'"),
         (lambda parts: parts[1].pop("mean"), "bad 'mean'"),
