@@ -1,7 +1,9 @@
 """The model card as it is served: the page of the served model, its style sheet and its pictures."""
 
 import io
+from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import pytest
 import rgb
@@ -13,6 +15,13 @@ from model.artifact import FAILURES, PRETRAINED, add_to_card
 from model.card_page import STYLE
 
 PATHS = ("/ui/card", "/ui/card.css", "/ui/failures.png")
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    """Of the embedded network, whose failures are known."""
+    with client_of() as opened:
+        yield opened
 
 
 def test_page_style_and_pictures_come_from_the_service(client):
