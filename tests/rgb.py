@@ -1,5 +1,6 @@
 """A small RGB network of random weights, and its artifact: 3 x 20 x 24 pixels, seven classes."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from torch import nn
 
 from model import save_compiled, summarize
 from model.input_spec import InputSpec
-from model.network import compile_to_files
+from model.network import Compiled, compile_to_files
 from training.calibrate import fit_calibration
 from training.examples import make_example
 from training.feature_novelty import fit_feature_novelty
@@ -32,10 +33,15 @@ def noise(seed: int, count: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, *SPEC.pixel_shape), np.uint8)
 
 
+@functools.cache
+def compiled() -> Compiled:
+    """The compiled network, for tests that need not compile it."""
+    return compile_to_files(network(), np.ones((1, *SPEC.shape), np.float32))
+
+
 def save(folder: Path) -> Path:
     """Calibrated to images of noise, whose classes are the predicted ones, but for the least confident."""
-    compiled = compile_to_files(network(), np.ones((1, *SPEC.shape), np.float32))
-    graph, images_B = compiled.graph(), SPEC.normalize(noise(53, _IMAGES))
+    graph, images_B = compiled().graph(), SPEC.normalize(noise(53, _IMAGES))
     probs_BC, features_BF = graph.predict_with_features(images_B)
     labels_B = probs_BC.argmax(axis=1)
     labels_B[np.argsort(probs_BC.max(axis=1))[:_WRONG]] -= 1
@@ -52,7 +58,7 @@ def save(folder: Path) -> Path:
     }
     pixels_B = np.random.default_rng(53).integers(0, 256, (3, *SPEC.pixel_shape), np.uint8)
     save_compiled(
-        folder, compiled, card, input_spec=SPEC, novelty=fit_feature_novelty(features_BF, probs_BC, seed=0),
+        folder, compiled(), card, input_spec=SPEC, novelty=fit_feature_novelty(features_BF, probs_BC, seed=0),
         examples=[make_example(name, pixels) for name, pixels in zip("gce", pixels_B, strict=True)],
         calibrations=[
             fit_calibration(probs, information, labels_B, estimator=estimator, samples=samples)

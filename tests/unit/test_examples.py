@@ -14,7 +14,6 @@ from PIL import Image
 from model import ArtifactError, load_artifact, save_compiled
 from model.artifact import CARD
 from model.examples import MAX_EXAMPLES, Example
-from model.network import compile_to_files
 from training.adopt.examples import choose_examples
 from training.adopt.labelled_images import LabelledImages
 from training.data import CLASSES
@@ -33,7 +32,7 @@ def pixels_of(example: Example) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def compiled():
-    return compile_to_files(rgb.network(), np.ones((1, *rgb.SPEC.shape), np.float32))
+    return rgb.compiled()
 
 
 def save(folder: Path, compiled, examples: list[Example]) -> Path:

@@ -46,13 +46,8 @@ def save_grey(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    return rgb.save(tmp_path_factory.mktemp("rgb") / "artifact")
-
-
-@pytest.fixture(scope="module")
-def url(folder) -> Iterator[str]:
-    with url_of(MCD_MODEL=str(folder)) as opened:
+def url(rgb_folder) -> Iterator[str]:
+    with url_of(MCD_MODEL=str(rgb_folder)) as opened:
         yield opened
 
 
@@ -115,13 +110,13 @@ def example(folder: Path, name: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(content)))
 
 
-def test_the_examples_of_the_artifact_are_shown_and_predicted(page, url, folder):
+def test_the_examples_of_the_artifact_are_shown_and_predicted(page, url, rgb_folder):
     names = page.locator("#examples input").evaluate_all("all => all.map((one) => one.value)")
-    assert names == [one.name for one in load_artifact(folder).examples] == ["g", "c", "e"]
+    assert names == [one.name for one in load_artifact(rgb_folder).examples] == ["g", "c", "e"]
     for name in reversed(names):
         page.get_by_role("radio", name=name, exact=True).check()
         expect(page.locator("#preprocessing")).to_have_text(f"{name.upper()}. PNG, 24 × 20 pixels: used unchanged.")
-        assert np.array_equal(shown_colours(page), example(folder, name))
+        assert np.array_equal(shown_colours(page), example(rgb_folder, name))
         dropout = expect_prediction(page, url)
         assert label(page) == dropout["label"]
     loaded = page.locator("#examples img").evaluate_all(
@@ -142,9 +137,9 @@ def test_what_the_network_does_not_have_is_not_offered(page):
     assert page.locator("#occlusion").get_attribute("max") == "20"
 
 
-def test_changes_are_made_in_the_size_and_the_colours_of_the_input(page, url, folder):
+def test_changes_are_made_in_the_size_and_the_colours_of_the_input(page, url, rgb_folder):
     page.get_by_role("radio", name="c", exact=True).check()
-    original = example(folder, "c")
+    original = example(rgb_folder, "c")
     expect(page.locator("#preprocessing")).to_contain_text("C. PNG")
     for name, value in CHANGES.items():
         move_slider(page, name, value)
@@ -171,11 +166,11 @@ def test_a_photograph_is_prepared_by_the_service_and_changed_as_prepared(page, u
     expect_prediction(page, url)
 
 
-def test_the_rotation_figure_has_the_colours(page, folder):
+def test_the_rotation_figure_has_the_colours(page, rgb_folder):
     with page.expect_response(lambda one: "/predict_batch" in one.url) as answered:
         page.get_by_role("radio", name="e", exact=True).check()
     images = np.load(io.BytesIO(answered.value.request.post_data_buffer))
-    original = example(folder, "e")
+    original = example(rgb_folder, "e")
     assert images.shape == (36, *original.shape)
     assert np.array_equal(images[0], original)
     assert np.array_equal(images[18], original[::-1, ::-1])
@@ -245,7 +240,7 @@ def test_moments_and_drawing_are_offered_where_the_network_allows_them(many_page
     expect_prediction(page, url, MANY)
 
 
-def test_the_page_follows_a_network_of_another_shape(browser, tmp_path, folder):
+def test_the_page_follows_a_network_of_another_shape(browser, tmp_path, rgb_folder):
     served = tmp_path / "served"
     shutil.copytree(PRETRAINED, served)
     admin = {"X-API-Key": "admin-key"}
@@ -254,7 +249,7 @@ def test_the_page_follows_a_network_of_another_shape(browser, tmp_path, folder):
             with open_page(browser, url, faults=("status of 4",)) as page:
                 wait_for_figure(page)
                 assert label(page) == "ankle boot"
-                shutil.copytree(folder, served, dirs_exist_ok=True)
+                shutil.copytree(rgb_folder, served, dirs_exist_ok=True)
                 assert httpx.post(f"{url}/admin/reload", headers=admin).status_code == 200
                 if act == "example":
                     page.get_by_role("radio", name="bag", exact=True).check()  # this file is no longer served

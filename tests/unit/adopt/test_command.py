@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,14 @@ class Interruption:
 
 
 INTERRUPTION = Interruption()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_numbers_of_masks() -> Iterator[None]:
+    """Fewer than in operation, which is most of an adoption's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.adopt.adoption.SAMPLES", (10, 100))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import rgb
 from files import encoded
 from PIL import Image
 
-from model.network import compile_network
 from training.adopt.inputs import input_spec, prepare_image
 from training.adopt.scores import SEED, measure_images
 from training.adopt.stored_images import ImageFile
@@ -14,7 +13,7 @@ from training.adopt.stored_images import ImageFile
 
 @pytest.fixture(scope="module")
 def engine():
-    return compile_network(rgb.network(), np.ones((1, *rgb.SPEC.shape), np.float32))
+    return rgb.compiled().graph()
 
 
 @pytest.fixture
