@@ -9,6 +9,7 @@ Card = Mapping[str, Any]
 
 _MODES = {"eval": "without dropout", "mc": "masks", "moments": "all masks (moment propagation)"}
 _COVERAGE, _RISK = "0.9", "0.05"  # of the headline figures; the defaults of the service
+_RATES = (0.01, 0.05)  # of false alarms of the novelty score
 _LARGEST = 1e15  # number that is shown
 _SHOWN_CLASSES = 12
 _DEEPEST = 2  # entry in an entry that is shown
@@ -193,7 +194,21 @@ def guarantee_table(card: Card) -> Table:
     return Table("Guarantees on the test images", ["guarantee", "found", "holds"], rows, text_columns=2)
 
 
-TABLES = (score_table, set_table, answer_table, guarantee_table)  # of the quantitative analyses
+def detection_table(card: Card) -> Table:
+    """Tabulate how well the novelty score finds images of other kinds."""
+    found = look_up(card, "metrics", "ood")
+    rows = [
+        [str(name), in_words(look_up(row, "images")), decimal(number(row, "auroc"), 3), *(
+            percent(number(row, f"flagged at {rate}")) for rate in _RATES
+        )]
+        for name, row in (found.items() if isinstance(found, Mapping) else ())
+    ]  # fmt: skip
+    columns = ["out-of-distribution images", "number", "AUROC", *(f"flagged at {100 * rate:g} %" for rate in _RATES)]
+    note = "Flagged at a false-alarm rate, the share of images like the calibration images that may be flagged."
+    return Table("Novelty score", columns, rows, note)
+
+
+TABLES = (score_table, set_table, answer_table, guarantee_table, detection_table)  # of the quantitative analyses
 
 
 def missing_guarantees(card: Card) -> list[str]:

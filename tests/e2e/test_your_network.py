@@ -66,6 +66,10 @@ def test_the_network_is_calibrated_and_its_guarantees_hold(folder, adopted):
     assert test["moments"]["accuracy"] == pytest.approx(test["mc"]["accuracy"], abs=0.02)
     assert artifact.novelty.thresholds[0.05] is not None
     assert "novelty: " in adopted
+    detection = artifact.card["metrics"]["ood"]
+    assert {name: row["images"] for name, row in detection.items()} == {"noise": 100, "turned": 897}
+    assert min(row["auroc"] for row in detection.values()) > 0.6
+    assert all(f"{row['auroc']:.3f}" in adopted for row in detection.values())
     assert artifact.failures is not None
     assert (
         f"{100 * test['mc']['calibrated']['accuracy']:.1f}&nbsp;%"

@@ -15,6 +15,7 @@ from model.input_spec import Polarity
 from model.network.tracing import CompileError
 from service.inference.errors import ImageError
 from training.adopt.adoption import adopt
+from training.adopt.detection import read_other_images
 from training.adopt.errors import ImagesError, NetworkError
 from training.adopt.inputs import NORMALIZATIONS, input_spec
 from training.adopt.labelled_images import find_images, read_classes
@@ -78,6 +79,12 @@ def main(  # noqa: PLR0913 - one argument an option
         float, typer.Option(min=0.1, max=0.9, help="Part of the images to calibrate with; the others test it.")
     ] = 0.5,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
+    ood: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=PATH of out-of-distribution images to measure the novelty score with: a folder, .npy or IDX."
+        ),
+    ] = None,
     intended_use: Annotated[str, typer.Option(help="What the network is for, a text for the model card.")] = "",
     pictures: Annotated[
         bool, typer.Option(help="Show test images on card and page, which everybody sees who can reach the service.")
@@ -105,7 +112,7 @@ def main(  # noqa: PLR0913 - one argument an option
         adopt(
             found, labelled, spec, out,
             fraction=calibration_fraction, seed=seed, inject=inject_dropout,
-            said=Statements(command, intended_use, pictures),
+            said=Statements(command, intended_use, pictures), others=read_other_images(ood or []),
         )  # fmt: skip
         console.print(f"artifact {out}, model card {out / MODEL_CARD / PAGE}")
         console.print(f"serve it: MCD_MODEL={shlex.quote(str(out.resolve()))} make serve")

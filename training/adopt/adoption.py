@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,16 @@ from model.graph import Graph
 from model.input_spec import InputSpec
 from model.network.compile import Compiled
 from training.adopt.compiling import compile_source
+from training.adopt.detection import measure_detection
 from training.adopt.errors import ImagesError
 from training.adopt.examples import choose_examples
 from training.adopt.guarantees import missing_guarantees
 from training.adopt.inputs import prepare_image
 from training.adopt.labelled_images import LabelledImages
 from training.adopt.model_card import Statements, write_model_card
-from training.adopt.printing import show_guarantees, show_network, show_novelty, show_progress
+from training.adopt.printing import show_detection, show_guarantees, show_network, show_novelty, show_progress
 from training.adopt.scores import SEED, measure_images
+from training.adopt.stored_images import StoredImage
 from training.calibrate import fit_calibration
 from training.estimates import Estimates, Estimators
 from training.feature_novelty import fit_feature_novelty
@@ -51,6 +53,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
     seed: int,
     inject: float | None,
     said: Statements,
+    others: Mapping[str, Sequence[StoredImage]],
 ) -> None:
     """Compile a network, measure it on labelled images, calibrate it, and write the artifact; print what is found.
 
@@ -65,6 +68,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
         seed: of the split.
         inject: probability of the dropout to insert into a network that has none; None to insert none.
         said: for the card.
+        others: out-of-distribution images by name, to measure the novelty score with.
 
     Raises:
         ImagesError: too few images, or another number of classes than the network has.
@@ -95,6 +99,10 @@ def adopt(  # noqa: PLR0913 - one argument an option
         for (estimator, count), rows in calibrated.items()
     ]
     novelty = fit_feature_novelty(features_NF, calibrated["eval", 0]["probs_BC"], seed)
+    detection: dict[str, dict[str, float]] = {}
+    if novelty is not None:
+        inside_N = novelty.score(tested_features_NF, tested["eval", 0]["probs_BC"])
+        detection = measure_detection(engine, novelty, spec, inside_N, others)
     reported = max(count for count in samples if count <= _TYPICAL_SAMPLES)
     metrics = _metrics(tested, testing.labels_N, reported, calibrations)
     card = {
@@ -106,7 +114,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
             "images": len(labelled),
             "split": {"calibration": len(calibrating), "test": len(testing), "fraction": fraction},
         },
-        "metrics": {"test": metrics},
+        "metrics": {"test": metrics, "ood": detection},
         "versions": software_versions(),
     } | source.entries
     examples = choose_examples(testing, lambda image: prepare_image(image, spec), seed) if said.pictures else []
@@ -127,6 +135,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
     for line in missing:
         console.print(f"no guarantee for {line}")
     show_novelty(novelty, tested_features_NF, tested["eval", 0]["probs_BC"])
+    show_detection(detection)
 
 
 def _check_classes(compiled: Compiled, labelled: LabelledImages) -> None:

@@ -64,11 +64,7 @@ def array_images(path: Path, labels: Path | None) -> tuple[list[ArrayImage], lis
     Raises:
         ImagesError: a file can't be read, or has something else.
     """
-    array = _read(path, axes=3)
-    kinds = "uint8, or floating-point numbers in [0, 1], of shape (N, H, W) or (N, H, W, C) of 1, 3 or 4 channels"
-    is_image = array.ndim == 3 or (array.ndim == 4 and array.shape[3] in {1, 3, 4})
-    if not is_image or not (array.dtype == np.uint8 or array.dtype.kind == "f") or not array.size:
-        raise ImagesError(f"{path}: expected images as {kinds}, got {array.dtype} of shape {array.shape}")
+    images = images_of_array(path)
     if labels is None:
         labels = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
         if labels == path or not labels.is_file():
@@ -79,9 +75,19 @@ def array_images(path: Path, labels: Path | None) -> tuple[list[ArrayImage], lis
             f"{labels}: expected a label for each image, an index or name of its class, got {classes_N.dtype} of shape "
             f"{classes_N.shape}"
         )
-    if len(classes_N) != len(array):
-        raise ImagesError(f"{labels}: {len(classes_N)} labels, but {path} has {len(array)} images: one is for others")
-    return [ArrayImage(path, array, index) for index in range(len(array))], classes_N.tolist()
+    if len(classes_N) != len(images):
+        raise ImagesError(f"{labels}: {len(classes_N)} labels, but {path} has {len(images)} images: one is for others")
+    return images, classes_N.tolist()
+
+
+def images_of_array(path: Path) -> list[ArrayImage]:
+    """Find the images of an array; see `array_images`."""
+    array = _read(path, axes=3)
+    kinds = "uint8, or floating-point numbers in [0, 1], of shape (N, H, W) or (N, H, W, C) of 1, 3 or 4 channels"
+    is_image = array.ndim == 3 or (array.ndim == 4 and array.shape[3] in {1, 3, 4})
+    if not is_image or not (array.dtype == np.uint8 or array.dtype.kind == "f") or not array.size:
+        raise ImagesError(f"{path}: expected images as {kinds}, got {array.dtype} of shape {array.shape}")
+    return [ArrayImage(path, array, index) for index in range(len(array))]
 
 
 def _read(path: Path, *, axes: int) -> np.ndarray:

@@ -150,12 +150,13 @@ def _by_index(
 def _in_folder(folder: Path, classes: Sequence[str] | None) -> tuple[list[tuple[Path, str]], Sequence[str] | None]:
     """Files with the names of their classes, and the names of all classes, or None if no folder has one."""
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if named := [(path, one.name) for one in folders for path in _image_files(one)]:
+    if named := [(path, one.name) for one in folders for path in image_files(one)]:
         return named, [one.name for one in folders] if classes is None else classes
     return _named_after_classes(folder, classes), classes
 
 
-def _image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
+    """The files of a folder and of its folders whose names are those of images, in the order of their paths."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 

@@ -8,10 +8,12 @@ from rich.progress import track
 from rich.table import Table
 
 from model.calibration import Calibration
+from model.card_page.contents import detection_table
 from model.network.compile import Compiled
 from model.novelty import FeatureNovelty
 from training.adopt.guarantees import check_guarantees
 from training.feature_novelty import LEAST_IMAGES
+from training.tables import FigureTable
 from training.terminal import console
 
 
@@ -73,3 +75,10 @@ def show_novelty(novelty: FeatureNovelty | None, features_NF: np.ndarray, probs_
             console.print(
                 f"novelty: {(scores_N > threshold).mean():.1%} of the test images flagged, {rate:.1%} allowed"
             )
+
+
+def show_detection(detection: Mapping[str, Mapping[str, float]]) -> None:
+    """Print how well the novelty score finds images of other kinds."""
+    table = detection_table({"metrics": {"ood": detection}})
+    if table.rows:
+        console.print(FigureTable(**vars(table)).as_rich())
