@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits
 
-from model import ArtifactError, load_artifact
+from model import ArtifactError
+from service.inference.artifacts import load_named
 from service.inference.limits import ImageLimits
 from service.pipeline import Pipeline, Run
 from service.schemas.answers import Answer
@@ -35,7 +36,8 @@ def main(
     samples: Annotated[str, typer.Option(help="Dropout masks to average: 0 for eval mode, 2..1000, or auto.")] = "100",
     seed: Annotated[str, typer.Option(help="Seed of the masks: the same seed gives the same answer.")] = "0",
     model: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of an artifact.", show_default="the embedded one")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of an artifact.", show_default="$MCD_MODEL, or the embedded one"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object for each image, one a line.")] = False,
 ) -> None:
@@ -72,7 +74,9 @@ def _start(model: Path | None, parameters: Parameters) -> Ask:
     """Load a model; return what the service does with the bytes of one image."""
     threadpool_limits(1, user_api="blas")  # as in the service
     settings = Settings.from_mapping(os.environ)
-    pipeline = Pipeline(load_artifact(model), ImageLimits(settings.max_pixels, settings.max_aspect_ratio))
+    pipeline = Pipeline(
+        load_named(str(model or settings.model)), ImageLimits(settings.max_pixels, settings.max_aspect_ratio)
+    )
     return lambda image: pipeline.answer(pipeline.accept(image), parameters, Run())
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import service
+from service.inference.artifacts import STORE_PREFIX
 
 _SERVICE = "service.service:UncertaintyService"
 _ROOT = Path(service.__file__).parent.parent
-_STORE_PREFIX = "bentoml:"
 _PATHS = ("MCD_MODEL", "MCD_API_KEYS_FILE", "MCD_ADMIN_KEYS_FILE", "MCD_RECENT_FOLDER", "BENTOML_CONFIG")
 
 # Idle connections stay open longer than clients and proxies keep theirs: were it shorter, a busy server could close one
@@ -37,6 +37,6 @@ def server_environment(environ: Mapping[str, str]) -> dict[str, str]:
     There no other package `service` of the current folder can take the place of ours.
     """
     given = {name: environ[name].strip() for name in _PATHS if name in environ}
-    paths = {name: value for name, value in given.items() if value and not value.startswith(_STORE_PREFIX)}
+    paths = {name: value for name, value in given.items() if value and not value.startswith(STORE_PREFIX)}
     absolute = {name: str(Path(value).absolute()) for name, value in paths.items()}
     return {"BENTOML_DO_NOT_TRACK": "True"} | dict(environ) | absolute

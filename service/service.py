@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import bentoml
-from bentoml.exceptions import BentoMLException
 from pydantic import Field
 from starlette.types import ASGIApp
 from threadpoolctl import threadpool_limits
 
-from model import Artifact, load_artifact
 from service.bentoml_internals import bentoml_cors_options, pass_hangup_to_workers, service_behind
 from service.http.application import Application
 from service.http.connections import guard_connections
 from service.http.cors import cors_options
 from service.http.request_body import image_of, images_of
+from service.inference.artifacts import load_named
 from service.inference.limits import ImageLimits
 from service.monitoring.logs import write_log
 from service.monitoring.metrics import Metrics, PredictionCollector
@@ -31,8 +30,6 @@ from service.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
     from service.http.tracing import Tracing
-
-_STORE_PREFIX = "bentoml:"
 
 
 def _read_settings() -> Settings:
@@ -183,14 +180,8 @@ def _model() -> ReloadableModel:
 def _load() -> Pipeline:
     try:
         limits = ImageLimits(SETTINGS.max_pixels, SETTINGS.max_aspect_ratio)
-        artifact = _load_artifact()
+        artifact = load_named(SETTINGS.model)
         observer = PredictionObserver(_metrics(), _prediction_log(), artifact.classes)
         return Pipeline(artifact, limits, observer=observer)
-    except (BentoMLException, TypeError, ValueError) as error:
+    except (TypeError, ValueError) as error:
         raise ModelError(f"the model can't be served: {error}") from error
-
-
-def _load_artifact() -> Artifact:
-    if SETTINGS.model.startswith(_STORE_PREFIX):
-        return load_artifact(bentoml.models.get(SETTINGS.model.removeprefix(_STORE_PREFIX)).path)
-    return load_artifact(SETTINGS.model or None)

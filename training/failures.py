@@ -115,12 +115,13 @@ def _confident_mistakes(probs_BC: Array, labels_B: Array, show: "Shower") -> lis
     wrong_B = probs_BC.argmax(axis=1) != labels_B
     if not wrong_B.any():
         return []
-    count = int((wrong_B & (probs_BC.max(axis=1) > _CONFIDENT)).sum())
+    confident_B = wrong_B & (probs_BC.max(axis=1) > _CONFIDENT)
+    count = int(confident_B.sum())
     text = (
         f"Confident mistakes: {count:,} of {len(labels_B):,} test images get a wrong class with a confidence above "
         f"{100 * _CONFIDENT:g} %."
     )
-    return [_failure(text, "The most confident:", show(_by_confidence(probs_BC, wrong_B)))]
+    return [_failure(text, "The most confident:", show(_by_confidence(probs_BC, confident_B if count else wrong_B)))]
 
 
 def _least_covered_class(

@@ -133,17 +133,17 @@ def headline(card: Card) -> dict[str, tuple[str, str]]:
 
 def facts(card: Card) -> Table:
     """Tabulate what the network is and how it was made."""
-    size = " x ".join(
-        in_words(side) for side in look_up(card, "graph", "image") or look_up(card, "architecture", "image")
-    )
+    sides = look_up(card, "graph", "image") or look_up(card, "architecture", "image")
+    size = " x ".join(in_words(side) for side in sides) if isinstance(sides, Sequence) else ""
     sites = look_up(card, "graph", "dropout") or ()
     places = ", ".join(f"{text(site, 'name') or 'the network itself'}: p {in_words(site['p'])}" for site in sites)
     file = "weights" if "weights" in card else "graph"
     entries = {
         "classes": in_words(card["classes"]),
-        "input": f"{size} pixels",
+        "input": f"{size} pixels" if size else "",
         "layers": in_words(look_up(card, "architecture", "hidden")),
         "dropout": places or in_words(look_up(card, "architecture", "dropout")),
+        "inserted dropout": in_words(card.get("injected_dropout")),
         file: f"sha256 {text(card, file, 'sha256')}",
         "training": "by somebody else" if is_adopted(card) else in_words(card.get("recipe")),
         "command": text(card, "command"),
@@ -180,6 +180,7 @@ def answer_table(card: Card) -> Table:
     rows = [
         [percent(_ratio(maximum)), percent(number(found, "answered")), percent(number(found, "error"))]
         for maximum, found in _entries(card, "max_risk")
+        if number(found, "answered")  # nothing is answered where there is no guarantee
     ]
     return Table("Abstention", ["maximum error rate", "answered", "measured error rate"], rows)
 
@@ -191,7 +192,11 @@ def guarantee_table(card: Card) -> Table:
         [text(one, "guarantee"), text(one, "found"), in_words(look_up(one, "holds"))]
         for one in (found if isinstance(found, list) else ())
     ]
-    return Table("Guarantees on the test images", ["guarantee", "found", "holds"], rows, text_columns=2)
+    note = (
+        "A guarantee of coverage holds unless fewer images are covered than in 97.5 % of tests of this size; one of "
+        "errors, unless more answers are wrong than in 97.5 %. Both are averages over all classes."
+    )
+    return Table("Guarantees on the test images", ["guarantee", "found", "holds"], rows, note, text_columns=2)
 
 
 def detection_table(card: Card) -> Table:

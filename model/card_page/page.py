@@ -24,9 +24,13 @@ _FACTORS = (
 _CAVEATS = (
     "Calibrated probabilities, prediction sets and abstention hold for images like the calibration images only.",
     "They hold on average over such images, not for each class.",
-    "Monte Carlo dropout shows the uncertainty that dropout was trained to express, not all uncertainty.",
     "The novelty score, if there is one, does not flag every image of another kind.",
     "Measure the figures again with labelled images of your own before you rely on them.",
+)
+_DROPOUT = "Monte Carlo dropout shows the uncertainty that dropout was trained to express, not all uncertainty."
+_INSERTED = (
+    "Dropout was inserted after training: the network has not learned to work with it, and the spread over masks shows "
+    "less than in a network that was trained with dropout."
 )
 _INDEPENDENCE = "No test image was used to calibrate. The figures hold only if none was used to train either."
 _FAILURES = "failures.png"  # beside the page
@@ -78,8 +82,13 @@ def _details(card: Mapping[str, Any], analyses: Sequence[Block]) -> dict[str, st
         "Training data": paragraph(contents.training_data(card)),
         "Quantitative analyses": _blocks([*(table for table in own if table.rows), *analyses]),
         "Ethical considerations": paragraph(contents.text(card, "ethical_considerations") or _ETHICS),
-        "Caveats and recommendations": bullets([*_CAVEATS, *contents.missing_guarantees(card)]),
+        "Caveats and recommendations": bullets([*_caveats(card), *contents.missing_guarantees(card)]),
     }
+
+
+def _caveats(card: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name the general limits; a network that was trained without dropout has one more."""
+    return (_INSERTED, *_CAVEATS) if "injected_dropout" in card else (_DROPOUT, *_CAVEATS)
 
 
 def _blocks(blocks: Sequence[Block]) -> str:

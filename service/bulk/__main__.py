@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from model import Artifact, ArtifactError, load_artifact
+from model import Artifact, ArtifactError
 from model.artifact import write_atomically
 from service import __version__
 from service.bulk.inputs.discovery import open_source
@@ -20,6 +20,7 @@ from service.bulk.progress import show_progress
 from service.bulk.report import page
 from service.bulk.scoring import Scorer
 from service.bulk.summary import sections, summarize_output
+from service.inference.artifacts import load_named
 from service.inference.limits import ImageLimits
 from service.pipeline import check_method
 from service.schemas.parameters import Parameters
@@ -48,7 +49,9 @@ def main(  # noqa: PLR0913 - one argument an option
     coverage: Annotated[str, typer.Option(help="How often the prediction set contains the true class.")] = "0.9",
     max_risk: Annotated[str, typer.Option(help="Abstain so that at most this part of the answers is wrong.")] = "0.05",
     invert: Annotated[str, typer.Option(help="Swap dark and light: auto, yes or no.")] = "auto",
-    model: Annotated[str, typer.Option(help="Folder of an artifact.", show_default="the embedded one")] = "",
+    model: Annotated[
+        str, typer.Option(help="Folder of an artifact.", show_default="$MCD_MODEL, or the embedded one")
+    ] = "",
     image_column: Annotated[str, typer.Option(help="Column of a Parquet data set that has the images.")] = "image",
     id_column: Annotated[
         str | None,
@@ -77,7 +80,7 @@ def main(  # noqa: PLR0913 - one argument an option
     try:
         parameters = Parameters.gather(options.items())
         settings = Settings.from_mapping(os.environ)
-        artifact = load_artifact(model or None)
+        artifact = load_named(model or settings.model)
         check_method(parameters, artifact.moments_unavailable)
         images = open_source(
             source,

@@ -11,6 +11,7 @@ from server import ROOT
 from model import load_artifact
 from model.artifact import FAILURES
 from model.card_page import STYLE, Picture, Table, card_page
+from model.card_page.contents import answer_table
 from training.report import write_report_page
 
 CARD = load_artifact().card
@@ -22,7 +23,7 @@ HEADINGS = [
 _VOID = {"meta", "link", "img", "image"}
 _WORDS = """metrics test mc eval calibrated prediction_sets lac 0.9 max_risk 0.05 covered size answered error accuracy
     nll ece samples data name split train calibration recipe guarantees tested missing guarantee found holds
-    intended_use ethical_considerations versions command"""
+    intended_use ethical_considerations versions command injected_dropout ood auroc images graph image dropout"""
 _NAMES = st.sampled_from(_WORDS.split())
 _TEXTS = st.text("ab<&\"'\u00e9\ud800 ", max_size=5) | st.just("<script>")
 _JSON = st.recursive(
@@ -154,3 +155,21 @@ def test_shares_that_round_to_nothing_or_all_are_said_to_be_less(share):
     card = CARD | {"metrics": {"test": {"mc": {"accuracy": share}}}}
     expected = {0.00001: "< 0.1 %", 0.99999: "> 99.9 %"}.get(share, f"{100 * share:.1f} %")
     assert f"Accuracy{expected}" in plain(outline(card).text)
+
+
+def test_dropout_that_was_inserted_is_named_with_its_limit():
+    injected = CARD | {"injected_dropout": {"p": 0.25, "before": "head.last"}}
+    text = Outline(card_page(injected, head="")).text
+    assert "p 0.25, before head.last" in text
+    assert "Dropout was inserted after training" in text
+    assert "Dropout was inserted after training" not in Outline(card_page(CARD, head="")).text
+
+
+def test_a_risk_without_guarantee_has_no_row():
+    card = {
+        "classes": ["a", "b"],
+        "metrics": {"test": {"mc": {"calibrated": {"max_risk": {
+            "0.01": {"answered": 0.0, "error": 0.0}, "0.05": {"answered": 0.75, "error": 0.04}
+        }}}}},
+    }  # fmt: skip
+    assert answer_table(card).rows == [["5.0 %", "75.0 %", "4.0 %"]]

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import rgb
 from typer.testing import CliRunner, Result
 
 from cli.main import app
 from cli.server import server_environment
 from model import load_artifact
+from model.artifact import PRETRAINED
 from service.inference.limits import ImageLimits
 from service.pipeline import Pipeline, Run
 from service.schemas.parameters import Parameters
@@ -73,6 +75,21 @@ def test_predict_prints_what_the_service_answers(answer, asked):
     printed = mcd("predict", SNEAKER, "--json", *words)
     assert printed.exit_code == 0
     assert json.loads(printed.stdout) == {"image": str(SNEAKER)} | answer(**asked)
+
+
+def test_predict_takes_the_model_of_the_settings_or_of_its_option(monkeypatch, rgb_folder):
+    monkeypatch.setenv("MCD_MODEL", str(rgb_folder))
+    shown = json.loads(mcd("predict", SNEAKER, "--json").stdout)
+    assert shown["label"] in rgb.CLASSES
+    assert json.loads(mcd("predict", SNEAKER, "--json", "--model", PRETRAINED).stdout)["label"] == "sneaker"
+
+
+def test_bulk_takes_the_model_of_the_settings(monkeypatch, tmp_path):
+    monkeypatch.setenv("MCD_MODEL", str(tmp_path / "nothing"))
+    refused = mcd("bulk", SNEAKER.parent, tmp_path / "out")
+    assert refused.exit_code == 1
+    assert "nothing/card.json" in refused.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_predict_prints_a_row_for_each_image(answer):
