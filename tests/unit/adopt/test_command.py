@@ -98,7 +98,7 @@ def run(folder: Path, name: str, monkeypatch, *words: str) -> Result:
             ["--images", "../broken"],
             "broken/0/0.png: the image must be a PNG, JPEG or WEBP file: remove the image, or replace it",
         ),
-        (["--images", "../absent"], "absent: expected a folder of images, a CSV or Parquet file"),
+        (["--images", "../absent"], "--images ../absent doesn't exist"),
         (["--resize", "fit", "--mean", "0.5"], "--mean and --std belong together"),
     ],
 )
