@@ -81,9 +81,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
             f"{path}: expected at least two classes, one a line and no empty line, got {len(names)} line{'' if len(names) == 1 else 's'}"
         )
     if long := [name for name in names if len(name) > _MAX_NAME]:
-        raise ImagesError(
-            f"{path}: names of classes may have {_MAX_NAME} characters, got {len(long[0])}: {long[0][:30]}..."
-        )
+        raise ImagesError(f"{path}: a class may have {_MAX_NAME} characters, got {len(long[0])}: {long[0][:30]}...")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ImagesError(f"{path}: classes must differ, got {first_of(twice)} more than once")
     return names
