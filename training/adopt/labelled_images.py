@@ -77,9 +77,7 @@ def read_classes(path: Path) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise ImagesError(f"{path}: expected a text file with one class a line, got {error}") from error
     if "" in names or len(names) < 2:
-        raise ImagesError(
-            f"{path}: expected at least two classes, one a line and no empty line, got {len(names)} line{'' if len(names) == 1 else 's'}"
-        )
+        raise ImagesError(f"{path}: expected at least two classes, one a line and no empty line, got {len(names)}")
     if long := [name for name in names if len(name) > _MAX_NAME]:
         raise ImagesError(f"{path}: a class may have {_MAX_NAME} characters, got {len(long[0])}: {long[0][:30]}...")
     if twice := [name for name, count in Counter(names).items() if count > 1]:

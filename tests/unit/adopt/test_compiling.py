@@ -8,6 +8,7 @@ from torch import nn
 
 from model import load_artifact
 from model.network.live import LiveNetwork
+from model.network.tracing import CompileError, error_line
 from training.adopt.compiling import compile_source
 from training.adopt.errors import NetworkError
 from training.adopt.exported import from_program
@@ -33,6 +34,24 @@ def test_dropout_is_inserted_before_the_last_linear_layer(is_exported):
     with torch.no_grad():
         assert torch.allclose(inserted.predict(IMAGE_1), written.predict(IMAGE_1), atol=1e-6)
         assert torch.allclose(inserted.sample(IMAGE_1, masks), written.sample(IMAGE_1, masks), atol=1e-6)
+
+
+class Deciding(nn.Module):
+    """Control flow that depends on the values."""
+
+    def forward(self, images_B):
+        logits_BC = nn.functional.dropout(images_B.flatten(1), 0.5, self.training)
+        return logits_BC if logits_BC.sum() > 0 else -logits_BC
+
+
+def test_what_torch_prints_is_dropped(capfd):
+    with pytest.raises(CompileError, match="control flow must not depend on the values"):
+        compile_source(Deciding(), IMAGE_1.numpy(), None)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_line_has_no_colours():
+    assert error_line(ValueError("a \x1b[1mbold\x1b[0;31m word\nsecond line")) == "ValueError: a bold word"
 
 
 class Twice(nn.Module):
