@@ -15,7 +15,7 @@ from model.input_spec import Polarity
 from model.network.tracing import CompileError
 from service.inference.errors import ImageError
 from training.adopt.adoption import adopt
-from training.adopt.errors import ImagesError, NetworkError
+from training.adopt.errors import ImagesError, NetworkError, OutputError
 from training.adopt.inputs import NORMALIZATIONS, input_spec
 from training.adopt.labelled_images import find_images, read_classes
 from training.adopt.model_card import FOLDER as MODEL_CARD
@@ -108,8 +108,17 @@ def main(  # noqa: PLR0913 - one argument an option
             said=Statements(command, intended_use, pictures),
         )  # fmt: skip
         console.print(f"artifact {out}, model card {out / MODEL_CARD / PAGE}")
-        console.print(f"serve it: MCD_MODEL={shlex.quote(str(out.resolve()))} make serve")
-    except (NetworkError, ImagesError, CompileError, ArtifactError, ImageError, ValueError, OSError) as error:
+        console.print(f"serve it: MCD_MODEL={shlex.quote(str(out.resolve()))} mcd serve")
+    except (
+        NetworkError,
+        ImagesError,
+        OutputError,
+        CompileError,
+        ArtifactError,
+        ImageError,
+        ValueError,
+        OSError,
+    ) as error:
         error_console.print(f"error: {' '.join(str(error).split())}", style="bold red")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:

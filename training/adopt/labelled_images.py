@@ -98,11 +98,12 @@ def find_images(source: Path, classes: Sequence[str] | None = None, labels: Path
     Raises:
         ImagesError: there are no images, or the names of classes don't fit.
     """
-    for option, path in (("--images", source), ("--labels", labels)):
-        if path is not None and not path.exists():
-            raise ImagesError(f"{option} {path} doesn't exist")
+    if not source.exists():
+        raise ImagesError(f"--images {source} doesn't exist")
     if labels is not None and not is_array_file(source):
         raise ImagesError(f"--labels is for images in an .npy or IDX file, and {source} has the labels itself")
+    if labels is not None and not labels.exists():
+        raise ImagesError(f"--labels {labels} doesn't exist")
     images: Sequence[StoredImage]
     found: list[int] | list[str]
     names: Sequence[str] = ()

@@ -33,17 +33,21 @@ COMMAND = ["tiny_networks:make", "--images", "../images", "--size", "8", "--chan
 
 
 class Interruption:
-    """Sends SIGINT to this process the first time that it touches a file of a name; an audit hook stays for good."""
+    """Sends SIGINT to this process when it has touched a file of a name so often; an audit hook stays for good."""
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self.times = 1
         sys.addaudithook(self._on_event)
 
     def _on_event(self, event: str, arguments: tuple) -> None:
         if self.name is None or event not in {"open", "os.rename"}:
             return
-        if Path(str(arguments[event == "os.rename"])).name == self.name:
-            self.name = None
+        if Path(str(arguments[event == "os.rename"])).name != self.name:
+            return
+        self.times -= 1
+        if self.times == 0:
+            self.name, self.times = None, 1
             os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -96,9 +100,10 @@ def run(folder: Path, name: str, monkeypatch, *words: str) -> Result:
         (["--images", "../few"], "3 images are too few to calibrate and to test: give 20 or more"),
         (
             ["--images", "../broken"],
-            "broken/0/0.png: the image must be a PNG, JPEG or WEBP file: remove the image, or replace it",
+            "broken/0/11.png, ../broken/0/12.png and 20 more (the image must be a PNG, JPEG or WEBP file): remove",
         ),
         (["--images", "../absent"], "--images ../absent doesn't exist"),
+        (["--out", "../tiny_networks.py/deeper"], "tiny_networks.py is a file: give a folder"),
         (["--resize", "fit", "--mean", "0.5"], "--mean and --std belong together"),
     ],
 )
@@ -124,6 +129,7 @@ def test_a_class_without_images_is_named_and_the_others_are_calibrated(folder, m
     artifact = load_artifact("adopted")
     assert artifact.classes == ("0", "1", "never seen", "2")
     assert artifact.examples == ()
+    assert not Path("adopted", "example.png").exists()
     assert {one.estimator for one in artifact.calibrations} == {"eval", "masks", "moments"}
 
 
@@ -162,10 +168,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ["98.png", "card.json"], ids=["measuring", "saving"])
-def test_an_interrupted_adoption_goes_on_to_the_same_artifact(folder, whole, monkeypatch, name):
+@pytest.mark.parametrize(("name", "times"), [("98.png", 2), ("card.json", 1)], ids=["measuring", "saving"])
+def test_an_interrupted_adoption_goes_on_to_the_same_artifact(folder, whole, monkeypatch, name, times):
     place = f"interrupted at {name}"
-    INTERRUPTION.name = name
+    INTERRUPTION.name, INTERRUPTION.times = name, times  # images are read once before, to be checked
     done = run(folder, place, monkeypatch)
     assert (done.exit_code, done.stderr) == (130, "interrupted: the same command goes on\n")
     kept = {path: path.stat().st_mtime_ns for path in Path("adopted", "progress").glob("*/*.npz")}

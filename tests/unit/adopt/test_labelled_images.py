@@ -116,9 +116,13 @@ def test_a_path_of_another_kind_is_refused(tmp_path):
 
 
 def test_missing_files_are_named(tmp_path):
+    make(tmp_path, "images.npy")
     for message, find in [
         (r"--images .*absent\.csv doesn't exist", lambda: find_images(tmp_path / "absent.csv")),
-        (r"--labels .*absent\.npy doesn't exist", lambda: find_images(tmp_path, None, tmp_path / "absent.npy")),
+        (
+            r"--labels .*absent\.npy doesn't exist",
+            lambda: find_images(tmp_path / "images.npy", None, tmp_path / "absent.npy"),
+        ),
         (r"--classes .*absent\.txt doesn't exist", lambda: read_classes(tmp_path / "absent.txt")),
     ]:
         with pytest.raises(ImagesError, match=message):
