@@ -123,13 +123,16 @@ def test_bad_input_is_refused_in_one_line(folder, monkeypatch, words, message):
 def test_a_class_without_images_is_named_and_the_others_are_calibrated(folder, monkeypatch):
     (folder / "names.txt").write_text("0\n1\nnever seen\n2\n")
     words = ["--classes", "../names.txt", "--arguments", '{"classes": 4}', "--no-pictures"]
+    earlier = folder / "absent" / "adopted" / "example.png"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_bytes(b"of an earlier adoption")
     done = run(folder, "absent", monkeypatch, *words)
     assert done.exit_code == 0, done.output
     assert "no guarantee for the classes never seen: there are no images of them" in done.stdout
     artifact = load_artifact("adopted")
     assert artifact.classes == ("0", "1", "never seen", "2")
     assert artifact.examples == ()
-    assert not Path("adopted", "example.png").exists()
+    assert not earlier.exists()
     assert {one.estimator for one in artifact.calibrations} == {"eval", "masks", "moments"}
 
 

@@ -159,7 +159,7 @@ def test_numbers_out_of_range_are_refused(tmp_path):
 def test_files_of_other_arrays_are_refused(tmp_path):
     source, _, _ = stored(tmp_path, "idx", GREY_NHW)
     refused("labels 2, 3, but there are 2 classes", source, ("a", "b"))
-    refused(r"some-images-idx3-ubyte: expected bytes in IDX format of 1 axes", source, None, source)
+    refused(r"some-images-idx3-ubyte: expected bytes in IDX format of 1 axis", source, None, source)
     refused("--labels is for images in an .npy or IDX file", tmp_path, None, source)
 
 
