@@ -119,7 +119,11 @@ def main(  # noqa: PLR0913 - one argument an option
         ValueError,
         OSError,
     ) as error:
-        error_console.print(f"error: {' '.join(str(error).split())}", style="bold red")
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        error_console.print(f"error: {' '.join(text.split())}", style="bold red")
+        raise typer.Exit(1) from error
+    except SystemExit as error:
+        error_console.print("error: the network calls sys.exit when it computes: raise an error", style="bold red")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         error_console.print("interrupted: the same command goes on", style="bold red")

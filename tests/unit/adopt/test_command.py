@@ -22,7 +22,14 @@ import torch
 from torch import nn
 
 
-def make(classes=3, dropout=0.5, weight=None):
+class Ending(nn.Module):
+    def forward(self, images_B):
+        raise SystemExit
+
+
+def make(classes=3, dropout=0.5, weight=None, ends=False):
+    if ends:
+        return Ending()
     torch.manual_seed(0)
     head = nn.Linear(24, classes)
     if weight is not None:
@@ -92,6 +99,7 @@ def run(folder: Path, name: str, monkeypatch, *words: str) -> Result:
             ["--arguments", '{"classes": 4}'],
             "the network has 4 outputs, but there are 3 classes: name all of them with",
         ),
+        (["--arguments", '{"ends": true}'], "the network calls sys.exit when it computes"),
         (["--arguments", '{"weight": NaN}'], "4.weight has values that are not finite"),
         (["--arguments", '{"dropout": 0}'], "--inject-dropout 0.1 inserts it before the last linear layer"),
         (["--inject-dropout", "0.2"], "is for networks without dropout, and this one has it at 3: leave it out"),
