@@ -237,7 +237,7 @@ def read_idx(path: Path, axes: int, shape: tuple[int, ...] | None = None) -> Arr
     found = tuple(int.from_bytes(data[place : place + 4], "big") for place in range(4, start, 4))
     is_idx = data[:4] == bytes((0, 0, 8, axes)) and len(data) == start + math.prod(found)
     if not is_idx or found != (shape or found):
-        wanted = f"of shape {shape}" if shape else f"of {axes} axes"
+        wanted = f"of shape {shape}" if shape else f"of {axes} {'axis' if axes == 1 else 'axes'}"
         raise DataError(f"{path}: expected bytes in IDX format {wanted}, got {len(data)} other bytes")
     return np.frombuffer(bytearray(data), dtype=np.uint8, offset=start).reshape(found)
 

@@ -99,6 +99,8 @@ def write_page(
     folder.mkdir(parents=True, exist_ok=True)
     if failures is not None:
         write_atomically(folder / FAILURES, failures)
+    else:
+        (folder / FAILURES).unlink(missing_ok=True)  # of an earlier card
     page = card_page(card, head=f"<style>\n{STYLE}</style>", header=note, analyses=analyses)
     write_atomically(folder / PAGE, page.encode(errors="replace"))
 

@@ -1,9 +1,5 @@
 """Compiles a network with dropout to a graph whose masks are inputs, and checks that it computes the same."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +11,7 @@ from model.chain import Chain, run
 from model.graph import MAIN, PREFIX, Graph, GraphSpec
 from model.masks import MaskRange
 from model.network.live import LiveNetwork
+from model.network.quiet import quiet
 from model.network.tracing import CompileError, MaskedNetwork, error_line, trace
 from model.network.twins import with_own_buffers
 from model.session import OPSET
@@ -157,7 +154,7 @@ def to_onnx(
         CompileError: an operator can't be exported.
     """
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             program = torch.export.export(module, inputs, dynamic_shapes=axes, strict=False)
             exported = torch.onnx.export(
                 program,
@@ -180,22 +177,6 @@ def _without_metadata(proto: Any) -> bytes:
         del noted.metadata_props[:]
     del graph.value_info[:]
     return bytes(proto.SerializeToString(deterministic=True))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop the exporter's notes on itself."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _verify(graph: Graph, module: nn.Module, image_1: Tensor, chain: Chain | None) -> float:

@@ -7,8 +7,8 @@ with a mask. The part before the first mask runs once for an image, the other pa
 import inspect
 import math
 import operator
+import re
 import typing
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.chain import Affine, Chain, FixedAffine, Stage
 from model.graph import Site
 from model.network.dropout_mode import NO_DROPOUT, ONE_LOGIT, DropoutError, DropoutMode, refuse_unmaskable
+from model.network.quiet import quiet
 from model.network.twins import attention_modules, eval_twin, without_fused_attention
 
 _ATEN = torch.ops.aten
@@ -45,6 +46,7 @@ _ROW_WISE = {_ATEN.linear.default, _ATEN.dropout.default}.union(
     getattr(_ATEN, name).default
     for name in ("relu", "gelu", "silu", "tanh", "sigmoid", "hardswish", "elu", "leaky_relu", "mish", "relu6", "clone")
 )
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _SPLIT_FLOPS = 10**6  # a first part that costs more is computed once, also if the masks are processed in chunks
 
 
@@ -138,8 +140,7 @@ def _record(module: nn.Module, image_1: Tensor) -> fx.GraphModule:
         ) from error
     images_2 = torch.cat([image_1, image_1.flip(-1)])
     try:
-        with torch.no_grad(), without_fused_attention(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.export's notes on itself, for example on the weights of an LSTM
+        with torch.no_grad(), without_fused_attention(), quiet():
             program = torch.export.export(
                 recorder, (images_2,), dynamic_shapes=({0: torch.export.Dim("images")},), strict=False
             )
@@ -180,8 +181,9 @@ def _drop(features: Tensor, p: float, is_channels: bool) -> Tensor:  # noqa: FBT
 
 
 def error_line(error: BaseException) -> str:
-    """Type and first line of the message of an error."""
-    return f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    """Type and first line of the message of an error, without colours."""
+    message = _COLOURS.sub("", str(error)).strip() or "no message"
+    return f"{type(error).__name__}: {message.splitlines()[0]}"
 
 
 class _Joined(nn.Module):

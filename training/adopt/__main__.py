@@ -16,7 +16,7 @@ from model.network.tracing import CompileError
 from service.inference.errors import ImageError
 from training.adopt.adoption import adopt
 from training.adopt.detection import read_other_images
-from training.adopt.errors import ImagesError, NetworkError
+from training.adopt.errors import ImagesError, NetworkError, OutputError
 from training.adopt.inputs import NORMALIZATIONS, input_spec
 from training.adopt.labelled_images import find_images, read_classes
 from training.adopt.model_card import FOLDER as MODEL_CARD
@@ -115,9 +115,22 @@ def main(  # noqa: PLR0913 - one argument an option
             said=Statements(command, intended_use, pictures), others=read_other_images(ood or []),
         )  # fmt: skip
         console.print(f"artifact {out}, model card {out / MODEL_CARD / PAGE}")
-        console.print(f"serve it: MCD_MODEL={shlex.quote(str(out.resolve()))} make serve")
-    except (NetworkError, ImagesError, CompileError, ArtifactError, ImageError, ValueError, OSError) as error:
-        error_console.print(f"error: {' '.join(str(error).split())}", style="bold red")
+        console.print(f"serve it: MCD_MODEL={shlex.quote(str(out.resolve()))} mcd serve")
+    except (
+        NetworkError,
+        ImagesError,
+        OutputError,
+        CompileError,
+        ArtifactError,
+        ImageError,
+        ValueError,
+        OSError,
+    ) as error:
+        text = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else str(error)
+        error_console.print(f"error: {' '.join(text.split())}", style="bold red")
+        raise typer.Exit(1) from error
+    except SystemExit as error:
+        error_console.print("error: the network calls sys.exit when it computes: raise an error", style="bold red")
         raise typer.Exit(1) from error
     except KeyboardInterrupt:
         error_console.print("interrupted: the same command goes on", style="bold red")

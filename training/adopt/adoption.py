@@ -1,6 +1,8 @@
 """Adopts a network: compiles it, measures it on labelled images, calibrates it, and writes the artifact."""
 
 import hashlib
+import io
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -13,21 +15,30 @@ import torch
 from PIL import Image
 
 from model import Artifact, save_compiled
+from model.artifact import write_atomically
 from model.calibration import SAMPLES, Calibration, find_calibration
 from model.graph import Graph
 from model.input_spec import InputSpec
 from model.network.compile import Compiled
 from training.adopt.compiling import compile_source
 from training.adopt.detection import measure_detection
-from training.adopt.errors import ImagesError
+from training.adopt.errors import ImagesError, OutputError
 from training.adopt.examples import choose_examples
 from training.adopt.guarantees import missing_guarantees
-from training.adopt.inputs import prepare_image
+from training.adopt.inputs import check_images, prepare_image
 from training.adopt.labelled_images import LabelledImages
 from training.adopt.model_card import Statements, write_model_card
-from training.adopt.printing import show_detection, show_guarantees, show_network, show_novelty, show_progress
+from training.adopt.printing import (
+    show_accuracy,
+    show_detection,
+    show_guarantees,
+    show_network,
+    show_novelty,
+    show_progress,
+)
 from training.adopt.scores import SEED, measure_images
 from training.adopt.stored_images import StoredImage
+from training.adopt.wording import counted
 from training.calibrate import fit_calibration
 from training.estimates import Estimates, Estimators
 from training.feature_novelty import fit_feature_novelty
@@ -71,24 +82,26 @@ def adopt(  # noqa: PLR0913 - one argument an option
         others: out-of-distribution images by name, to measure the novelty score with.
 
     Raises:
-        ImagesError: too few images, or another number of classes than the network has.
+        OutputError: `out` can't be written to.
+        ImagesError: too few images, files that are no images, or another number of classes than the network has.
         CompileError, NetworkError, ArtifactError: the network can't be compiled.
-        ImageError: a file is not an image.
+        ImageError: a file can't be decoded.
     """
+    check_folder(out)
     if len(labelled) < _LEAST_IMAGES:
         raise ImagesError(f"{len(labelled)} images are too few to calibrate and to test: give {_LEAST_IMAGES} or more")
+    check_images(labelled.images)
     example = prepare_image(labelled.images[0], spec)
     source = compile_source(network, spec.normalize(example[None]), inject)
     compiled = source.compiled
-    _check_classes(compiled, labelled)
+    check_classes(compiled.spec.classes, len(labelled.classes))
     engine = compiled.graph()
     seconds = _time(engine, spec.normalize(example[None]))
     out.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(example).save(out / EXAMPLE)
+    _show_example(out / EXAMPLE, example if said.pictures else None, labelled.images[0].name)
     show_network(compiled, seconds)
     if injected := source.entries.get("injected_dropout"):
         console.print(f"dropout of p {injected['p']:g} inserted before {injected['before'] or 'the network'}")
-    console.print(f"{labelled.images[0].name} as the network sees it: {out / EXAMPLE}")
 
     parts = labelled.split(seed, fraction)
     samples = _affordable(seconds, len(labelled))
@@ -131,6 +144,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
 
     for table in prediction_tables(metrics, f"{len(testing):,} test images"):
         console.print(table.as_rich())
+    show_accuracy(tested["eval", 0]["probs_BC"], testing.labels_N)
     show_guarantees(calibration, tested["masks", reported]["probs_BC"], testing.labels_N)
     for line in missing:
         console.print(f"no guarantee for {line}")
@@ -138,12 +152,47 @@ def adopt(  # noqa: PLR0913 - one argument an option
     show_detection(detection)
 
 
-def _check_classes(compiled: Compiled, labelled: LabelledImages) -> None:
-    if compiled.spec.classes != len(labelled.classes):
+def check_folder(out: Path) -> None:
+    """Check that a folder is there, or can be made, and can be written to.
+
+    Raises:
+        OutputError: it can't.
+    """
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise OutputError(f"--out {out}: {existing} is a file: give a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(f"--out {out}: {existing} can't be written to: give another folder")
+
+
+def _show_example(path: Path, example: np.ndarray | None, name: str) -> None:
+    """Write the image as the network sees it; without pictures, remove that of an earlier adoption."""
+    if example is None:
+        path.unlink(missing_ok=True)
+        console.print(f"{path.name}, an image as the network sees it, is not written with --no-pictures")
+        return
+    file = io.BytesIO()
+    Image.fromarray(example).save(file, "PNG")
+    write_atomically(path, file.getvalue())
+    console.print(f"{name} as the network sees it: {path}")
+
+
+def check_classes(outputs: int, classes: int) -> None:
+    """Compare the number of a network's outputs with that of the classes.
+
+    Raises:
+        ImagesError: they differ.
+    """
+    if outputs == classes:
+        return
+    found = f"the network has {counted(outputs, 'output', 'outputs')}"
+    given = f"there {'is' if classes == 1 else 'are'} {counted(classes, 'class', 'classes')}"
+    if classes > outputs:
         raise ImagesError(
-            f"the network has {compiled.spec.classes} outputs, but there are {len(labelled.classes)} classes: "
-            "name all of them with --classes, in the order of the network's outputs"
+            f"{found}, but {given}: leave the images of other classes out, or take the "
+            "network of these classes; if their names are integers, give --classes with one name for each output"
         )
+    raise ImagesError(f"{found}, but {given}: name all of them with --classes, in the order of the network's outputs")
 
 
 def _measure(

@@ -39,7 +39,8 @@ def compile_source(network: nn.Module | Artifact, image_1: np.ndarray, p: float 
 
     Raises:
         CompileError: the network can't be compiled.
-        NetworkError: dropout is to be inserted into a network that has it, or can't be; or there is none.
+        NetworkError: dropout is to be inserted into a network that has it, or can't be; or there is none, or some of
+            p 1.
         ArtifactError: an artifact without a graph.
     """
     if isinstance(network, Artifact):
@@ -50,6 +51,7 @@ def compile_source(network: nn.Module | Artifact, image_1: np.ndarray, p: float 
         return _of_artifact(network, image_1)
     try:
         compiled = compile_to_files(network, image_1)
+        _check_probabilities(compiled)
     except NoDropoutError as error:
         if p is None:
             raise NetworkError(
@@ -80,6 +82,11 @@ def _of_artifact(artifact: Artifact, image_1: np.ndarray) -> Source:
         name: artifact.card[name] for name in ("compiled", "injected_dropout") if name in artifact.card
     }
     return Source(Compiled(spec, dict(artifact.files), math.nan, artifact.tail, artifact.moments_unavailable), kept)
+
+
+def _check_probabilities(compiled: Compiled) -> None:
+    if whole := [site.name or "the network itself" for site in compiled.spec.sites if site.p >= 1]:
+        raise NetworkError(f"dropout of p 1 drops all that it gets, at {first_of(whole)}: give it a p below 1")
 
 
 def _entries(compiled: Compiled) -> dict[str, Any]:

@@ -5,5 +5,9 @@ class NetworkError(ValueError):
     """A network that can't be made or filled with its weights."""
 
 
+class OutputError(ValueError):
+    """A folder that the artifact can't be written to."""
+
+
 class ImagesError(ValueError):
     """Images or class names that can't be used."""

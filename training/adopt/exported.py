@@ -1,9 +1,5 @@
 """Networks that `torch.export` saved: its operators as a module whose dropout follows train and eval mode again."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +8,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.utils._pytree import tree_leaves
 
+from model.network.quiet import quiet
 from model.network.tracing import error_line
 from training.adopt.errors import NetworkError
 
@@ -59,7 +56,7 @@ def load_exported(path: Path) -> nn.Module:
             images above 1.
     """
     try:
-        with _quiet():
+        with quiet():
             program = torch.export.load(path)
     except OSError as error:
         raise NetworkError(f"{path}: expected a readable file, got {error.strerror or error}") from error
@@ -228,17 +225,3 @@ def _check_shape(images_B: Tensor, expected: list[int | None]) -> None:
     ):
         wanted = " x ".join("any" if size is None else str(size) for size in expected)
         raise ValueError(f"it was exported for images of {wanted} (channels, height, width): set --channels and --size")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Drop torch.export's notes: what fails is reported in one line."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

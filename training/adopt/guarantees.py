@@ -14,6 +14,7 @@ from training.measure import prediction_sets
 Array = np.ndarray
 
 _CONFIDENCE = 0.95  # of the intervals
+_MANY_CLASSES = 10
 
 
 def check_guarantees(calibration: Calibration, probs_BC: Array, labels_B: Array) -> list[tuple[str, str, bool]]:
@@ -50,6 +51,22 @@ def check_guarantees(calibration: Calibration, probs_BC: Array, labels_B: Array)
     return rows
 
 
+def is_near_chance(probs_BC: Array, labels_B: Array) -> bool:
+    """Whether the accuracy is hardly above that of guesses: three times it, or in its binomial interval of 95 %.
+
+    Three times are counted of ten classes or more.
+    """
+    images, classes = probs_BC.shape
+    correct = int((probs_BC.argmax(axis=1) == labels_B).sum())
+    largest = stats.binom.ppf((1 + _CONFIDENCE) / 2, images, 1 / classes)
+    return bool(correct <= largest or (classes >= _MANY_CLASSES and correct < 3 * images / classes))
+
+
+def images_for(coverage: float) -> int:
+    """Smallest number of calibration images that gives a conformal quantile of this coverage."""
+    return next(n for n in itertools.count(1) if conformal_quantile(np.zeros(n), coverage) is not None)
+
+
 def missing_guarantees(calibration: Calibration, images: int, classes: Sequence[str], labels_B: Array) -> list[str]:
     """Name the guarantees that a calibration can't give, each with the reason.
 
@@ -62,7 +79,7 @@ def missing_guarantees(calibration: Calibration, images: int, classes: Sequence[
     lines = []
     for coverage in COVERAGES:
         if calibration.set_scores["lac"][coverage] is None:
-            needed = next(n for n in itertools.count(1) if conformal_quantile(np.zeros(n), coverage) is not None)
+            needed = images_for(coverage)
             lines.append(f"sets of coverage {coverage:g}: {needed} calibration images are needed, there are {images}")
     for risk in RISKS:
         if calibration.confidences[risk] is None:

@@ -91,7 +91,7 @@ def table_images(path: Path) -> tuple[list[StoredImage], list[int] | list[str]]:
     if column is None or "label" not in schema.names:
         raise ImagesError(f"{path}: expected the columns image or path, and label, got {', '.join(schema.names)}")
     labels = file.read(columns=["label"]).column("label").to_pylist()
-    wrong = [f"row {row}" for row, label in enumerate(labels) if not isinstance(label, (int, str))]
+    wrong = [f"row {row}" for row, label in enumerate(labels) if type(label) not in (int, str)]
     if wrong or len(set(map(type, labels))) > 1:
         raise ImagesError(f"{path}: the column label must have names or indices of classes, but not {first_of(wrong)}")
     kind = schema.field(column).type

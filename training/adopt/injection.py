@@ -1,5 +1,7 @@
 """Dropout for networks that were trained without it: before the last linear layer."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -48,5 +50,11 @@ def inject_dropout(network: nn.Module, image_1: Tensor, p: float) -> str:
         )
     # A hook, so that the layer stays where and what it is for the network's own code.
     layer.add_module(_NAME, nn.Dropout(p).train(layer.training))
-    layer.register_forward_pre_hook(lambda one, features: (one.get_submodule(_NAME)(features[0]), *features[1:]))
+    layer.register_forward_pre_hook(_drop, with_kwargs=True)
     return path
+
+
+def _drop(layer: nn.Module, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> tuple[Any, Any]:
+    """Drop features of the input of a linear layer, which is its only argument, with or without its name."""
+    dropout = layer.get_submodule(_NAME)
+    return tuple(map(dropout, given)), {name: dropout(features) for name, features in named.items()}

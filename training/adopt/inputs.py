@@ -1,5 +1,7 @@
 """The input specification from the command's options, and images as the service prepares them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from model.input_spec import InputSpec, Polarity, Resize
@@ -8,7 +10,9 @@ from service.inference.general_decoder import decode_image
 from service.inference.limits import ImageLimits
 from service.inference.preparation import prepare_all
 from service.inference.upload import Upload
+from training.adopt.errors import ImagesError
 from training.adopt.stored_images import StoredImage
+from training.adopt.wording import counted, first_of
 
 # Mean and standard deviation of each channel, of pixels in [0, 1]. ImageNet's are those of torchvision's networks.
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -55,6 +59,23 @@ def input_spec(  # noqa: PLR0913 - one argument an option
         crop_fraction=crop_fraction if resize == "crop" else 1.0,
         polarity=polarity,
     )
+
+
+def check_images(images: Sequence[StoredImage]) -> None:
+    """Read all images and check their structure, as the service does before it decodes.
+
+    Raises:
+        ImagesError: some are no images; the message names the first.
+    """
+    wrong: dict[str, str] = {}
+    for image in images:
+        try:
+            Upload.of(image.read(), _LIMITS)
+        except (ImageError, ImagesError, OSError) as error:
+            wrong[image.name] = str(error)
+    if wrong:
+        count, reason = counted(len(wrong), "image", "images"), next(iter(wrong.values()))
+        raise ImagesError(f"{count} can't be read: {first_of(list(wrong))} ({reason}): remove or replace them")
 
 
 def prepare_image(image: StoredImage, spec: InputSpec) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Labelled images: a folder of class folders, a folder of files named after classes, a table, or arrays."""
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,14 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+from training.adopt.class_labels import index_labels
 from training.adopt.errors import ImagesError
 from training.adopt.image_arrays import array_images, is_array_file
+from training.adopt.image_lists import SUFFIX as CSV
+from training.adopt.image_lists import listed_images
 from training.adopt.image_tables import SUFFIX as TABLE
 from training.adopt.image_tables import table_images
 from training.adopt.stored_images import ImageFile, StoredImage
 from training.adopt.wording import first_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+_MAX_NAME = 200  # characters of a class
 
 
 @dataclass(frozen=True)
@@ -65,16 +68,18 @@ def read_classes(path: Path) -> tuple[str, ...]:
     """Read names of classes from a text file, one a line, in the order of the network's outputs.
 
     Raises:
-        ImagesError: the file can't be read, or a name is empty or occurs twice.
+        ImagesError: the file can't be read, or a name is empty, too long or occurs twice.
     """
+    if not path.exists():
+        raise ImagesError(f"--classes {path} doesn't exist")
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise ImagesError(f"{path}: expected a text file with one class a line, got {error}") from error
     if "" in names or len(names) < 2:
-        raise ImagesError(
-            f"{path}: expected at least two classes, one a line and no empty line, got {len(names)} lines"
-        )
+        raise ImagesError(f"{path}: expected at least two classes, one a line and no empty line, got {len(names)}")
+    if long := [name for name in names if len(name) > _MAX_NAME]:
+        raise ImagesError(f"{path}: a class may have {_MAX_NAME} characters, got {len(long[0])}: {long[0][:30]}...")
     if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ImagesError(f"{path}: classes must differ, got {first_of(twice)} more than once")
     return names
@@ -87,23 +92,26 @@ def find_images(source: Path, classes: Sequence[str] | None = None, labels: Path
         source: a folder with one folder for each class; a folder of files, each named after its class; a CSV file with
             the columns `path` (relative to the file) and `label`; a Parquet file, see `table_images`; or an array, see
             `array_images`.
-        classes: names in the order of the network's outputs; without them, the sorted names of folders or labels, or
-            the indices from 0 on.
+        classes: names in the order of the network's outputs; see `index_labels`.
         labels: file of the labels of an array.
 
     Raises:
         ImagesError: there are no images, or the names of classes don't fit.
     """
+    if not source.exists():
+        raise ImagesError(f"--images {source} doesn't exist")
     if labels is not None and not is_array_file(source):
         raise ImagesError(f"--labels is for images in an .npy or IDX file, and {source} has the labels itself")
+    if labels is not None and not labels.exists():
+        raise ImagesError(f"--labels {labels} doesn't exist")
     images: Sequence[StoredImage]
     found: list[int] | list[str]
+    names: Sequence[str] = ()
     if source.is_dir():
-        named, classes = _in_folder(source, classes)
+        named, names = _in_folder(source, classes)
         images, found = [ImageFile(path) for path, _ in named], [name for _, name in named]
-    elif source.suffix.lower() == ".csv":
-        named = _listed(source)
-        images, found = [ImageFile(path) for path, _ in named], [name for _, name in named]
+    elif source.suffix.lower() == CSV:
+        images, found = listed_images(source)
     elif source.suffix.lower() == TABLE:
         images, found = table_images(source)
     elif is_array_file(source):
@@ -115,44 +123,15 @@ def find_images(source: Path, classes: Sequence[str] | None = None, labels: Path
         )
     if not images:
         raise ImagesError(f"{source}: no images found ({', '.join(SUFFIXES)})")
-    indices = [label for label in found if isinstance(label, int)]
-    if indices:
-        return _by_index(source, images, indices, classes)
-    return _by_name(source, images, [str(label) for label in found], classes)
+    return LabelledImages(tuple(images), *index_labels(source, found, classes, names))
 
 
-def _by_name(
-    source: Path, images: Sequence[StoredImage], found: Sequence[str], classes: Sequence[str] | None
-) -> LabelledImages:
-    names = sorted(set(found))
-    classes = tuple(classes or names)
-    if unknown := [name for name in names if name not in classes]:
-        raise ImagesError(
-            f"{source}: images of the classes {first_of(unknown)}, but the classes are {first_of(classes)}: "
-            "--classes must name them as the images do, in the order of the network's outputs"
-        )
-    index = {name: place for place, name in enumerate(classes)}
-    return LabelledImages(tuple(images), np.array([index[name] for name in found], np.int64), classes)
-
-
-def _by_index(
-    source: Path, images: Sequence[StoredImage], found: Sequence[int], classes: Sequence[str] | None
-) -> LabelledImages:
-    classes = tuple(map(str, range(max(found) + 1))) if classes is None else tuple(classes)
-    if wrong := sorted({str(label) for label in found if not 0 <= label < len(classes)}):
-        raise ImagesError(
-            f"{source}: labels {first_of(wrong)}, but there are {len(classes)} classes, whose indices start at 0: "
-            "--classes must name all of them, in the order of the network's outputs"
-        )
-    return LabelledImages(tuple(images), np.array(found, np.int64), classes)
-
-
-def _in_folder(folder: Path, classes: Sequence[str] | None) -> tuple[list[tuple[Path, str]], Sequence[str] | None]:
-    """Files with the names of their classes, and the names of all classes, or None if no folder has one."""
+def _in_folder(folder: Path, classes: Sequence[str] | None) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Files with the names of their classes, and the names of all folders of classes."""
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if named := [(path, one.name) for one in folders for path in image_files(one)]:
-        return named, [one.name for one in folders] if classes is None else classes
-    return _named_after_classes(folder, classes), classes
+        return named, [one.name for one in folders]
+    return _named_after_classes(folder, classes), []
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -188,17 +167,3 @@ def _keys(stem: str) -> list[str]:
     """What a file's name may mean, the most specific first: all of it, without its first or its last part, one part."""
     parts = _key(stem).split("_")
     return ["_".join(parts), "_".join(parts[1:]), "_".join(parts[:-1]), parts[0]]
-
-
-def _listed(path: Path) -> list[tuple[Path, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ImagesError(f"{path}: expected a CSV file, got {error}") from error
-    if rows and not {"path", "label"} <= rows[0].keys():
-        raise ImagesError(f"{path}: expected the columns path and label, got {', '.join(map(str, rows[0]))}")
-    named = [(path.parent / row["path"], row["label"]) for row in rows]
-    if missing := [str(one) for one, _ in named if not one.is_file()]:
-        raise ImagesError(f"{path}: files that don't exist: {first_of(missing)}")
-    return named

@@ -13,11 +13,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model import Artifact, load_artifact
+from model.artifact import CARD
 from model.network.tracing import error_line
 from training.adopt.errors import NetworkError
 from training.adopt.exported import SUFFIX, load_exported
 from training.adopt.wording import first_of
 from training.operators import declare_operators
+
+_NO_EXIT = 'what a program does belongs under `if __name__ == "__main__"`'
+_OF_DATA_PARALLEL = "module."
 
 
 def load_network(reference: str, arguments: str = "{}", weights: Path | None = None) -> nn.Module | Artifact:
@@ -31,8 +35,8 @@ def load_network(reference: str, arguments: str = "{}", weights: Path | None = N
         weights: file of a state dict, safetensors or one that `torch.load(weights_only=True)` reads.
 
     Raises:
-        NetworkError: the reference, the arguments or the weights don't fit.
-        ArtifactError: the folder has no valid artifact.
+        NetworkError: the reference, the arguments or the weights don't fit; or the folder has no artifact.
+        ArtifactError: the artifact is invalid.
     """
     keywords, path = _keywords(arguments), Path(reference)
     is_exported = path.suffix == SUFFIX
@@ -41,6 +45,8 @@ def load_network(reference: str, arguments: str = "{}", weights: Path | None = N
         if given:
             kind = "an exported network" if is_exported else "an artifact"
             raise NetworkError(f"{reference} is {kind}, which has its weights: leave out {' and '.join(given)}")
+        if not is_exported and not (path / CARD).is_file():
+            raise NetworkError(f"{reference}: no {CARD} in it: expected the folder of an artifact")
         return load_exported(path) if is_exported else load_artifact(path)
     network = _make(reference, keywords)
     if weights is not None:
@@ -76,6 +82,8 @@ def _find(module_name: str, attribute: str) -> Any:
         raise NetworkError(
             f"{module_name} can't be imported ({error}): install it, or start from the folder that has it"
         ) from error
+    except SystemExit as error:
+        raise NetworkError(f"{module_name} can't be imported: it calls sys.exit; {_NO_EXIT}") from error
     except Exception as error:  # whatever the user's module raises
         raise NetworkError(f"{module_name} can't be imported: {error_line(error)}") from error
     for name in attribute.split("."):
@@ -102,18 +110,21 @@ def _call(reference: str, target: Any, keywords: dict[str, Any]) -> nn.Module:
         )
     try:
         network = target(**keywords)
-    except Exception as error:  # whatever the user's function raises
+    except (Exception, SystemExit) as error:  # whatever the user's function raises
         given = ", ".join(f"{name}={value!r}" for name, value in keywords.items())
-        raise NetworkError(f"{reference}({given}) failed: {error_line(error)}") from error
+        reason = f"it calls sys.exit; {_NO_EXIT}" if isinstance(error, SystemExit) else error_line(error)
+        raise NetworkError(f"{reference}({given}) failed: {reason}") from error
     if not isinstance(network, nn.Module):
         raise NetworkError(f"{reference} must return a torch.nn.Module, got {type(network).__name__}")
     return network
 
 
 def _fill(network: nn.Module, path: Path) -> None:
-    """Copy the tensors of a file into a network; names and shapes must be the network's."""
+    """Copy the tensors of a file into a network; names, but for the prefix of DataParallel, and shapes must fit."""
     state = _read_state(path)
     expected = network.state_dict()
+    if not any(name in expected for name in state) and all(name.startswith(_OF_DATA_PARALLEL) for name in state):
+        state = {name.removeprefix(_OF_DATA_PARALLEL): tensor for name, tensor in state.items()}
     missing = [name for name in expected if name not in state]
     unexpected = [name for name in state if name not in expected]
     if missing or unexpected:
@@ -141,8 +152,12 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise NetworkError(f"{path}: expected a readable file, got {error.strerror or error}") from error
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        expected = "safetensors or a state dict that torch.load(weights_only=True) reads"
-        raise NetworkError(f"{path}: expected {expected}, got {error_line(error)}") from error
+        # Not torch's own advice: to read the file in a way that runs code from it.
+        got = "more than tensors in it" if "Unsupported global" in str(error) else "a file of another kind, or damaged"
+        raise NetworkError(
+            f"{path}: expected safetensors or a state dict that torch.load(weights_only=True) reads, got {got}: save "
+            "it with torch.save(network.state_dict(), FILE)"
+        ) from error
     for key in ("state_dict", "model"):  # of a checkpoint
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

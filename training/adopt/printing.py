@@ -11,10 +11,12 @@ from model.calibration import Calibration
 from model.card_page.contents import detection_table
 from model.network.compile import Compiled
 from model.novelty import FeatureNovelty
-from training.adopt.guarantees import check_guarantees
+from training.adopt.guarantees import check_guarantees, images_for, is_near_chance
 from training.feature_novelty import LEAST_IMAGES
 from training.tables import FigureTable
 from training.terminal import console
+
+_ALMOST_ALL = 0.999
 
 
 def show_progress(indices: Iterable[int], label: str) -> Iterable[int]:
@@ -35,13 +37,30 @@ def show_network(compiled: Compiled, seconds: Mapping[int, float]) -> None:
     for site in compiled.spec.sites:
         table.add_row(site.name or "the network itself", f"{site.p:g}", " x ".join(map(str, site.shape)))
     console.print(table)
-    console.print(f"{compiled.spec.shared:.1%} of a forward pass is done once for all masks")
+    shared = compiled.spec.shared
+    share = f"> {_ALMOST_ALL:.1%}" if _ALMOST_ALL < shared < 1 else f"{shared:.1%}"
+    console.print(f"{share} of a forward pass is done once for all masks")
     if not math.isnan(compiled.difference):  # of an artifact's graph
         console.print(
             f"largest difference from torch {compiled.difference:.1g} of the largest logit, eval mode and 32 masks"
         )
     times = ", ".join(f"{count} masks {1000 * value:.3g} ms" for count, value in seconds.items() if count)
     console.print(f"one image on one core: eval mode {1000 * seconds[0]:.3g} ms, {times}")
+
+
+def show_accuracy(probs_NC: np.ndarray, labels_N: np.ndarray) -> None:
+    """Print a warning if a network in eval mode does little better than chance.
+
+    Args:
+        probs_NC: class probabilities of the test images.
+        labels_N: their classes.
+    """
+    if is_near_chance(probs_NC, labels_N):
+        accuracy, classes = float((probs_NC.argmax(axis=1) == labels_N).mean()), probs_NC.shape[1]
+        console.print(
+            f"warning: the accuracy {accuracy:.3f} is near chance, {1 / classes:.3f}: check --weights, the order of "
+            "--classes, --normalize, --channels, --resize and --polarity"
+        )
 
 
 def show_guarantees(calibration: Calibration, probs_NC: np.ndarray, labels_N: np.ndarray) -> None:
@@ -69,7 +88,8 @@ def show_novelty(novelty: FeatureNovelty | None, features_NF: np.ndarray, probs_
     for rate, threshold in novelty.thresholds.items():
         if threshold is None:
             console.print(
-                f"no guarantee for {rate:.1%} false alarms of the novelty score: there are too few calibration images"
+                f"no guarantee for {rate:.1%} false alarms of the novelty score: {images_for(1 - rate):,} calibration "
+                "images are needed"
             )
         else:
             console.print(

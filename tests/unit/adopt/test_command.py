@@ -22,7 +22,14 @@ import torch
 from torch import nn
 
 
-def make(classes=3, dropout=0.5, weight=None):
+class Ending(nn.Module):
+    def forward(self, images_B):
+        raise SystemExit
+
+
+def make(classes=3, dropout=0.5, weight=None, ends=False):
+    if ends:
+        return Ending()
     torch.manual_seed(0)
     head = nn.Linear(24, classes)
     if weight is not None:
@@ -33,17 +40,21 @@ COMMAND = ["tiny_networks:make", "--images", "../images", "--size", "8", "--chan
 
 
 class Interruption:
-    """Sends SIGINT to this process the first time that it touches a file of a name; an audit hook stays for good."""
+    """Sends SIGINT to this process when it has touched a file of a name so often; an audit hook stays for good."""
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self.times = 1
         sys.addaudithook(self._on_event)
 
     def _on_event(self, event: str, arguments: tuple) -> None:
         if self.name is None or event not in {"open", "os.rename"}:
             return
-        if Path(str(arguments[event == "os.rename"])).name == self.name:
-            self.name = None
+        if Path(str(arguments[event == "os.rename"])).name != self.name:
+            return
+        self.times -= 1
+        if self.times == 0:
+            self.name, self.times = None, 1
             os.kill(os.getpid(), signal.SIGINT)
 
 
@@ -88,6 +99,7 @@ def run(folder: Path, name: str, monkeypatch, *words: str) -> Result:
             ["--arguments", '{"classes": 4}'],
             "the network has 4 outputs, but there are 3 classes: name all of them with",
         ),
+        (["--arguments", '{"ends": true}'], "the network calls sys.exit when it computes"),
         (["--arguments", '{"weight": NaN}'], "4.weight has values that are not finite"),
         (["--arguments", '{"dropout": 0}'], "--inject-dropout 0.1 inserts it before the last linear layer"),
         (["--inject-dropout", "0.2"], "is for networks without dropout, and this one has it at 3: leave it out"),
@@ -96,9 +108,10 @@ def run(folder: Path, name: str, monkeypatch, *words: str) -> Result:
         (["--images", "../few"], "3 images are too few to calibrate and to test: give 20 or more"),
         (
             ["--images", "../broken"],
-            "broken/0/0.png: the image must be a PNG, JPEG or WEBP file: remove the image, or replace it",
+            "broken/0/11.png, ../broken/0/12.png and 20 more (the image must be a PNG, JPEG or WEBP file): remove",
         ),
-        (["--images", "../absent"], "absent: expected a folder of images, a CSV or Parquet file"),
+        (["--images", "../absent"], "--images ../absent doesn't exist"),
+        (["--out", "../tiny_networks.py/deeper"], "tiny_networks.py is a file: give a folder"),
         (["--resize", "fit", "--mean", "0.5"], "--mean and --std belong together"),
     ],
 )
@@ -118,12 +131,16 @@ def test_bad_input_is_refused_in_one_line(folder, monkeypatch, words, message):
 def test_a_class_without_images_is_named_and_the_others_are_calibrated(folder, monkeypatch):
     (folder / "names.txt").write_text("0\n1\nnever seen\n2\n")
     words = ["--classes", "../names.txt", "--arguments", '{"classes": 4}', "--no-pictures"]
+    earlier = folder / "absent" / "adopted" / "example.png"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_bytes(b"of an earlier adoption")
     done = run(folder, "absent", monkeypatch, *words)
     assert done.exit_code == 0, done.output
     assert "no guarantee for the classes never seen: there are no images of them" in done.stdout
     artifact = load_artifact("adopted")
     assert artifact.classes == ("0", "1", "never seen", "2")
     assert artifact.examples == ()
+    assert not earlier.exists()
     assert {one.estimator for one in artifact.calibrations} == {"eval", "masks", "moments"}
 
 
@@ -162,10 +179,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("name", ["98.png", "card.json"], ids=["measuring", "saving"])
-def test_an_interrupted_adoption_goes_on_to_the_same_artifact(folder, whole, monkeypatch, name):
+@pytest.mark.parametrize(("name", "times"), [("98.png", 2), ("card.json", 1)], ids=["measuring", "saving"])
+def test_an_interrupted_adoption_goes_on_to_the_same_artifact(folder, whole, monkeypatch, name, times):
     place = f"interrupted at {name}"
-    INTERRUPTION.name = name
+    INTERRUPTION.name, INTERRUPTION.times = name, times  # images are read once before, to be checked
     done = run(folder, place, monkeypatch)
     assert (done.exit_code, done.stderr) == (130, "interrupted: the same command goes on\n")
     kept = {path: path.stat().st_mtime_ns for path in Path("adopted", "progress").glob("*/*.npz")}

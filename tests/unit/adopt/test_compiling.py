@@ -8,6 +8,7 @@ from torch import nn
 
 from model import load_artifact
 from model.network.live import LiveNetwork
+from model.network.tracing import CompileError, error_line
 from training.adopt.compiling import compile_source
 from training.adopt.errors import NetworkError
 from training.adopt.exported import from_program
@@ -32,6 +33,44 @@ def test_dropout_is_inserted_before_the_last_linear_layer(is_exported):
     inserted, written = LiveNetwork(network), LiveNetwork(layers(nn.Dropout(0.3)))
     with torch.no_grad():
         assert torch.allclose(inserted.predict(IMAGE_1), written.predict(IMAGE_1), atol=1e-6)
+        assert torch.allclose(inserted.sample(IMAGE_1, masks), written.sample(IMAGE_1, masks), atol=1e-6)
+
+
+class Deciding(nn.Module):
+    """Control flow that depends on the values."""
+
+    def forward(self, images_B):
+        logits_BC = nn.functional.dropout(images_B.flatten(1), 0.5, self.training)
+        return logits_BC if logits_BC.sum() > 0 else -logits_BC
+
+
+def test_what_torch_prints_is_dropped(capfd):
+    with pytest.raises(CompileError, match="control flow must not depend on the values"):
+        compile_source(Deciding(), IMAGE_1.numpy(), None)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_line_has_no_colours():
+    assert error_line(ValueError("a \x1b[1mbold\x1b[0;31m word\nsecond line")) == "ValueError: a bold word"
+
+
+class Named(nn.Module):
+    """A linear layer whose input is named."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(83)
+        self.between, self.linear = between, nn.Linear(16, 3)
+
+    def forward(self, images_B):
+        return self.linear(input=self.between(images_B.flatten(1)))
+
+
+def test_dropout_is_inserted_before_a_layer_whose_input_is_named():
+    network, masks = Named(nn.Identity()).eval(), (range(20), 4, "stratified")
+    assert inject_dropout(network, IMAGE_1, 0.3) == "linear"
+    inserted, written = LiveNetwork(network), LiveNetwork(Named(nn.Dropout(0.3)).eval())
+    with torch.no_grad():
         assert torch.allclose(inserted.sample(IMAGE_1, masks), written.sample(IMAGE_1, masks), atol=1e-6)
 
 
@@ -65,6 +104,8 @@ def test_inserting_is_asked_for_where_it_is_needed_and_noted():
         compile_source(layers(), image_1, None)
     with pytest.raises(NetworkError, match="is for networks without dropout, and this one has it at 3: leave it out"):
         compile_source(layers(nn.Dropout(0.5)), image_1, 0.3)
+    with pytest.raises(NetworkError, match="dropout of p 1 drops all that it gets, at 4: give it a p below 1"):
+        compile_source(layers(nn.Dropout(0.5), nn.Dropout(1.0)), image_1, None)
     source = compile_source(layers(), image_1, 0.3)
     assert source.entries["injected_dropout"] == {"p": 0.3, "before": "3"}
     assert [(site.p, site.shape) for site in source.compiled.spec.sites] == [(0.3, (12,))]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.adopt.guarantees import check_guarantees, missing_guarantees
+from training.adopt.guarantees import check_guarantees, images_for, is_near_chance, missing_guarantees
 from training.calibrate import fit_calibration
 
 
@@ -50,6 +50,31 @@ def test_a_network_that_always_errs_gets_no_bound():
     wrong = fit_calibration(probs_BC, np.zeros(2000), (labels_B + 1) % 5, estimator="masks", samples=100)
     lines = missing_guarantees(wrong, 2000, "abcde", labels_B)
     assert sum("errs too often even where it is most confident" in line for line in lines) == 3
+
+
+@pytest.mark.parametrize(
+    ("classes", "images", "correct", "expected"),
+    [
+        (10, 1000, 125, True),
+        (10, 1000, 299, True),
+        (10, 1000, 300, False),
+        (2, 100, 50, True),
+        (2, 100, 80, False),
+        (3, 10, 5, True),
+        (3, 100, 60, False),
+        (1000, 500, 2, True),
+        (1000, 500, 3, False),
+    ],
+)
+def test_accuracy_near_chance_is_noticed(classes, images, correct, expected):
+    probs_BC = np.eye(classes)[np.zeros(images, int)]
+    labels_B = np.where(np.arange(images) < correct, 0, 1)
+    assert is_near_chance(probs_BC, labels_B) is expected
+
+
+@pytest.mark.parametrize(("coverage", "images"), [(0.9, 9), (0.99, 99), (0.999, 999)])
+def test_the_number_of_images_that_a_coverage_needs(coverage, images):
+    assert images_for(coverage) == images
 
 
 def test_classes_without_images_are_named():

@@ -48,6 +48,37 @@ def test_a_table_lists_them(tmp_path):
     assert labels(found) == {"1.jpg": "dog", "2.jpg": "cat"}
 
 
+def test_a_table_of_excel_has_a_byte_order_mark(tmp_path):
+    make(tmp_path, "1.jpg")
+    (tmp_path / "list.csv").write_text("path,label\n1.jpg,dog\n", encoding="utf-8-sig")
+    assert labels(find_images(tmp_path / "list.csv")) == {"1.jpg": "dog"}
+
+
+@pytest.mark.parametrize("is_table", [False, True])
+@pytest.mark.parametrize(
+    ("written", "classes", "expected"),
+    [
+        (range(12), None, list(range(12))),
+        ([0, 2, 10], None, [0, 2, 10]),  # classes without images keep their outputs
+        ([0, 2, 1], ("ant", "bee", "cat"), [0, 2, 1]),
+        ([1, 10, 2], ("2", "10", "1"), [2, 1, 0]),  # names
+        (["000", "010", "002"], None, [0, 2, 1]),
+        (["10", "9", "z"], None, [0, 1, 2]),
+    ],
+)
+def test_integers_are_indices_unless_they_are_names(tmp_path, written, classes, expected, is_table):
+    names = [f"{label}/{place}.jpg" for place, label in enumerate(written)]
+    make(tmp_path, *names)
+    (tmp_path / "list.csv").write_text(
+        "".join(f"{path},{label}\n" for path, label in [("path", "label"), *zip(names, written, strict=True)])
+    )
+    found = find_images(tmp_path / "list.csv" if is_table else tmp_path, classes)
+    by_name = {image.path.stem: label for image, label in zip(found.images, found.labels_N.tolist(), strict=True)}
+    assert by_name == {str(place): label for place, label in enumerate(expected)}
+    if classes is None and isinstance(written[0], int):
+        assert found.classes == tuple(map(str, range(max(written) + 1)))
+
+
 @pytest.mark.parametrize(
     ("files", "table", "classes", "message"),
     [
@@ -58,6 +89,13 @@ def test_a_table_lists_them(tmp_path):
         ([], "path,label\nabsent.jpg,dog\n", None, r"files that don't exist: .*absent\.jpg"),
         ([], "file,class\nabsent.jpg,dog\n", None, "expected the columns path and label, got file, class"),
         ([], "path,label\n", None, "no images found"),
+        ([], "", None, "expected the columns path and label, got none"),
+        (["1.jpg"], "label,path\ndog,1.jpg\ndog\n", None, r"list\.csv, line 3: no path: complete the line"),
+        (["1.jpg"], "path,label\n1.jpg\n", None, r"list\.csv, line 2: no label"),
+        (["1.jpg"], "path,label\n1.jpg, \n", None, r"list\.csv, line 2: no label"),
+        (["1.jpg"], "path,label\n1.jpg,shark, white\n", None, r"list\.csv, line 2: more than 2 values: quote"),
+        (["1.jpg"], "path,label\n1.jpg,4\n", ("cat", "dog"), "labels 4, but there are 2 classes"),
+        (["1.jpg"], "path,label\n1.jpg,20261126\n", None, "the label 20261126 is no index of a class"),
     ],
 )
 def test_images_without_classes_are_refused(tmp_path, files, table, classes, message):
@@ -72,8 +110,23 @@ def test_images_without_classes_are_refused(tmp_path, files, table, classes, mes
 
 
 def test_a_path_of_another_kind_is_refused(tmp_path):
+    make(tmp_path, "notes.txt")
     with pytest.raises(ImagesError, match="expected a folder of images, a CSV or Parquet file"):
-        find_images(tmp_path / "absent")
+        find_images(tmp_path / "notes.txt")
+
+
+def test_missing_files_are_named(tmp_path):
+    make(tmp_path, "images.npy")
+    for message, find in [
+        (r"--images .*absent\.csv doesn't exist", lambda: find_images(tmp_path / "absent.csv")),
+        (
+            r"--labels .*absent\.npy doesn't exist",
+            lambda: find_images(tmp_path / "images.npy", None, tmp_path / "absent.npy"),
+        ),
+        (r"--classes .*absent\.txt doesn't exist", lambda: read_classes(tmp_path / "absent.txt")),
+    ]:
+        with pytest.raises(ImagesError, match=message):
+            find()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +136,7 @@ def test_a_path_of_another_kind_is_refused(tmp_path):
         ("a\n", "at least two"),
         ("", "at least two"),
         ("a\nb\na\n", "got a more than once"),
+        (f"a\n{'b' * 201}\n", r"may have 200 characters, got 201: b+\.\.\."),
     ],
 )
 def test_invalid_class_names_are_refused(tmp_path, text, message):

@@ -62,6 +62,8 @@ def test_the_card_has_guarantees_mistakes_and_use(parts, tmp_path):
 
 def test_without_pictures_no_image_of_the_user_is_written(parts, tmp_path):
     folder = rgb.save(tmp_path / "artifact")
+    (folder / "model-card").mkdir()
+    (folder / "model-card" / "failures.png").write_bytes(b"of an earlier adoption")
     write_model_card(folder, *parts, missing=[], pixels=None, intended_use="")
     artifact = load_artifact(folder)
     assert artifact.failures is None

@@ -29,6 +29,10 @@ def text():
     return "network"
 
 
+def ends():
+    raise SystemExit
+
+
 def fails():
     raise RuntimeError("first line\\nsecond line")
 """
@@ -71,6 +75,7 @@ def test_a_network_itself_is_taken(module):
         ("somebodys_networks:number", "{}", "must be a function that returns a torch.nn.Module, got int"),
         ("somebodys_networks:text", "{}", "must return a torch.nn.Module, got str"),
         ("somebodys_networks:fails", "{}", "failed: RuntimeError: first line$"),
+        ("somebodys_networks:ends", "{}", "failed: it calls sys.exit"),
         ("somebodys_networks:make", "{", "--arguments must be a JSON object, got {"),
         ("somebodys_networks:make", "[1]", r"--arguments must be a JSON object, got \[1\]"),
         ("somebodys_networks:make", '{"depth": 1}', "failed: TypeError: .*depth"),
@@ -84,8 +89,15 @@ def test_exported_networks_and_artifacts_have_their_weights(tmp_path):
     assert load_network(str(PRETRAINED)).classes == load_artifact().classes
     refused("an artifact, .* leave out --weights and --arguments", str(PRETRAINED), '{"width": 7}', tmp_path / "w.pt")
     refused("an exported network, .* leave out --weights", "absent.pt2", weights=tmp_path / "w.pt")
-    with pytest.raises(ArtifactError, match=r"card\.json: expected a readable file"):
+    refused(r"no card\.json in it: expected the folder of an artifact", str(tmp_path))
+    (tmp_path / "card.json").write_text("{}")
+    with pytest.raises(ArtifactError, match=r"card\.json"):
         load_network(str(tmp_path))
+
+
+def test_a_program_is_not_run_to_its_end(module, tmp_path):
+    (tmp_path / f"{module}.py").write_text("import sys\nsys.exit()\n")
+    refused("can't be imported: it calls sys.exit; what a program does belongs under", f"{module}:make")
 
 
 @pytest.fixture
@@ -101,6 +113,14 @@ def test_weights_fill_the_network(module, state, tmp_path, key):
     for file in ("weights.pt", "weights.safetensors"):
         found = load_network(f"{module}:make", weights=tmp_path / file).state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+
+
+def test_weights_of_data_parallel_fill_the_network(module, state, tmp_path):
+    parallel = nn.DataParallel(load_network(f"{module}:make"))
+    parallel.module.load_state_dict(state)
+    torch.save(parallel.state_dict(), tmp_path / "weights.pt")
+    found = load_network(f"{module}:make", weights=tmp_path / "weights.pt").state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize(
@@ -121,7 +141,9 @@ def test_other_weights_are_refused_with_names(module, state, tmp_path, change, m
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("w.pt", b"no weights", "expected safetensors or a state dict"),
+        ("w.pt", b"no weights", "got a file of another kind, or damaged: save it"),
+        ("w.pt", b"", "got a file of another kind, or damaged: save it"),
+        ("w.pt", b"PK\3\4 no archive", "got a file of another kind, or damaged: save it"),
         ("w.safetensors", b"no weights", "expected safetensors or a state dict"),
         ("absent.pt", None, "expected a readable file, got No such file"),
     ],
@@ -134,4 +156,4 @@ def test_files_without_weights_are_refused(module, tmp_path, name, content, mess
 
 def test_a_pickled_network_is_never_run(module, tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "network.pt")
-    refused("expected safetensors or a state dict", f"{module}:make", weights=tmp_path / "network.pt")
+    refused("got more than tensors in it: save it with", f"{module}:make", weights=tmp_path / "network.pt")

@@ -131,7 +131,7 @@ def refused(message: str, *arguments: object) -> None:
         (GREY_NHW, LABELS_N[:-1], r"labels\.npy: 29 labels, but .* has 30 images"),
         (GREY_NHW, LABELS_N / 2, "expected a label for each image, .* got float64"),
         (GREY_NHW, LABELS_N[:, None], r"expected a label for each image, .* got int64 of shape \(30, 1\)"),
-        (GREY_NHW, LABELS_N - 1, "labels -1, but there are 3 classes, whose indices start at 0"),
+        (GREY_NHW, LABELS_N - 1, "labels -1, but indices of classes start at 0"),
         (GREY_NHW, np.array([object()] * 30), r"labels\.npy: expected an \.npy file of numbers"),
         (b"no array", LABELS_N, r"images\.npy: expected an \.npy file of numbers"),
         (GREY_NHW, None, "name the file of its labels with --labels"),
@@ -159,7 +159,7 @@ def test_numbers_out_of_range_are_refused(tmp_path):
 def test_files_of_other_arrays_are_refused(tmp_path):
     source, _, _ = stored(tmp_path, "idx", GREY_NHW)
     refused("labels 2, 3, but there are 2 classes", source, ("a", "b"))
-    refused(r"some-images-idx3-ubyte: expected bytes in IDX format of 1 axes", source, None, source)
+    refused(r"some-images-idx3-ubyte: expected bytes in IDX format of 1 axis", source, None, source)
     refused("--labels is for images in an .npy or IDX file", tmp_path, None, source)
 
 
@@ -170,6 +170,7 @@ def test_files_of_other_arrays_are_refused(tmp_path):
         ({"image": [b""], "class": [0]}, "expected the columns image or path, and label, got image, class"),
         ({"image": [[1, 2]], "label": [0]}, "must have encoded images or paths of files, got list"),
         ({"image": [b"", b""], "label": [0, None]}, "must have names or indices of classes, but not row 1"),
+        ({"image": [b"", b""], "label": [True, False]}, "must have names or indices of classes, but not row 0, row 1"),
         ({"path": ["absent.png"], "label": ["a"]}, r"files that don't exist: .*absent\.png"),
         (None, "expected a Parquet file, got one that can't be read"),
     ],
