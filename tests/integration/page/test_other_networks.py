@@ -131,8 +131,8 @@ def test_what_the_network_does_not_have_is_not_offered(page):
         expect(page.locator(name)).to_be_hidden()
     expect(page.get_by_label("all masks (moment propagation)")).to_be_disabled()
     expect(page.locator("#no-moments")).to_have_text(
-        "This network has no moment propagation: "
-        "3: moments pass through linear layers, ReLU and dropout of units, not conv2d."
+        "This network has no moment propagation: moments need linear layers, ReLU and dropout of units from the first "
+        "dropout to the logits, and this network also has conv2d (layer 3)."
     )
     assert page.locator("#occlusion").get_attribute("max") == "20"
 

@@ -56,7 +56,10 @@ def test_many_classes_are_not_all_listed():
 def test_moments_are_refused_where_the_network_has_none(client, other, path):
     response = client.post(path, files={"image": png(other.pixels_B[0])}, params={"method": "moments"})
     assert response.status_code == 422, response.text
-    reason = "3: moments pass through linear layers, ReLU and dropout of units, not conv2d"
+    reason = (
+        "moments need linear layers, ReLU and dropout of units from the first dropout to the logits, "
+        "and this network also has conv2d (layer 3)"
+    )
     assert response.json()["detail"] == f"method must be masks with this network: {reason}"
 
 
@@ -128,7 +131,7 @@ def test_the_card_lists_the_examples_and_the_service_sends_them(client, rgb_fold
 
 
 def test_the_card_says_why_there_are_no_moments(client):
-    assert client.get("/card.json").json()["chain"]["unavailable"].startswith("3: moments pass through linear layers")
+    assert client.get("/card.json").json()["chain"]["unavailable"].endswith("also has conv2d (layer 3)")
 
 
 def _ok(response: httpx.Response) -> dict:
