@@ -28,7 +28,7 @@ def test_gallery_images_show_the_predictions_of_the_api(shared_page, client):
         shared_page.get_by_role("radio", name=name, exact=True).check()
         assert_shows(shared_page, *predict_both(client, gallery_file(name)))
         expect(shared_page.locator("#preprocessing")).to_have_text(
-            f"{name[0].upper()}{name[1:]}. PNG, 28 × 28 pixels: used unchanged, not inverted."
+            f"{name}. PNG, 28 × 28 pixels: used unchanged, not inverted."
         )
 
 
