@@ -101,6 +101,8 @@ def test_the_card_lists_the_examples_and_the_service_sends_them(client, rgb_fold
     for one in listed:
         response = client.get(f"/ui/{one['file']}")
         assert response.content == (rgb_folder / one["file"]).read_bytes()
+        versioned = client.get(f"/ui/{one['file']}", params={"sha256": one["sha256"]})  # as the page requests it
+        assert (versioned.status_code, versioned.content) == (200, response.content)
         assert response.headers["content-type"] == "image/png"
         assert response.headers["content-security-policy"] == POLICY.decode()
         assert (response.headers["cache-control"], response.headers["x-content-type-options"]) == (
