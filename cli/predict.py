@@ -47,9 +47,9 @@ def main(
 
     - label, confidence: the predicted class and its calibrated probability
     - set: the classes that may be true; it contains the true class of 90 % of ordinary images
-    - abstain: no, or why to ask a person: risk (the confidence is too low), novelty (unlike the training images)
+    - abstain: no, or why to ask a person: risk (the confidence is too low), novelty (unlike ordinary images)
     - mutual information: of class and dropout masks, in nats; "-" in eval mode
-    - novelty: how unlike the training images this image is; 0 is typical, 1 is far
+    - novelty: how unlike ordinary images this image is; about 0 is typical
 
     --json prints the whole answer of POST /predict and the name of the file.
 

@@ -1,4 +1,4 @@
-"""Novelty score: how far an image is from the training images."""
+"""Novelty score: how unlike ordinary images an image is."""
 
 import math
 from collections.abc import Callable, Mapping

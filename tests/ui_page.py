@@ -60,7 +60,7 @@ def wait_for_figure(page: Page) -> None:
 
 
 def label(page: Page) -> str:
-    return page.locator("#label").inner_text().rstrip("?").lower()
+    return page.locator("#label").inner_text().rstrip("?")
 
 
 def class_table(page: Page) -> dict[str, tuple[str, str]]:
@@ -69,7 +69,7 @@ def class_table(page: Page) -> dict[str, tuple[str, str]]:
         "all => all.map((row) => [row, ...row.querySelectorAll('.number')].map((one) => one.textContent))"
     )
     names = page.locator("#classes tbody th").all_inner_texts()
-    return {name.lower(): tuple(texts[1:]) for name, texts in zip(names, rows, strict=True)}
+    return {name: tuple(texts[1:]) for name, texts in zip(names, rows, strict=True)}
 
 
 def percent(part: float) -> str:
@@ -105,7 +105,7 @@ def assert_shows_now(page: Page, plain: dict, dropout: dict) -> None:
         for text, part in zip(shown[name], (before, after), strict=True):
             assert text in {percent(part), percent(part + 1e-9), percent(part - 1e-9)}
     members = page.locator("#classes .member th").all_inner_texts()
-    assert {member.lower() for member in members} == set(dropout["prediction_set"] or ())
+    assert set(members) == set(dropout["prediction_set"] or ())
     decision = page.locator("#decision").inner_text()
     assert {"risk": "low confidence", "novelty": "out-of-distribution", None: "Answers"}[
         dropout["abstain_reason"]

@@ -329,7 +329,7 @@ class _Rewriter:
                     relu, dropouts = False, []
                 elif node.target is _BATCH_NORM:
                     if not stages or relu or dropouts:
-                        raise CompileError(f"{_where(node)}: moments need a linear layer directly before batch norm")
+                        raise CompileError(f"moments need a linear layer directly before batch norm{_at(node)}")
                     stages[-1] = stages[-1]._replace(linear=self._normalized(stages[-1].linear, node))
             if relu or dropouts:
                 raise CompileError("moments need logits that come from a linear layer")
@@ -352,15 +352,16 @@ class _Rewriter:
             if node.op != "call_function" or not is_known:
                 name = str(node.target).removeprefix("aten.").partition(".")[0]
                 raise CompileError(
-                    f"{_where(node)}: moments pass through linear layers, ReLU and dropout of units, not {name}"
+                    "moments need linear layers, ReLU and dropout of units from the first dropout to the logits, "
+                    f"and this network also has {name}{_at(node)}"
                 )
             source = _first(node)
             is_vector = node.target not in {_ATEN.linear.default, _BATCH_NORM} or source.meta["val"].ndim == 2
             if not is_vector or self._layout(node) != _Layout(0, 1) or self._layout(source) != _Layout(0, 1):
-                raise CompileError(f"{_where(node)}: moments need one vector of units for each image")
+                raise CompileError(f"moments need one vector of units for each image{_at(node)}")
             others = [user for user in source.users if user is not node and isinstance(user.meta.get("val"), Tensor)]
             if any(source is not start or _changes(user, source) for user in others):
-                raise CompileError(f"{_where(source)}: moments need layers in sequence, but its output is used twice")
+                raise CompileError(f"moments need layers in sequence, and an output is used twice{_at(source)}")
             path.append(node)
             node = source
         return path[::-1]
@@ -384,7 +385,7 @@ class _Rewriter:
     def _constant(self, node: fx.Node, argument: Any) -> np.ndarray:
         """Copy a parameter or buffer."""
         if not isinstance(argument, fx.Node) or argument.op != "get_attr":
-            raise CompileError(f"{_where(node)}: moments need layers whose weights are parameters")
+            raise CompileError(f"moments need layers whose weights are parameters{_at(node)}")
         tensor: Tensor = operator.attrgetter(str(argument.target))(self._recorded)
         return tensor.detach().numpy().copy()
 
@@ -530,6 +531,11 @@ def _path(node: fx.Node) -> str:
 
 def _where(node: fx.Node) -> str:
     return _path(node) or "the network"
+
+
+def _at(node: fx.Node) -> str:
+    """The layer in brackets, for the end of a sentence; nothing for an operation of the network itself."""
+    return f" (layer {_path(node)})" if _path(node) else ""
 
 
 def _shape(value: Any) -> str:

@@ -38,7 +38,7 @@ class DecisionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class NoveltyScore:
-    """How far an image is from the training images; above the threshold it counts as novel."""
+    """How unlike ordinary images an image is; above the threshold it counts as novel."""
 
     score: float
     threshold: float | None
@@ -151,29 +151,40 @@ class DecisionPolicy:
         is_novel_B = np.zeros(len(pixels_BHW), bool)
         if novelty_B is not None and threshold is not None:
             is_novel_B = novelty_B > threshold
+        has_no_threshold = novelty_B is not None and threshold is None
+        no_flags = f"a false_alarm_rate of {options.false_alarm_rate:g} is not calibrated: no image is flagged as novel"
         if calibration is None:
+            not_calibrated = self._not_calibrated(predictions.estimator, predictions.samples)
             return Decisions(
                 reasons=["novelty" if is_novel else None for is_novel in is_novel_B.tolist()],
                 novelty_B=novelty_B,
                 novelty_threshold=threshold,
-                warnings=(self._not_calibrated(predictions.estimator, predictions.samples),),
+                warnings=(not_calibrated, no_flags) if has_no_threshold else (not_calibrated,),
             )
         probs_BC = calibration.probabilities(predictions.probs_BC)
         sets = self._sets(calibration, probs_BC, pixels_BHW, options, seed)
         is_answered_B = calibration.is_answered(probs_BC.max(axis=1), risk=options.max_risk)
-        no_sets = (f"a coverage of {options.coverage:g} is not calibrated",)
+        confidence_threshold = calibration.confidences[options.max_risk]
+        missing = (
+            (sets is None, f"a coverage of {options.coverage:g} is not calibrated"),
+            (
+                confidence_threshold is None,
+                f"a max_risk of {options.max_risk:g} can't be guaranteed: each image is left to a person",
+            ),
+            (has_no_threshold, no_flags),
+        )
         return Decisions(
             calibration=calibration,
             probs_BC=probs_BC,
             sets=sets,
-            confidence_threshold=calibration.confidences[options.max_risk],
+            confidence_threshold=confidence_threshold,
             reasons=[
                 "novelty" if is_novel else None if is_answered else "risk"
                 for is_novel, is_answered in zip(is_novel_B.tolist(), is_answered_B.tolist(), strict=True)
             ],
             novelty_B=novelty_B,
             novelty_threshold=threshold,
-            warnings=no_sets if sets is None else (),
+            warnings=tuple(warning for is_missing, warning in missing if is_missing),
         )
 
     def _sets(

@@ -104,7 +104,7 @@ class Metrics:
         self._abstentions = {reason: self._child(abstentions, reason) for reason in get_args(Reason)}
         self._novelties = self._child(
             self._histogram(
-                "novelty_score", "Novelty of an image: its distance from the training images; 0 is typical.", _SCORES
+                "novelty_score", "Novelty of an image: how unlike ordinary images it is; about 0 is typical.", _SCORES
             )
         )
         outcomes = self._counter("feedback", "Predictions with feedback, by whether they are right.", "outcome")

@@ -59,9 +59,9 @@ class CalibrationAnswer(BaseModel):
 
 
 class NoveltyAnswer(BaseModel):
-    """How far the image is from the training images; `flagged` if the score is above the threshold.
+    """How unlike ordinary images the image is; `flagged` if the score is above the threshold.
 
-    The threshold is null if it is not calibrated.
+    The threshold is null if the calibration images were too few for it.
     """
 
     score: float

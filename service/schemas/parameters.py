@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
 
 from model.calibration import COVERAGES, RISKS, SetMethod
 from model.novelty import FALSE_ALARM_RATES
 from service.inference.decision import DecisionOptions
 from service.inference.preparation import Invert
-from service.schemas.problems import invalid, short
+from service.schemas.problems import invalid, rule, short
 
 MAX_SAMPLES = 1000
 # Smaller than the 2**64 - 1 of model.masks.MAX_SEED: the bulk output stores seeds as signed 64-bit integers.
@@ -167,7 +168,7 @@ class Sampling(BaseModel):
         try:
             parameters = cls.model_validate(values)
         except ValidationError as error:
-            raise invalid(*((_name(e["loc"]), cls._rule(dict(e))) for e in error.errors())) from error
+            raise invalid(*((_name(e["loc"]), cls._rule(e)) for e in error.errors())) from error
         if wrong := list(parameters.contradictions()):
             raise invalid(*wrong)
         return parameters
@@ -182,11 +183,10 @@ class Sampling(BaseModel):
                 yield name, "can be used with samples=auto only"
 
     @classmethod
-    def _rule(cls, error: dict[str, Any]) -> str:
+    def _rule(cls, error: ErrorDetails) -> str:
         if error["type"] == "extra_forbidden":
             return f"is unknown; valid names are {', '.join(['image', *cls.model_fields])}"
-        message = str(error["msg"]).removeprefix("Value error, ")
-        return message if "got" in message else f"{message[:1].lower()}{message[1:]}, got {short(error['input'])}"
+        return rule(error)
 
 
 class Parameters(Sampling):

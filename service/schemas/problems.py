@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import to_json
+from pydantic_core import ErrorDetails, to_json
 
 from service.inference.errors import ImageError, TooManyPixelsError, UnknownFormatError
 
@@ -33,6 +33,8 @@ STATUSES = {
     "overloaded": 503,
     "deadline-exceeded": 504,
 }
+
+_RULES = {"missing": "is missing", "extra_forbidden": "is unknown"}  # by pydantic's type of the error
 
 
 class Problem(Exception):  # noqa: N818 - the term of RFC 9457
@@ -92,7 +94,20 @@ def invalid(*errors: tuple[str, str]) -> Problem:
 
 def invalid_document(error: ValidationError) -> Problem:
     """Make the problem of an invalid JSON document, with each invalid place in it."""
-    return invalid(*((".".join(map(str, one["loc"])) or "body", one["msg"]) for one in error.errors()))
+    errors = error.errors()
+    if errors[0]["type"] == "model_type" and not errors[0]["loc"]:
+        return Problem("invalid-body", f"the JSON body must be an object, got {type(errors[0]['input']).__name__}")
+    return invalid(*((".".join(map(str, one["loc"])) or "body", rule(one)) for one in errors))
+
+
+def rule(error: ErrorDetails) -> str:
+    """Say, after the name of a value, which rule it breaks; a rule for the whole document stands without the value."""
+    if error["type"] in _RULES:
+        return _RULES[error["type"]]
+    message = error["msg"].removeprefix("Value error, ")
+    if "got" in message or not error["loc"]:
+        return message
+    return f"{message[:1].lower()}{message[1:]}, got {short(error['input'])}"
 
 
 def image_problem(error: ImageError) -> Problem:

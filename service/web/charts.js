@@ -1,7 +1,7 @@
 // Both predictions, class by class, and the two kinds of uncertainty.
 
 import { byId, element, fillDescriptionList, setAttributes, svgElement } from "./dom.js";
-import { capitalize, explainUncertainty, percent } from "./explanations.js";
+import { explainUncertainty, percent } from "./explanations.js";
 
 const [WIDTH, HEIGHT] = [1000, 100]; // of a chart's view box, which is stretched over its cell; dots stay round
 const MIN_MARKED_MEAN = 0.005; // a smaller mean can't be distinguished from the edge
@@ -39,7 +39,7 @@ export class ClassTable {
       const name = listed[place];
       const evalProb = evalPrediction.probabilities[this.hasMany ? this.names.indexOf(name) : place];
       const dropoutProb = dropoutPrediction.probabilities[place];
-      row.name.textContent = capitalize(name);
+      row.name.textContent = name;
       row.name.title = name;
       row.evalNumber.textContent = percent(evalProb);
       row.dropoutNumber.textContent = percent(dropoutProb);

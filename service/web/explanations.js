@@ -19,18 +19,15 @@ function decimal(value) {
   return value.toFixed(3);
 }
 
-export function capitalize(text) {
-  return text.charAt(0).toUpperCase() + text.slice(1);
-}
-
 /** Place of the predicted class in the lists of a prediction, which may have the most probable classes only. */
 function placeOfWinner({ classes, label, class_index: index }) {
   return classes ? classes.indexOf(label) : index;
 }
 
 /**
- * Number of masks under which the predicted class is the most probable, as text; null without masks. If the most
- * probable classes only are listed, another class may be more probable under some masks, which then are not counted.
+ * Number of masks under which the predicted class is the most probable, as the start of a sentence; null without masks.
+ * If the most probable classes only are listed, another class may be more probable under some masks, which then are not
+ * counted.
  */
 function agreeingMasks(prediction) {
   const { sample_probabilities: masks, samples, classes } = prediction;
@@ -39,7 +36,7 @@ function agreeingMasks(prediction) {
   const agreeing = masks.filter((probs) => probs.every((prob) => prob <= probs[winner]));
   const unlisted = (probs) => (classes ? 1 - probs.reduce((sum, prob) => sum + prob) : 0);
   const certain = agreeing.filter((probs) => unlisted(probs) <= probs[winner]);
-  return `${certain.length < agreeing.length ? "at least " : ""}${certain.length} of ${samples}`;
+  return `${certain.length < agreeing.length ? "At least " : ""}${certain.length} of ${samples}`;
 }
 
 /** @returns {{label, confidence, decision, sentence, isAnswered}} the prediction in a few words. */
@@ -47,7 +44,7 @@ export function summary(prediction) {
   const { label, confidence, abstain, abstain_reason: reason } = prediction;
   const agreement = agreementSentence(prediction);
   return {
-    label: abstain ? `${capitalize(label)}?` : capitalize(label),
+    label: abstain ? `${label}?` : label,
     confidence: percent(confidence),
     decision: { risk: "Abstains: low confidence", novelty: "Abstains: out-of-distribution image" }[reason] ?? "Answers",
     sentence: `${agreement} ${reason ? abstentionSentence(prediction) : confidenceSentence(prediction)}`,
@@ -59,7 +56,7 @@ function agreementSentence(prediction) {
   const { label, samples } = prediction;
   const agreeing = agreeingMasks(prediction);
   if (agreeing === null) return "Mean over all masks, by moment propagation.";
-  const masks = agreeing === `${samples} of ${samples}` ? `All ${samples}` : capitalize(agreeing);
+  const masks = agreeing === `${samples} of ${samples}` ? `All ${samples}` : agreeing;
   return `${masks} masks predict ${label}.`;
 }
 
@@ -70,11 +67,16 @@ function confidenceSentence({ calibrated, confidence }) {
 }
 
 function abstentionSentence({ abstain_reason: reason, abstain_threshold: threshold, max_risk: maxRisk, novelty }) {
+  if (reason === "risk" && threshold === null) {
+    return "A person should decide, for every image: there is no guarantee that at most " +
+      `${roundPercent(maxRisk)} of the answers would be wrong. ` +
+      "The calibration images were too few, or too many of them got a wrong class.";
+  }
   if (reason === "risk") {
     return `A person should decide: if the service also answered below ${percent(threshold)} confidence, ` +
       `more than ${roundPercent(maxRisk)} of its answers would be wrong.`;
   }
-  return "A person should decide: the image is too different from the training images " +
+  return "A person should decide: the image is too different from ordinary images " +
     `(novelty score ${novelty.score.toFixed(2)}, threshold ${novelty.threshold.toFixed(2)}).`;
 }
 
@@ -107,7 +109,7 @@ function confidence(prediction) {
 
 function agreement(prediction) {
   const agreeing = agreeingMasks(prediction);
-  return agreeing !== null && ["Agreement", capitalize(agreeing), "masks",
+  return agreeing !== null && ["Agreement", agreeing, "masks",
     "Number of masks under which the predicted class is the most probable class."];
 }
 
@@ -126,7 +128,7 @@ function standardDeviation(prediction) {
 function predictionSet({ prediction_set: set, coverage }) {
   return set && ["Prediction set", set.join(", ") || "empty", set.length === 1 ? "1 class" : `${set.length} classes`,
     `Prediction sets contain the true class of ${roundPercent(coverage)} of all images. ` +
-    "An empty set means that no class is likely."];
+    "In an empty set, no class is as probable as this needs, even if one is more probable than all others."];
 }
 
 function confidenceThreshold({ abstain_threshold: threshold, max_risk: maxRisk }) {
@@ -136,9 +138,10 @@ function confidenceThreshold({ abstain_threshold: threshold, max_risk: maxRisk }
 
 function noveltyScore({ novelty }) {
   return novelty && ["Novelty score", novelty.score.toFixed(2),
-    novelty.threshold === null ? "" : `threshold ${novelty.threshold.toFixed(2)}`,
-    "Difference from the training images, without unit: 0 is typical, 1 is far. " +
-    "Above the threshold, the image is out-of-distribution."];
+    novelty.threshold === null ? "no threshold" : `threshold ${novelty.threshold.toFixed(2)}`,
+    "Difference from ordinary images, without unit: about 0 is typical. " + (novelty.threshold === null
+      ? "The calibration images were too few for so few false alarms: there is no threshold, and no image is flagged."
+      : "Above the threshold, the image is out-of-distribution.")];
 }
 
 function randomGuess(_, classCount) {

@@ -11,8 +11,8 @@ import { exampleDrawings } from "./example-drawings.js";
 export function fillGalleries({ examples, data, isOfClothing }, choose) {
   byId("examples-legend").textContent = data ? `${data} test images` : "Test images";
   byId("examples").parentElement.hidden = examples.length === 0;
-  byId("examples").replaceChildren(...examples.map(({ file, name }) => {
-    const url = new URL(file, import.meta.url);
+  byId("examples").replaceChildren(...examples.map(({ file, name, sha256 }) => {
+    const url = new URL(`${file}?sha256=${sha256}`, import.meta.url); // browsers keep showing an image of the same URL
     const picture = element("img", { src: url, alt: "", width: 48, height: 48 });
     return choice(name, picture, () => choose({ name, load: (signal) => loadFile(url, signal), isExample: true }));
   }));

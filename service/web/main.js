@@ -5,12 +5,12 @@ import { DrawingCanvas } from "./canvas.js";
 import { ClassTable, showUncertainty } from "./charts.js";
 import { Controls } from "./controls.js";
 import { byId, element, fillDescriptionList } from "./dom.js";
-import { capitalize, explainNumbers, explainPreprocessing, summary } from "./explanations.js";
+import { explainNumbers, explainPreprocessing, summary } from "./explanations.js";
 import { applyChanges, isUnchanged, UNCHANGED } from "./image-changes.js";
 import { clearGallerySelection, fillGalleries, listenForFiles, selectFirstInGallery } from "./image-sources.js";
 import { LatestRequest } from "./latest-request.js";
 import { clearStatus, hideProblem, requestKey, retryText, showProblem, showStatus } from "./messages.js";
-import { describeNetwork, isSameShape } from "./network.js";
+import { describeNetwork, isSame } from "./network.js";
 import { toNpy } from "./npy.js";
 import { FIGURE_MASKS, RotationFigure } from "./rotation-figure.js";
 
@@ -37,7 +37,7 @@ const cardRequests = new LatestRequest((_, signal) => requestJson("card.json", {
   onResponse: ({ isCheck }, card) => {
     clearStatus("card");
     const next = describeNetwork(card);
-    if (!isCheck || !isSameShape(network.shape, next.shape)) useNetwork(next);
+    if (!isCheck || !isSame(network, next)) useNetwork(next);
   },
 });
 const fileRequests = new LatestRequest(({ load }, signal) => load(signal), {
@@ -57,14 +57,15 @@ const figureRequests = new LatestRequest(predictRotations, {
 
 /** Show this network's examples and settings, and request its predictions. */
 function useNetwork(next) {
-  const isNewShape = !network || !isSameShape(network.shape, next.shape);
+  hideProblem(); // of a request to the previous network
+  const isNewShape = !network || !isSame(network.shape, next.shape);
   network = next;
   classTable = new ClassTable(network.classes);
   controls.setNetwork(network);
   fillGalleries(network, (choice) => fileRequests.submit(choice));
   byId("draw").hidden = !network.isDrawable;
   byId("license").hidden = !network.isOfClothing;
-  if (!isNewShape) {
+  if (!isNewShape && image) {
     update();
     return;
   }
@@ -103,12 +104,12 @@ function useFile(file, name, isExample = false) {
 function useOwnFile(file) {
   fileRequests.cancel();
   clearGallerySelection();
-  useFile(file, file.name || "your image");
+  useFile(file, file.name || "Your image");
 }
 
 /** Show the current drawing; further strokes don't cancel the running request. */
 function useDrawing(pixels) {
-  if (!image || image.file) useImage({ file: null, name: "your drawing", pixels, preprocessing: null });
+  if (!image || image.file) useImage({ file: null, name: "Your drawing", pixels, preprocessing: null });
   else {
     image.pixels = pixels;
     update();
@@ -211,7 +212,7 @@ function showPredictions(request, [evalPrediction, dropoutPrediction]) {
   byId("prediction").removeAttribute("aria-busy");
   byId("prediction").dataset.rotation = request.changes.rotation; // tells which request this is the response to
   byId("preprocessing").textContent =
-    `${capitalize(request.image.name)}. ${explainPreprocessing(request.image.preprocessing, network)}`;
+    `${request.image.name}. ${explainPreprocessing(request.image.preprocessing, network)}`;
   classTable.show(evalPrediction, dropoutPrediction);
   showUncertainty(dropoutPrediction, classTable.names.length);
   fillDescriptionList(byId("numbers"), explainNumbers(dropoutPrediction, classTable.names.length));
@@ -295,8 +296,7 @@ function showRefusal({ title, detail }, { image: refused }) {
 function showRefusedPrediction(error, request) {
   clearStatus("prediction");
   showRefusal(error, request);
-  // The service may have a network for other images now, which refuses pixels of another shape.
-  if (!(request.body instanceof Blob)) cardRequests.submit({ isCheck: true });
+  cardRequests.submit({ isCheck: true }); // the service may have a network now that refuses such pixels or settings
 }
 
 function showMissingFile(error) {

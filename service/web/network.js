@@ -25,6 +25,7 @@ export function describeNetwork(card) {
   };
 }
 
-export function isSameShape(one, other) {
-  return ["channels", "height", "width"].every((name) => one[name] === other[name]);
+/** Whether two networks, as `describeNetwork` returns them, or their shapes are equal in all that the page uses. */
+export function isSame(one, other) {
+  return JSON.stringify(one) === JSON.stringify(other);
 }

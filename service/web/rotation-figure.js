@@ -3,7 +3,7 @@
 
 import { byId, element, svgElement } from "./dom.js";
 import { applyChanges, paint } from "./image-changes.js";
-import { capitalize, percent } from "./explanations.js";
+import { percent } from "./explanations.js";
 
 export const FIGURE_MASKS = 100;
 const STEPS = [10, 15, 30, 90]; // degrees: the smallest whose images fit into a request
@@ -164,7 +164,7 @@ function labels(shown, angles) {
     const [x, y] = points.find(isFree) ?? points[0];
     used.push([x, y]);
     const attributes = { x, y: Math.max(y - 8, 13), class: `middle name c${rank}` };
-    return svgElement("text", attributes, shortened(capitalize(name)));
+    return svgElement("text", attributes, shortened(name));
   });
 }
 
@@ -193,7 +193,7 @@ function pictures(images, shape, angles) {
 }
 
 function table(shown, angles) {
-  const names = shown.map(({ name }) => element("th", { scope: "col" }, capitalize(name)));
+  const names = shown.map(({ name }) => element("th", { scope: "col" }, name));
   const rows = angles.map((angle, turn) => element(
     "tr", {},
     element("th", { scope: "row" }, `${angle}°`),

@@ -101,5 +101,5 @@ def test_moments_are_refused_before_anything_is_scored(tmp_path, rgb_folder):
     arguments = [str(tmp_path / "a.npy"), str(out), "--model", str(rgb_folder), "--method", "moments"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
-    assert "method must be masks with this network: 3: moments pass through" in " ".join(result.stderr.split())
+    assert "method must be masks with this network: moments need linear layers" in " ".join(result.stderr.split())
     assert not out.exists()

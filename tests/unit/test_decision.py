@@ -76,6 +76,26 @@ def test_uncalibrated_coverage_gives_no_set(artifact):
     assert sum(found.probabilities) == pytest.approx(1)
 
 
+def test_a_risk_without_guarantee_leaves_each_image_to_a_person_and_says_so(artifact):
+    one = next(one for one in artifact.calibrations if one.estimator == "eval")
+    poor = replace(one, confidences=one.confidences | {0.01: None})
+    few = replace(with_thresholds(artifact, 1e9), calibrations=(poor,))
+    found = decide(few, predicted(1.0, samples=0), max_risk=0.01)
+    assert (found.reason, found.confidence_threshold) == ("risk", None)
+    assert found.warnings == ("a max_risk of 0.01 can't be guaranteed: each image is left to a person",)
+    other = decide(few, predicted(1.0, samples=0), max_risk=0.05)
+    assert (other.reason, other.warnings) == (None, ())
+
+
+@pytest.mark.parametrize("is_calibrated", [True, False])
+def test_a_false_alarm_rate_without_threshold_flags_no_image_and_says_so(artifact, is_calibrated):
+    few = with_thresholds(artifact if is_calibrated else replace(artifact, calibrations=()), None)
+    found = decide(few, predicted(1.0), false_alarm_rate=0.001)
+    assert not found.novelty.flagged
+    assert found.warnings[-1] == "a false_alarm_rate of 0.001 is not calibrated: no image is flagged as novel"
+    assert len(found.warnings) == (1 if is_calibrated else 2)
+
+
 def test_adaptive_sets_depend_on_pixels_and_seed_alone(artifact):
     """Of a doubtful image, whose set by the method has a class more or less as the random number falls."""
     prediction = predicted(0.4)

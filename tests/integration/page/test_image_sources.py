@@ -28,7 +28,7 @@ def test_gallery_images_show_the_predictions_of_the_api(shared_page, client):
         shared_page.get_by_role("radio", name=name, exact=True).check()
         assert_shows(shared_page, *predict_both(client, gallery_file(name)))
         expect(shared_page.locator("#preprocessing")).to_have_text(
-            f"{name[0].upper()}{name[1:]}. PNG, 28 × 28 pixels: used unchanged, not inverted."
+            f"{name}. PNG, 28 × 28 pixels: used unchanged, not inverted."
         )
 
 
@@ -77,7 +77,7 @@ def test_a_file_is_chosen_dropped_or_pasted(shared_page, client, way, kind):
         expect(shared_page.get_by_role("alert")).to_be_hidden()
     plain, dropout = predict_both(client, photograph)
     assert_shows(shared_page, plain, dropout)
-    expect(shared_page.locator("#preprocessing")).to_contain_text(f"My sandal. {kind}, 200 × 260 pixels")
+    expect(shared_page.locator("#preprocessing")).to_contain_text(f"my sandal. {kind}, 200 × 260 pixels")
     expect(shared_page.locator("#network-input")).to_have_attribute("aria-label", "my sandal: 28 by 28 pixels")
     expect(shared_page.locator("#drop-area")).to_be_hidden()
     assert shared_page.locator("input[name=image]:checked").count() == 0

@@ -64,7 +64,7 @@ def test_an_older_response_never_replaces_a_newer_one(page, client):
 
 def test_the_prediction_is_announced_once_after_changes(page):
     expect(page.locator("#announcement")).to_contain_text(
-        "Ankle boot 99.7 %. Answers. All 100 masks predict ankle boot."
+        "ankle boot 99.7 %. Answers. All 100 masks predict ankle boot."
     )
     page.clock.install(time=0)
     page.clock.pause_at(60_000)

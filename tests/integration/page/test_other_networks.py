@@ -1,6 +1,8 @@
 """The page for networks of other images: in colour, of other sizes, of many classes, and when one replaces another."""
 
+import hashlib
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from ui_page import choose_file, label, move_slider, open_page, percent, shown_c
 
 from benchmarks.page import VIEWS
 from model import load_artifact, save_compiled
-from model.artifact import PRETRAINED
+from model.artifact import CARD, PRETRAINED
 from model.input_spec import InputSpec
 from model.network import compile_to_files
 from training.examples import make_example
@@ -83,16 +85,13 @@ def expect_table(page: Page, without: dict, dropout: dict, classes: tuple[str, .
     expect(page.locator("#dropout-result")).to_have_text(f"{dropout['label']}, {percent(dropout['confidence'])}")
     expect(page.locator("#eval-result")).to_have_text(f"{without['label']}, {percent(without['confidence'])}")
     rows = page.locator("#classes tbody tr")
-    assert rows.locator("th").all_inner_texts() == [
-        name[0].upper() + name[1:] for name in dropout.get("classes", classes)
-    ]
+    assert rows.locator("th").all_inner_texts() == list(dropout.get("classes", classes))
     eval_probs = [without["probabilities"][classes.index(name)] for name in dropout.get("classes", classes)]
     for column, probs in ((1, eval_probs), (2, dropout["probabilities"])):
         shown = rows.locator(f"td:nth-of-type({column}) .number").all_inner_texts()
         for text, prob in zip(shown, probs, strict=True):
             assert text in {percent(prob), percent(prob + 1e-9), percent(prob - 1e-9)}
-    winner = page.locator("#classes .winner th").inner_text()
-    assert winner.lower() == dropout["label"].lower()
+    assert page.locator("#classes .winner th").inner_text() == dropout["label"]
 
 
 def expect_prediction(page: Page, url: str, classes: tuple[str, ...] = rgb.CLASSES) -> dict:
@@ -115,7 +114,7 @@ def test_the_examples_of_the_artifact_are_shown_and_predicted(page, url, rgb_fol
     assert names == [one.name for one in load_artifact(rgb_folder).examples] == ["g", "c", "e"]
     for name in reversed(names):
         page.get_by_role("radio", name=name, exact=True).check()
-        expect(page.locator("#preprocessing")).to_have_text(f"{name.upper()}. PNG, 24 × 20 pixels: used unchanged.")
+        expect(page.locator("#preprocessing")).to_have_text(f"{name}. PNG, 24 × 20 pixels: used unchanged.")
         assert np.array_equal(shown_colours(page), example(rgb_folder, name))
         dropout = expect_prediction(page, url)
         assert label(page) == dropout["label"]
@@ -131,8 +130,8 @@ def test_what_the_network_does_not_have_is_not_offered(page):
         expect(page.locator(name)).to_be_hidden()
     expect(page.get_by_label("all masks (moment propagation)")).to_be_disabled()
     expect(page.locator("#no-moments")).to_have_text(
-        "This network has no moment propagation: "
-        "3: moments pass through linear layers, ReLU and dropout of units, not conv2d."
+        "This network has no moment propagation: moments need linear layers, ReLU and dropout of units from the first "
+        "dropout to the logits, and this network also has conv2d (layer 3)."
     )
     assert page.locator("#occlusion").get_attribute("max") == "20"
 
@@ -140,7 +139,7 @@ def test_what_the_network_does_not_have_is_not_offered(page):
 def test_changes_are_made_in_the_size_and_the_colours_of_the_input(page, url, rgb_folder):
     page.get_by_role("radio", name="c", exact=True).check()
     original = example(rgb_folder, "c")
-    expect(page.locator("#preprocessing")).to_contain_text("C. PNG")
+    expect(page.locator("#preprocessing")).to_contain_text("c. PNG")
     for name, value in CHANGES.items():
         move_slider(page, name, value)
         assert shown_colours(page).shape == original.shape
@@ -158,7 +157,7 @@ def test_a_photograph_is_prepared_by_the_service_and_changed_as_prepared(page, u
     photograph = encoded(Image.effect_noise((200, 130), 60).convert("RGB").resize((300, 130)), "JPEG")
     choose_file(page, "my photograph", photograph)
     answer = httpx.post(f"{url}/predict", content=photograph, params={"return_pixels": True}).json()
-    expect(page.locator("#preprocessing")).to_have_text("My photograph. JPEG, 300 × 130 pixels: cropped, resized.")
+    expect(page.locator("#preprocessing")).to_have_text("my photograph. JPEG, 300 × 130 pixels: cropped, resized.")
     assert np.array_equal(shown_colours(page), answer["preprocessing"]["pixels"])
     expect(page.locator("#original")).to_be_visible()
     expect_prediction(page, url)
@@ -215,7 +214,7 @@ def test_masks_under_which_an_unlisted_class_may_win_are_not_counted(many_page):
     every = predict(url, pixels, samples=100, return_samples=True, top_k=len(MANY))["sample_probabilities"]
     agreeing = sum(max(probs) == probs[dropout["class_index"]] for probs in every)
     sentence = page.locator("#sentence").inner_text()
-    count = int(sentence.lower().removeprefix("at least ").removeprefix("all ").split()[0])
+    count = int(sentence.removeprefix("At least ").removeprefix("All ").split()[0])
     assert 0 < count <= agreeing
     assert count == agreeing or sentence.startswith("At least ")
 
@@ -240,6 +239,42 @@ def test_moments_and_drawing_are_offered_where_the_network_allows_them(many_page
     expect_prediction(page, url, MANY)
 
 
+def test_the_page_follows_a_network_that_differs_in_moments_and_examples_alone(browser, tmp_path):
+    """The first request with a setting that the new network refuses is sent again without it."""
+    served = save_grey(tmp_path / "served")
+    admin = {"X-API-Key": "admin-key"}
+    with (
+        url_of(MCD_MODEL=str(served), MCD_ADMIN_KEYS="admin-key") as url,
+        open_page(browser, url, faults=("status of 4",)) as page,
+    ):
+        wait_for_figure(page)
+        page.get_by_label("all masks (moment propagation)").check()
+        expect(page.locator("#dropout-title")).to_have_text("Mean over all masks")
+        card = json.loads((served / CARD).read_text())
+        pixels = np.random.default_rng(63).integers(0, 256, GREY.pixel_shape, np.uint8)
+        content = make_example(MANY[0], pixels).content
+        (served / card["examples"][0]["file"]).write_bytes(content)
+        card["examples"][0]["sha256"] = hashlib.sha256(content).hexdigest()
+        (served / CARD).write_text(json.dumps(card | {"chain": {"unavailable": "it is another network"}}))
+        assert httpx.post(f"{url}/admin/reload", headers=admin).status_code == 200
+        page.locator("#false_alarm_rate").select_option("0.05", force=True)
+        expect(page.locator("#no-moments")).to_have_text(
+            "This network has no moment propagation: it is another network."
+        )
+        expect(page.get_by_label("all masks (moment propagation)")).to_be_disabled()
+        expect(page.locator("#dropout-title")).to_have_text("Mean over 100 masks")
+        expect(page.get_by_role("alert")).to_be_hidden()
+        thumbnail = page.locator("#examples img").evaluate(
+            """async (one) => {
+              await one.decode();
+              const canvas = Object.assign(document.createElement("canvas"), { width: 12, height: 16 });
+              canvas.getContext("2d").drawImage(one, 0, 0);
+              return Array.from(canvas.getContext("2d").getImageData(0, 0, 12, 16).data);
+            }"""
+        )
+        assert np.array_equal(np.reshape(thumbnail, (16, 12, 4))[:, :, 0], pixels)
+
+
 def test_the_page_follows_a_network_of_another_shape(browser, tmp_path, rgb_folder):
     served = tmp_path / "served"
     shutil.copytree(PRETRAINED, served)
@@ -254,11 +289,15 @@ def test_the_page_follows_a_network_of_another_shape(browser, tmp_path, rgb_fold
                 if act == "example":
                     page.get_by_role("radio", name="bag", exact=True).check()  # this file is no longer served
                 elif act == "slider":
+                    page.route("**/ui/examples/0.png*", lambda _: None)  # holds them back
                     move_slider(page, "rotation", 20)
+                    expect(page.locator("#classes tbody tr")).to_have_count(7)
+                    expect(page.get_by_role("alert")).to_be_hidden()  # also before there is another prediction
+                    page.unroute("**/ui/examples/0.png*")  # sends what was held back
                 else:
                     page.get_by_role("radio", name="a seven", exact=True).check()
                 expect(page.get_by_role("radio", name="g", exact=True)).to_be_checked()
-                expect(page.locator("#preprocessing")).to_contain_text("G. PNG, 24 × 20 pixels")
+                expect(page.locator("#preprocessing")).to_contain_text("g. PNG, 24 × 20 pixels")
                 assert label(page) in rgb.CLASSES
                 assert page.locator("#classes tbody tr").count() == 7
                 expect(page.get_by_role("alert")).to_be_hidden()

@@ -33,7 +33,7 @@ def test_rotation_figure_shows_the_means_of_one_batch(page, client):
     assert np.abs(images_T[9].astype(float) - turned).max() <= 1
     page.get_by_text("Table of the means").click()
     expect(page.locator("#rotation-table tbody tr")).to_have_count(37)
-    names = [head.lower() for head in page.locator("#rotation-table thead th").all_inner_texts()[1:]]
+    names = page.locator("#rotation-table thead th").all_inner_texts()[1:]
     means_TC = np.array([result["sample_probabilities"] for result in results]).mean(axis=1)
     for turn in (0, 5, 36):
         cells = page.locator("#rotation-table tbody tr").nth(turn).locator("td").all_inner_texts()

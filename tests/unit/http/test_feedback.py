@@ -25,6 +25,27 @@ def test_invalid_feedback_is_refused(client, served, body, status):
     assert client.post("/feedback", json=body).status_code == status
 
 
+@pytest.mark.parametrize(
+    ("body", "kind", "detail"),
+    [
+        ([], "invalid-body", "the JSON body must be an object, got list"),
+        ("text", "invalid-body", "the JSON body must be an object, got str"),
+        ({}, "invalid-parameter", "body must have either request_id or image_hash"),
+        ({"request_id": "a", "class_index": 1, "more": 1}, "invalid-parameter", "more is unknown"),
+        (
+            {"request_id": "a", "label": 5},
+            "invalid-parameter",
+            "label input should be a valid string, got 5",
+        ),
+    ],
+)
+def test_a_refusal_says_what_is_wrong_in_the_words_of_predictions(client, body, kind, detail):
+    problem = client.post("/feedback", json=body).json()
+    assert (problem["type"], problem["detail"]) == (f"urn:mcd:problem:{kind}", detail)
+    if kind == "invalid-body":
+        assert client.post("/predict", json=body).json()["detail"] == detail
+
+
 def test_feedback_on_a_batch_needs_the_image_hash(client, served):
     many = npy_request(served.pixels_B[:2])
     many["headers"] |= {"X-Request-ID": "several"}

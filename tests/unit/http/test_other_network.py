@@ -56,7 +56,10 @@ def test_many_classes_are_not_all_listed():
 def test_moments_are_refused_where_the_network_has_none(client, other, path):
     response = client.post(path, files={"image": png(other.pixels_B[0])}, params={"method": "moments"})
     assert response.status_code == 422, response.text
-    reason = "3: moments pass through linear layers, ReLU and dropout of units, not conv2d"
+    reason = (
+        "moments need linear layers, ReLU and dropout of units from the first dropout to the logits, "
+        "and this network also has conv2d (layer 3)"
+    )
     assert response.json()["detail"] == f"method must be masks with this network: {reason}"
 
 
@@ -98,6 +101,8 @@ def test_the_card_lists_the_examples_and_the_service_sends_them(client, rgb_fold
     for one in listed:
         response = client.get(f"/ui/{one['file']}")
         assert response.content == (rgb_folder / one["file"]).read_bytes()
+        versioned = client.get(f"/ui/{one['file']}", params={"sha256": one["sha256"]})  # as the page requests it
+        assert (versioned.status_code, versioned.content) == (200, response.content)
         assert response.headers["content-type"] == "image/png"
         assert response.headers["content-security-policy"] == POLICY.decode()
         assert (response.headers["cache-control"], response.headers["x-content-type-options"]) == (
@@ -128,7 +133,7 @@ def test_the_card_lists_the_examples_and_the_service_sends_them(client, rgb_fold
 
 
 def test_the_card_says_why_there_are_no_moments(client):
-    assert client.get("/card.json").json()["chain"]["unavailable"].startswith("3: moments pass through linear layers")
+    assert client.get("/card.json").json()["chain"]["unavailable"].endswith("also has conv2d (layer 3)")
 
 
 def _ok(response: httpx.Response) -> dict:
