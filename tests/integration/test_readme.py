@@ -145,44 +145,65 @@ def test_every_dependency_is_listed_with_a_reason():
     assert names <= pinned
 
 
-def test_figures_are_those_of_the_artifacts_card():
-    metrics = load_artifact().card["metrics"]["test"]
-    shown = {name: len(rows(RESULTS, name)) for name in ("mode", "requested coverage", "`max_risk`")}
-    assert shown == {"mode": 3, "requested coverage": len(COVERAGES), "`max_risk`": len(RISKS)}
-    for mode, *figures in rows(RESULTS, "mode"):
+def rows_by_network(header: str) -> dict[str, list[list[str]]]:
+    """The rows of a table of results, by network: "cnn: " precedes the first cell of the convolutional network's."""
+    found: dict[str, list[list[str]]] = {"": [], "cnn": []}
+    for first, *others in rows(RESULTS, header):
+        network, _, name = first.rpartition(": ")
+        found[network].append([name, *others])
+    return found
+
+
+def evaluated(network: str) -> dict:
+    """All figures that `python -m training.evaluate` found."""
+    return json.loads((DOCS / "model-card" / (f"{network}.json" if network else "figures.json")).read_text())
+
+
+@pytest.mark.parametrize("network", ["", "cnn"])
+def test_figures_are_those_of_the_test_images(network):
+    metrics = evaluated(network) if network else load_artifact().card["metrics"]["test"]
+    modes, sets, risks = (rows_by_network(header)[network] for header in ("mode", "requested coverage", "`max_risk`"))
+    assert [len(found) for found in (modes, sets, risks)] == [3, len(COVERAGES), len(RISKS)]
+    for mode, *figures in modes:
         found = metrics[mode.partition(",")[0]]
         raw = [found[name] for name in ("accuracy", "nll", "ece")]
         calibrated = [found["calibrated"][name] for name in ("nll", "ece")]
         assert [f"{number:.4f}" for number in raw + calibrated] == figures
     calibrated = metrics["mc"]["calibrated"]
-    for level, covered, size in rows(RESULTS, "requested coverage"):
+    for level, covered, size in sets:
         found = calibrated["prediction_sets"]["lac"][level]
         assert [f"{found[name]:.3f}" for name in ("covered", "size")] == [covered, size]
-    for risk, answered, error in rows(RESULTS, "`max_risk`"):
+    for risk, answered, error in risks:
         found = calibrated["max_risk"][risk]
         assert [f"{found[name]:.3f}" for name in ("answered", "error")] == [answered, error]
 
 
-def test_figures_are_those_of_the_model_card():
-    figures = json.loads((DOCS / "model-card" / "figures.json").read_text())
-    others = rows(RESULTS, "out-of-distribution images")
+@pytest.mark.parametrize("network", ["", "cnn"])
+def test_figures_are_those_of_shifted_and_other_images(network):
+    figures = evaluated(network)
+    others = rows_by_network("out-of-distribution images")[network]
     assert [row[0] for row in others] == list(figures["ood"])
     for name, *shown in others:
         aurocs = [figures["ood"][name][score]["auroc"] for score in ("novelty", "mutual information, mc")]
         decided = [figures["decisions"][name][part] for part in ("novel", "answered")]
         assert [f"{number:.3f}" for number in aurocs + decided] == shown
-    for name, *shown in rows(RESULTS, "other model"):
-        model, mode = name.split(", ")
-        assert [f"{figures['beside'][model][mode][part]:.4f}" for part in ("accuracy", "nll", "ece")] == shown
     shifted = {
         "slightly blurred": figures["corruptions"]["blur"]["1"], "rotated by 15°": figures["rotation"]["15"],
         "rotated by 90°": figures["rotation"]["90"], "partly covered": figures["corruptions"]["occlusion"]["3"],
     }  # fmt: skip
-    assert [row[0] for row in rows(RESULTS, "test images")] == list(shifted)
-    for name, *shown in rows(RESULTS, "test images"):
+    shown_shifts = rows_by_network("test images")[network]
+    assert [row[0] for row in shown_shifts] == list(shifted)
+    for name, *shown in shown_shifts:
         found = shifted[name]
         numbers = [found["mc"]["accuracy"], found["decision"]["answered"], found["decision"]["error"]]
         assert [f"{number:.3f}" for number in numbers] == shown
+
+
+def test_figures_of_other_models_are_those_of_the_model_card():
+    figures = evaluated("")
+    for name, *shown in rows(RESULTS, "other model"):
+        model, mode = name.split(", ")
+        assert [f"{figures['beside'][model][mode][part]:.4f}" for part in ("accuracy", "nll", "ece")] == shown
 
 
 def test_intervals_over_seeds_are_those_of_the_cards():
@@ -241,7 +262,7 @@ def test_performance_figures_are_those_of_the_benchmarks():
 
 
 def test_headline_figures_are_those_of_the_docs():
-    of_masks, at_5_percent = rows(RESULTS, "mode")[1], rows(RESULTS, "`max_risk`")[-1]
+    of_masks, at_5_percent = rows_by_network("mode")[""][1], rows_by_network("`max_risk`")[""][-1]
     assert [value for _, value in rows(README, "quality")] == [of_masks[1], of_masks[5], *at_5_percent[1:]]
     performance = [value for _, value in rows(DOCS / "performance.md", "measurement")]
     assert [value for _, value in rows(README, "speed")] == [*performance[:3], performance[8]]
