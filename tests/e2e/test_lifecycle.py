@@ -17,9 +17,8 @@ import pytest
 from server import ROOT, Server, serve
 
 from model import MLPConfig, build_mlp
-from model.artifact import CARD, NOVELTY, POINTS, PRETRAINED, WEIGHTS, save_artifact
+from model.artifact import CARD, FILES, PRETRAINED, save_artifact
 from model.examples import FOLDER, MAX_EXAMPLES, file_name
-from model.graph import MAIN
 
 BOOT = (ROOT / "docs" / "images" / "fashion-mnist-ankle-boot.png").read_bytes()
 OTHER = ROOT / "training" / "ensemble" / "seed-1"
@@ -34,7 +33,7 @@ _PATIENCE = 300.0  # seconds until what does not come is a failure
 def put(source: Path, place: Path) -> None:
     """Copy an artifact file by file, the card last, each whole or not at all."""
     (place / FOLDER).mkdir(exist_ok=True)
-    for name in (NOVELTY, POINTS, MAIN, WEIGHTS, *map(file_name, range(MAX_EXAMPLES)), CARD):
+    for name in (*(set(FILES) - {CARD}), *map(file_name, range(MAX_EXAMPLES)), CARD):
         if (source / name).exists():
             shutil.copyfile(source / name, place / ".new")
             (place / ".new").replace(place / name)
