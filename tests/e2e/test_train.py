@@ -302,7 +302,7 @@ def test_checkpoint_and_log_are_replaced_whole(runs: Runs) -> None:
 
 def test_nothing_else_is_left_in_the_folder(runs: Runs) -> None:
     files = {"checkpoint.pt", "log.jsonl", "curves.png"} | {
-        f"artifact/{name}" for name in (MAIN, POINTS, WEIGHTS, CARD, *map(file_name, range(10)))
+        f"artifact/{name}" for name in (MAIN, POINTS, WEIGHTS, CARD, FAILURES, *map(file_name, range(10)))
     }
     assert {path.as_posix() for path in contents(runs.whole.out)} == files
 
