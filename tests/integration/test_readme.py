@@ -156,7 +156,7 @@ def rows_by_network(header: str) -> dict[str, list[list[str]]]:
 
 def evaluated(network: str) -> dict:
     """All figures that `python -m training.evaluate` found."""
-    return json.loads((DOCS / "model-card" / (f"{network}.json" if network else "figures.json")).read_text())
+    return json.loads((DOCS / (f"results/{network}.json" if network else "model-card/figures.json")).read_text())
 
 
 @pytest.mark.parametrize("network", ["", "cnn"])
