@@ -21,7 +21,7 @@ def test_every_check_of_schemathesis_passes(server):
             "--seed", "1", "--no-color",
         ],
         cwd=folder,
-        env=os.environ | {"SCHEMATHESIS_HOOKS": "media_types"},
+        env=os.environ | {"SCHEMATHESIS_HOOKS": "hooks"},
         capture_output=True,
         text=True,
         check=False,
