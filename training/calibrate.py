@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -23,7 +24,7 @@ _QUANTILES = np.linspace(0, 1, 101)
 
 
 def fit_calibrations(
-    networks: Sequence[Estimators], images: Images, *, samples: Sequence[int] = SAMPLES, console: Console
+    networks: Sequence[Estimators[Any]], images: Images, *, samples: Sequence[int] = SAMPLES, console: Console
 ) -> list[Calibration]:
     """Calibrate every estimator on images held out of training.
 

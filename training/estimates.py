@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -24,8 +24,11 @@ Estimates = dict[tuple[Estimator, int], dict[str, Array]]
 _IMAGES_AT_ONCE = 250
 
 
+Engine = TypeVar("Engine", MonteCarloDropout, Graph)
+
+
 @dataclass(frozen=True)
-class Estimators:
+class Estimators(Generic[Engine]):
     """What predicts the images of one network.
 
     Attributes:
@@ -33,32 +36,32 @@ class Estimators:
         moments: moment propagation; None if the network does not allow it.
     """
 
-    masks: MonteCarloDropout | Graph
+    masks: Engine
     moments: MomentPropagation | ChainMoments | None
 
-    @classmethod
-    def of_chain(cls, network: nn.Sequential) -> Self:
+    @staticmethod
+    def of_chain(network: nn.Sequential) -> "Estimators[MonteCarloDropout]":
         """For live linear layers, ReLU and dropout."""
-        return cls(MonteCarloDropout(network), MomentPropagation(network))
+        return Estimators(MonteCarloDropout(network), MomentPropagation(network))
 
-    @classmethod
-    def of_compiled(cls, compiled: Compiled) -> Self:
+    @staticmethod
+    def of_compiled(compiled: Compiled) -> "Estimators[Graph]":
         """For a network that was compiled just now."""
         engine, classes = compiled.graph(), compiled.spec.classes
         if compiled.chain is None or classes > MAX_CLASSES:
-            return cls(engine, None)
-        return cls(engine, ChainMoments(compiled.chain, sobol_points(classes), engine.units))
+            return Estimators(engine, None)
+        return Estimators(engine, ChainMoments(compiled.chain, sobol_points(classes), engine.units))
 
-    @classmethod
-    def of_artifact(cls, artifact: Artifact) -> Self:
+    @staticmethod
+    def of_artifact(artifact: Artifact) -> "Estimators[MonteCarloDropout] | Estimators[Graph]":
         """For a saved network: its live modules, if it is one of ours, else its graph."""
         if artifact.config is not None:
-            return cls.of_chain(artifact.network)
-        return cls(artifact.engine, artifact.moments)
+            return Estimators.of_chain(artifact.network)
+        return Estimators(artifact.engine, artifact.moments)
 
 
 def estimate(
-    estimators: Estimators,
+    estimators: Estimators[Any],
     images: Images,
     *,
     samples: Sequence[int],

@@ -1,10 +1,9 @@
 """Known failures of a network, with pictures: among what the model card opens with."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -86,11 +85,11 @@ def fashion_failures(artifact: Artifact, test: Images, estimates: Estimates, *, 
     return [*found, _rotation(artifact, test, samples, console)]
 
 
-def record_failures(folder: Path, failures: Sequence[Failure], entries: Mapping[str, Any] | None = None) -> None:
-    """Add failures, and perhaps other entries, to the card of a saved artifact."""
+def record_failures(folder: Path, failures: Sequence[Failure]) -> None:
+    """Add failures to the card of a saved artifact."""
     kinds = [{"text": one.text, "images": [caption for _, caption in one.pictures]} for one in failures]
     pictures = [pixels for one in failures for pixels, _ in one.pictures]
-    add_to_card(folder, entries or {}, failures=kinds, pictures=side_by_side(pictures) if pictures else b"")
+    add_to_card(folder, {}, failures=kinds, pictures=side_by_side(pictures) if pictures else b"")
 
 
 def side_by_side(pictures: Sequence[Array]) -> bytes:

@@ -43,7 +43,7 @@ class Recipe:
     initial_std: float | None = None
     flip: bool = False
     shift: int = 0
-    erase: int = field(default=0, repr=False)  # results of studies, which don't erase, are known by the recipe's repr
+    erase: int = field(default=0, repr=False)  # not in the digests of older results, see `Study.key`
     masks: int = 1
     average_decay: float | None = None
     calibration: int = 0

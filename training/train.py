@@ -258,6 +258,7 @@ class _Trained:
     def __init__(self, config: MLPConfig | CNNConfig, network: nn.Sequential) -> None:
         self._config = config
         self._network = network.to(memory_format=torch.contiguous_format)
+        self.estimators: Estimators[Any]
         if isinstance(config, MLPConfig):
             self.estimators = Estimators.of_chain(network)
         else:
@@ -269,7 +270,7 @@ class _Trained:
         if isinstance(self._config, MLPConfig):
             return fit_novelty(self._network, splits.training, splits.calibration)
         inputs_B = splits.calibration.inputs_B.numpy()
-        probs_BC, features_BF = self._compiled.graph().predict_with_features(inputs_B)
+        probs_BC, features_BF = self.estimators.masks.predict_with_features(inputs_B)
         return fit_feature_novelty(features_BF, probs_BC, seed=0)
 
     def save(self, folder: Path, card: dict[str, Any], **fitted: Any) -> None:

@@ -1,15 +1,12 @@
 """The web page of the model card under /ui/card: made from the card of the served model, with what it needs."""
 
-import hashlib
-
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.staticfiles import NotModifiedResponse, StaticFiles
 
 from model.artifact import FAILURES
 from model.card_page import STYLE, card_page
 from service.http import static_files
+from service.http.cached_file import send_file
 from service.pipeline import Pipeline
 from service.reload import ReloadableModel
 from service.schemas.problems import Problem
@@ -17,7 +14,6 @@ from service.schemas.problems import Problem
 PAGE = f"{static_files.ROOT}/card"
 _STYLE, _FAILURES = f"{PAGE}.css", f"{static_files.ROOT}/{FAILURES}"
 PATHS = (PAGE, _STYLE, _FAILURES)
-_REVALIDATION = StaticFiles()
 
 # Relative to /ui/card, so that they also work behind a proxy's path prefix.
 _HEAD = '<link rel="icon" href="icon.svg" type="image/svg+xml">\n<link rel="stylesheet" href="card.css">'
@@ -40,17 +36,13 @@ class CardPage:
         self._files: dict[str, tuple[bytes, str]] = {}
 
     async def __call__(self, request: Request) -> Response:
-        """Send a file, or 304 if the browser's cached copy is current (RFC 9110, 13.1.2), or 404 without pictures."""
+        """Send a file; 404 without pictures."""
         pipeline = self._model.pipeline
         if pipeline is not self._pipeline:
             self._files, self._pipeline = _files(pipeline), pipeline
         if request.scope["path"] not in self._files:
             raise Problem("not-found", "the served model has no pictures of known failures")
-        content, media_type = self._files[request.scope["path"]]
-        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()[:32]}"', "Cache-Control": "no-cache"}
-        if _REVALIDATION.is_not_modified(Headers(headers), request.headers):
-            return NotModifiedResponse(Headers(headers))
-        return Response(content, headers=headers, media_type=media_type)
+        return send_file(*self._files[request.scope["path"]], request)
 
 
 def _files(pipeline: Pipeline) -> dict[str, tuple[bytes, str]]:

@@ -3,15 +3,14 @@
 Browsers revalidate their cached copies.
 """
 
-import hashlib
 from pathlib import Path
 
-from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.staticfiles import NotModifiedResponse, StaticFiles
+from starlette.staticfiles import StaticFiles
 
 from model.examples import FOLDER
+from service.http.cached_file import NO_CACHE, send_file
 from service.reload import ReloadableModel
 from service.schemas.problems import Problem
 
@@ -24,7 +23,6 @@ POLICY = (
 
 _FOLDER = Path(__file__).parents[1] / "web"
 PAGES = {ROOT: "index.html"}
-_NO_CACHE = "no-cache"  # browsers ask whether their copy is current
 EXAMPLES = f"{ROOT}/{FOLDER}/*"
 
 
@@ -54,7 +52,7 @@ class PageFiles:
         if path.startswith(EXAMPLES.removesuffix("*")):
             return self._example(path.removeprefix(f"{ROOT}/"), request)
         response = await self._files.get_response(PAGES.get(path) or path.removeprefix(f"{ROOT}/"), request.scope)
-        response.headers["Cache-Control"] = _NO_CACHE
+        response.headers["Cache-Control"] = NO_CACHE
         if response.headers.get("Content-Type") == "application/octet-stream":  # a licence
             response.headers["Content-Type"] = "text/plain; charset=utf-8"
         return response
@@ -63,8 +61,4 @@ class PageFiles:
         content = self._model.pipeline.examples.get(name)
         if content is None:
             raise Problem("not-found", "the model has no such example")
-        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
-        response = Response(content, media_type="image/png", headers={"ETag": tag, "Cache-Control": _NO_CACHE})
-        if self._files.is_not_modified(response.headers, request.headers):
-            return NotModifiedResponse(Headers(raw=response.raw_headers))
-        return response
+        return send_file(content, "image/png", request)

@@ -133,3 +133,14 @@ def test_shim_is_needed_with_a_cpu_only_torch() -> None:
     if done.stdout == "imported\n":
         pytest.skip("this torchvision's extension loads")
     assert done.stdout == "the extension can't load\noperator torchvision::nms does not exist\n", done.stderr
+
+
+def test_a_network_of_torchvision_can_be_adopted_whatever_torch_is_built_for():
+    script = """
+from training.adopt.networks import load_network
+print(type(load_network("torchvision.models:squeezenet1_1", '{"num_classes": 3}')).__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "SqueezeNet\n", done.stderr

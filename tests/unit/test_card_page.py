@@ -173,3 +173,12 @@ def test_a_risk_without_guarantee_has_no_row():
         }}}}},
     }  # fmt: skip
     assert answer_table(card).rows == [["5.0 %", "75.0 %", "4.0 %"]]
+
+
+def test_what_the_novelty_score_finds_is_on_the_page():
+    found = {"noise": {"images": 100, "auroc": 0.875, "flagged at 0.05": 0.75}}
+    metrics = CARD["metrics"] | {"ood": found}
+    text = Outline(card_page(CARD | {"metrics": metrics}, head="")).text
+    for words in ("out-of-distribution images", "noise", "0.875", "75.0"):
+        assert words in text
+    assert "out-of-distribution images" not in Outline(card_page(CARD, head="")).text

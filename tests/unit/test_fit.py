@@ -319,6 +319,17 @@ def test_training_images_are_augmented_by_the_recipe(flip: bool, shift: int, for
     assert len(seen) == forms
 
 
+def test_training_images_are_erased_by_the_recipe() -> None:
+    white = Images(torch.full((1, 28, 28), 255, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    with recording_linears() as calls:
+        begin(replace(CHAPTER, erase=6), train=copies(white, 400)).run_epoch()
+    inputs_BP = torch.cat([inputs for width, inputs, _ in calls if width == 28 * 28])
+    black_B = (inputs_BP == 0).sum(dim=1)
+    assert ((inputs_BP == 0) | (inputs_BP == 1)).all()
+    assert set(black_B.tolist()) <= {0, *(height * width for height in range(3, 7) for width in range(3, 7))}
+    assert abs((black_B > 0).sum().item() - 200) < 5 * np.sqrt(400 / 4)
+
+
 def test_training_dropout_has_its_rate_and_scale() -> None:
     architecture = MLPConfig(hidden=(64, 64), dropout=(0.3, 0.6))
     recipe = replace(CHAPTER, architecture=architecture, masks=2, batch_size=100, initial_std=None)

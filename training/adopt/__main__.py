@@ -112,7 +112,7 @@ def main(  # noqa: PLR0913 - one argument an option
         adopt(
             found, labelled, spec, out,
             fraction=calibration_fraction, seed=seed, inject=inject_dropout,
-            said=Statements(command, intended_use, pictures), others=read_other_images(ood or []),
+            statements=Statements(command, intended_use, pictures), others=read_other_images(ood or []),
         )  # fmt: skip
         console.print(f"artifact {out}, model card {out / MODEL_CARD / PAGE}")
         console.print(f"serve it: MCD_MODEL={shlex.quote(str(out.resolve()))} mcd serve")

@@ -1,30 +1,27 @@
 """Adopts a network: compiles it, measures it on labelled images, calibrates it, and writes the artifact."""
 
 import hashlib
-import io
 import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from model import Artifact, save_compiled
 from model.artifact import write_atomically
-from model.calibration import SAMPLES, Calibration, find_calibration
+from model.calibration import SAMPLES
 from model.graph import Graph
 from model.input_spec import InputSpec
 from model.network.compile import Compiled
 from training.adopt.compiling import compile_source
-from training.adopt.detection import measure_detection
+from training.adopt.detection import measure_other_images
 from training.adopt.errors import ImagesError, OutputError
 from training.adopt.examples import choose_examples
-from training.adopt.guarantees import missing_guarantees
+from training.adopt.guarantees import check_guarantees, guarantees_as_json, missing_guarantees
 from training.adopt.inputs import check_images, prepare_image
 from training.adopt.labelled_images import LabelledImages
 from training.adopt.model_card import Statements, write_model_card
@@ -37,12 +34,12 @@ from training.adopt.printing import (
     show_progress,
 )
 from training.adopt.scores import SEED, measure_images
-from training.adopt.stored_images import StoredImage
+from training.adopt.stored_images import StoredImage, as_png
 from training.adopt.wording import counted
 from training.calibrate import fit_calibration
 from training.estimates import Estimates, Estimators
 from training.feature_novelty import fit_feature_novelty
-from training.measure import measure_one
+from training.measure import measure
 from training.tables import prediction_tables
 from training.terminal import console
 from training.versions import software_versions
@@ -63,7 +60,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
     fraction: float,
     seed: int,
     inject: float | None,
-    said: Statements,
+    statements: Statements,
     others: Mapping[str, Sequence[StoredImage]],
 ) -> None:
     """Compile a network, measure it on labelled images, calibrate it, and write the artifact; print what is found.
@@ -78,7 +75,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
         fraction: of the images to calibrate with; the others test the guarantees.
         seed: of the split.
         inject: probability of the dropout to insert into a network that has none; None to insert none.
-        said: for the card.
+        statements: for the card.
         others: out-of-distribution images by name, to measure the novelty score with.
 
     Raises:
@@ -95,17 +92,20 @@ def adopt(  # noqa: PLR0913 - one argument an option
     source = compile_source(network, spec.normalize(example[None]), inject)
     compiled = source.compiled
     check_classes(compiled.spec.classes, len(labelled.classes))
-    engine = compiled.graph()
+    estimators = Estimators.of_compiled(compiled)
+    engine = estimators.masks
     seconds = _time(engine, spec.normalize(example[None]))
     out.mkdir(parents=True, exist_ok=True)
-    _show_example(out / EXAMPLE, example if said.pictures else None, labelled.images[0].name)
+    _show_example(out / EXAMPLE, example if statements.pictures else None, labelled.images[0].name)
     show_network(compiled, seconds)
     if injected := source.entries.get("injected_dropout"):
         console.print(f"dropout of p {injected['p']:g} inserted before {injected['before'] or 'the network'}")
 
     parts = labelled.split(seed, fraction)
     samples = _affordable(seconds, len(labelled))
-    (calibrated, features_NF), (tested, tested_features_NF) = _measure(compiled, engine, parts, spec, samples, out)
+    (calibrated, features_NF), (tested, tested_features_NF) = _measure(
+        estimators, parts, spec, samples, out / PROGRESS / _identity(compiled, spec)
+    )
     calibrating, testing = parts
     calibrations = [
         fit_calibration(**rows, labels_B=calibrating.labels_N, estimator=estimator, samples=count)
@@ -115,12 +115,15 @@ def adopt(  # noqa: PLR0913 - one argument an option
     detection: dict[str, dict[str, float]] = {}
     if novelty is not None:
         inside_N = novelty.score(tested_features_NF, tested["eval", 0]["probs_BC"])
-        detection = measure_detection(engine, novelty, spec, inside_N, others)
+        detection = measure_other_images(engine, novelty, spec, inside_N, others)
     reported = max(count for count in samples if count <= _TYPICAL_SAMPLES)
-    metrics = _metrics(tested, testing.labels_N, reported, calibrations)
+    metrics = measure(tested, testing.labels_N, samples=reported, seed=SEED, calibrations=calibrations)
+    calibration = next(one for one in calibrations if (one.estimator, one.samples) == ("masks", reported))
+    guarantees = check_guarantees(calibration, tested["masks", reported]["probs_BC"], testing.labels_N)
+    missing = missing_guarantees(calibration, len(calibrating), labelled.classes, labelled.labels_N)
     card = {
         "classes": list(labelled.classes),
-        "command": said.command,
+        "command": statements.command,
         "recipe": {"name": "adopted"},
         "seed": seed,
         "data": {
@@ -128,24 +131,21 @@ def adopt(  # noqa: PLR0913 - one argument an option
             "split": {"calibration": len(calibrating), "test": len(testing), "fraction": fraction},
         },
         "metrics": {"test": metrics, "ood": detection},
+        "guarantees": guarantees_as_json(guarantees, missing),
         "versions": software_versions(),
     } | source.entries
-    examples = choose_examples(testing, lambda image: prepare_image(image, spec), seed) if said.pictures else []
+    if statements.intended_use:
+        card["intended_use"] = statements.intended_use
+    examples = choose_examples(testing, lambda image: prepare_image(image, spec), seed) if statements.pictures else []
     save_compiled(out, compiled, card, input_spec=spec, calibrations=calibrations, novelty=novelty, examples=examples)
-    calibration = next(one for one in calibrations if (one.estimator, one.samples) == ("masks", reported))
-    missing = missing_guarantees(calibration, len(calibrating), labelled.classes, labelled.labels_N)
-    write_model_card(
-        out, tested, testing.labels_N, calibration,
-        missing=missing,
-        pixels=(lambda index: prepare_image(testing.images[index], spec)) if said.pictures else None,
-        intended_use=said.intended_use,
-    )  # fmt: skip
+    pixels = (lambda index: prepare_image(testing.images[index], spec)) if statements.pictures else None
+    write_model_card(out, tested, testing, calibration, pixels=pixels)
     shutil.rmtree(out / PROGRESS)
 
     for table in prediction_tables(metrics, f"{len(testing):,} test images"):
         console.print(table.as_rich())
     show_accuracy(tested["eval", 0]["probs_BC"], testing.labels_N)
-    show_guarantees(calibration, tested["masks", reported]["probs_BC"], testing.labels_N)
+    show_guarantees(guarantees, reported)
     for line in missing:
         console.print(f"no guarantee for {line}")
     show_novelty(novelty, tested_features_NF, tested["eval", 0]["probs_BC"])
@@ -171,9 +171,7 @@ def _show_example(path: Path, example: np.ndarray | None, name: str) -> None:
         path.unlink(missing_ok=True)
         console.print(f"{path.name}, an image as the network sees it, is not written with --no-pictures")
         return
-    file = io.BytesIO()
-    Image.fromarray(example).save(file, "PNG")
-    write_atomically(path, file.getvalue())
+    write_atomically(path, as_png(example))
     console.print(f"{name} as the network sees it: {path}")
 
 
@@ -196,23 +194,20 @@ def check_classes(outputs: int, classes: int) -> None:
 
 
 def _measure(
-    compiled: Compiled,
-    engine: Graph,
+    estimators: Estimators[Graph],
     parts: Sequence[LabelledImages],
     spec: InputSpec,
     samples: Sequence[int],
-    out: Path,
+    progress: Path,
 ) -> list[tuple[Estimates, np.ndarray]]:
     """Measure the images for calibration, and those for the test."""
-    moments = Estimators.of_compiled(compiled).moments
     return [
         measure_images(
-            engine,
+            estimators,
             part.images,
             lambda image: spec.normalize(prepare_image(image, spec)[None]),
             samples=samples,
-            moments=moments,
-            folder=out / PROGRESS / _identity(compiled, spec),
+            folder=progress,
             track=partial(show_progress, label=f"{label}: {len(part):,} images"),
         )
         for label, part in zip(("calibration", "test"), parts, strict=True)
@@ -247,17 +242,3 @@ def _affordable(seconds: dict[int, float], images: int) -> tuple[int, ...]:
     if left_out := [count for count in SAMPLES if count not in chosen]:
         console.print(f"not calibrated, as it would take too long: {', '.join(map(str, left_out))} masks")
     return chosen
-
-
-def _metrics(
-    estimates: Estimates, labels_N: np.ndarray, samples: int, calibrations: Sequence[Calibration]
-) -> dict[str, Any]:
-    """Figures of the test images, by mode, as `training.train` has them."""
-    rows = {}
-    for mode, key in (("eval", ("eval", 0)), ("mc", ("masks", samples)), ("moments", ("moments", 0))):
-        if key not in estimates:
-            continue
-        calibration = find_calibration(calibrations, *key)  # type: ignore[arg-type]
-        rows[mode] = measure_one(estimates[key], labels_N, calibration=calibration)  # type: ignore[index]
-    rows["mc"] |= {"samples": samples, "seed": SEED}
-    return rows

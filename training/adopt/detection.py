@@ -40,7 +40,7 @@ def read_other_images(arguments: Sequence[str]) -> dict[str, list[StoredImage]]:
     return kinds
 
 
-def measure_detection(
+def measure_other_images(
     engine: Graph,
     novelty: FeatureNovelty,
     spec: InputSpec,

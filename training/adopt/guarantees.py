@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -12,12 +13,13 @@ from training.calibrate import conformal_quantile, least_images
 from training.measure import prediction_sets
 
 Array = np.ndarray
+Guarantee = tuple[str, str, bool]  # what is guaranteed, what was found, and whether it holds
 
 _CONFIDENCE = 0.95  # of the intervals
 _MANY_CLASSES = 10
 
 
-def check_guarantees(calibration: Calibration, probs_BC: Array, labels_B: Array) -> list[tuple[str, str, bool]]:
+def check_guarantees(calibration: Calibration, probs_BC: Array, labels_B: Array) -> list[Guarantee]:
     """Compare each guarantee of a calibration with labelled test images.
 
     Args:
@@ -65,6 +67,12 @@ def is_near_chance(probs_BC: Array, labels_B: Array) -> bool:
 def images_for(coverage: float) -> int:
     """Smallest number of calibration images that gives a conformal quantile of this coverage."""
     return next(n for n in itertools.count(1) if conformal_quantile(np.zeros(n), coverage) is not None)
+
+
+def guarantees_as_json(guarantees: Sequence[Guarantee], missing: Sequence[str]) -> dict[str, Any]:
+    """Describe the guarantees that were tested, and those that can't be given, for the card."""
+    names = ("guarantee", "found", "holds")
+    return {"tested": [dict(zip(names, row, strict=True)) for row in guarantees], "missing": list(missing)}
 
 
 def missing_guarantees(calibration: Calibration, images: int, classes: Sequence[str], labels_B: Array) -> list[str]:

@@ -1,9 +1,8 @@
 """The model card of an adopted network: what is added to card.json, and the HTML page with its plots."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from model import Calibration, load_artifact
 from model.artifact import write_atomically
 from model.card_page import Picture
 from training import plots
-from training.adopt.guarantees import check_guarantees
+from training.adopt.labelled_images import LabelledImages
 from training.estimates import Estimates
 from training.failures import find_failures, record_failures
 from training.measure import prediction_sets
@@ -47,38 +46,22 @@ class Statements:
 def write_model_card(
     out: Path,
     tested: Estimates,
-    labels_N: Array,
+    testing: LabelledImages,
     calibration: Calibration,
     *,
-    missing: Sequence[str],
     pixels: Callable[[int], Array] | None,
-    intended_use: str,
 ) -> None:
-    """Add guarantees and known failures to the card of a saved artifact, and write `out`/model-card.
+    """Add known failures to the card of a saved artifact, and write `out`/model-card.
 
     Args:
         out: folder of the artifact.
         tested: predictions of the test images.
-        labels_N: their classes.
+        testing: these images.
         calibration: of the number of masks that is reported.
-        missing: guarantees that can't be given, each with the reason.
         pixels: finds the pixels of a test image; None for a card without test images.
-        intended_use: what the network is for; empty if that is not known.
     """
-    probs_NC = tested["masks", calibration.samples]["probs_BC"]
-    entries: dict[str, Any] = {
-        "guarantees": {
-            "tested": [
-                {"guarantee": guarantee, "found": found, "holds": holds}
-                for guarantee, found, holds in check_guarantees(calibration, probs_NC, labels_N)
-            ],
-            "missing": list(missing),
-        }
-    }
-    if intended_use:
-        entries["intended_use"] = intended_use
-    failures = find_failures(probs_NC, labels_N, load_artifact(out).classes, calibration, pixels)
-    record_failures(out, failures, entries)
+    probs_NC, labels_N = tested["masks", calibration.samples]["probs_BC"], testing.labels_N
+    record_failures(out, find_failures(probs_NC, labels_N, testing.classes, calibration, pixels))
     artifact, folder = load_artifact(out), out / FOLDER
     folder.mkdir(exist_ok=True)
     for name, picture in _plot(tested, labels_N, calibration).items():

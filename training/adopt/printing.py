@@ -1,17 +1,16 @@
 """What the command prints of an adopted network."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from rich.progress import track
 from rich.table import Table
 
-from model.calibration import Calibration
 from model.card_page.contents import detection_table
 from model.network.compile import Compiled
 from model.novelty import FeatureNovelty
-from training.adopt.guarantees import check_guarantees, images_for, is_near_chance
+from training.adopt.guarantees import Guarantee, images_for, is_near_chance
 from training.feature_novelty import LEAST_IMAGES
 from training.tables import FigureTable
 from training.terminal import console
@@ -63,18 +62,12 @@ def show_accuracy(probs_NC: np.ndarray, labels_N: np.ndarray) -> None:
         )
 
 
-def show_guarantees(calibration: Calibration, probs_NC: np.ndarray, labels_N: np.ndarray) -> None:
-    """Print each guarantee, and whether it holds on the test images.
-
-    Args:
-        calibration: fitted to other images.
-        probs_NC: mean class probabilities of the test images, before temperature scaling.
-        labels_N: their classes.
-    """
-    table = Table(title=f"guarantees, {calibration.samples} masks, on the test images")
+def show_guarantees(guarantees: Sequence[Guarantee], samples: int) -> None:
+    """Print each guarantee for a number of masks, and whether it holds on the test images."""
+    table = Table(title=f"guarantees, {samples} masks, on the test images")
     for column in ("guarantee", "found", "holds"):
         table.add_column(column)
-    for guarantee, found, holds in check_guarantees(calibration, probs_NC, labels_N):
+    for guarantee, found, holds in guarantees:
         table.add_row(guarantee, found, "yes" if holds else "no")
     console.print(table)
 

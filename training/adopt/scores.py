@@ -10,10 +10,9 @@ import numpy as np
 
 from model.artifact import write_atomically
 from model.graph import Graph
-from model.moments import ChainMoments
 from model.uncertainty import summarize
 from training.adopt.stored_images import StoredImage
-from training.estimates import Estimates
+from training.estimates import Estimates, Estimators
 
 Array = np.ndarray
 
@@ -22,23 +21,21 @@ SEED = 0  # of the masks
 
 
 def measure_images(
-    engine: Graph,
+    estimators: Estimators[Graph],
     images: Sequence[StoredImage],
     prepare: Callable[[StoredImage], Array],
     *,
     samples: Sequence[int],
-    moments: ChainMoments | None,
     folder: Path,
     track: Callable[[Iterable[int]], Iterable[int]],
 ) -> tuple[Estimates, Array]:
     """Predict images in eval mode, under masks and by moments; what a previous run saved is not computed again.
 
     Args:
-        engine: the compiled network.
+        estimators: of the compiled network.
         images: N of them.
         prepare: reads an image as the network takes it, (1, C, H, W) float32.
         samples: numbers of masks; each uses the first masks of the largest number.
-        moments: moment propagation, if the network allows it.
         folder: of the saved parts of this network and input specification; created if missing.
         track: shows the progress over an iterable.
 
@@ -53,7 +50,7 @@ def measure_images(
         saved = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.npz"
         if not saved.exists():
             buffer = io.BytesIO()
-            np.savez(buffer, **_measure(engine, groups[index], prepare, samples, moments))
+            np.savez(buffer, **_measure(estimators, groups[index], prepare, samples))
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(saved, buffer.getvalue())
         with np.load(saved, allow_pickle=False) as arrays:
@@ -65,18 +62,18 @@ def measure_images(
             "probs_BC": joined[f"mean {count}"],
             "information_B": joined[f"information {count}"],
         }
-    if moments is not None:
+    if estimators.moments is not None:
         estimates["moments", 0] = {"probs_BC": joined["moments"], "information_B": joined["moments information"]}
     return estimates, joined["features"]
 
 
 def _measure(
-    engine: Graph,
+    estimators: Estimators[Graph],
     images: Sequence[StoredImage],
     prepare: Callable[[StoredImage], Array],
     samples: Sequence[int],
-    moments: ChainMoments | None,
 ) -> dict[str, Array]:
+    engine, moments = estimators.masks, estimators.moments
     rows: dict[str, list[Array]] = {}
     for image in images:
         image_1CHW = prepare(image)

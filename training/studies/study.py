@@ -125,7 +125,10 @@ class Study:
 
     def key(self, variant: Variant, plan: Plan) -> str:
         """Return a digest of everything except the seed that determines a variant's numbers."""
-        inputs = (self.name, self.version, variant, plan.scale, self.recipe(plan))
+        recipe = self.recipe(plan)
+        inputs = (self.name, self.version, variant, plan.scale, recipe)
+        if recipe.erase:  # which the recipe's repr leaves out
+            inputs += (recipe.erase,)
         return hashlib.sha256(repr(inputs).encode()).hexdigest()[:12]
 
     def cell(self, variant: Variant, seed: int, plan: Plan) -> tuple[str, str, int, str]:

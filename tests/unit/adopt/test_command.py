@@ -197,9 +197,18 @@ def test_an_interrupted_adoption_goes_on_to_the_same_artifact(folder, whole, mon
 
 
 def test_inserted_dropout_is_printed_and_on_the_card(folder, monkeypatch):
-    done = run(folder, "inserted", monkeypatch, "--arguments", '{"dropout": 0}', "--inject-dropout", "0.2")
+    words = ["--arguments", '{"dropout": 0}', "--inject-dropout", "0.2", "--intended-use", "Sorts stripes."]
+    done = run(folder, "inserted", monkeypatch, *words)
     assert done.exit_code == 0, done.output
     assert "dropout of p 0.2 inserted before 4" in done.stdout
     card = json.loads(Path("adopted", "card.json").read_text())
+    assert card["intended_use"] == "Sorts stripes."
+    tested, missing = card["guarantees"]["tested"], card["guarantees"]["missing"]
+    assert [one["guarantee"] for one in tested][:2] == ["sets of coverage 0.8", "sets of coverage 0.9"]
+    assert missing
+    assert all(f"no guarantee for {line}" in " ".join(done.stdout.split()) for line in missing)
+    page = Path("adopted", "model-card", "index.html").read_text()
+    assert "Sorts stripes." in page
+    assert "sets of coverage 0.9" in page
     assert card["injected_dropout"] == {"p": 0.2, "before": "4"}
     assert [site["p"] for site in card["graph"]["dropout"]] == [0.2]

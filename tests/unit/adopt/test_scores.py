@@ -9,6 +9,7 @@ from PIL import Image
 from training.adopt.inputs import input_spec, prepare_image
 from training.adopt.scores import SEED, measure_images
 from training.adopt.stored_images import ImageFile
+from training.estimates import Estimators
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +34,8 @@ def test_estimates_are_those_of_the_engine_and_kept(engine, images, tmp_path):
         return rgb.SPEC.normalize(prepare_image(image, rgb.SPEC)[None])
 
     def measure(folder="kept"):
-        return measure_images(
-            engine, images, prepare, samples=(10, 30), moments=None, folder=tmp_path / folder, track=iter
-        )
+        estimators = Estimators(engine, None)
+        return measure_images(estimators, images, prepare, samples=(10, 30), folder=tmp_path / folder, track=iter)
 
     estimates, features_NF = measure()
     images_B = np.concatenate([prepare(image) for image in images])
