@@ -104,7 +104,7 @@ def _size(value: Any) -> int:
 
 
 class Graph:
-    """Eval-mode prediction and Monte-Carlo dropout of a compiled network, without its code.
+    """Eval-mode prediction and Monte Carlo dropout of a compiled network, without its code.
 
     Masks are keyed by (seed, sample, site, unit) and shared by all images. An image's result does not depend on the
     other images, nor on how the masks are divided into chunks. One thread computes.

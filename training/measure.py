@@ -27,7 +27,7 @@ def measure(
     Args:
         estimates: predictions of the images.
         labels_B: their classes.
-        samples: number of masks of the Monte-Carlo prediction; must be among the estimates.
+        samples: number of masks of the Monte Carlo prediction; must be among the estimates.
         seed: seed of the masks.
         calibrations: calibrations of the estimators.
 

@@ -51,7 +51,7 @@ class Evaluation:
     Attributes:
         artifact: the evaluated artifact.
         test: labelled test images.
-        samples: number of masks of the Monte-Carlo prediction.
+        samples: number of masks of the Monte Carlo prediction.
         estimates: predictions of the test images by name of the model: "" for the artifact.
         scores: out-of-distribution scores by name of the images, the test images first, and by name of the score.
         figures: all measurements, for JSON.

@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout of any torch module as it is now: while it runs, its dropout is replaced by masks."""
+"""Monte Carlo dropout of any torch module as it is now: while it runs, its dropout is replaced by masks."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout: predictions of one network under many dropout masks."""
+"""Monte Carlo dropout: predictions of one network under many dropout masks."""
 
 import numpy as np
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from model.uncertainty import Uncertainty, summarize
 
 
 class MonteCarloDropout:
-    """Eval-mode prediction and Monte-Carlo dropout of one network (Gal & Ghahramani 2016, arXiv:1506.02142).
+    """Eval-mode prediction and Monte Carlo dropout of one network (Gal & Ghahramani 2016, arXiv:1506.02142).
 
     A mask defines one thinned sub-network; it is keyed by (seed, sample, use of dropout, unit) and shared by all
     images. What comes before the first active dropout runs once for each image. The network's train/eval mode does not

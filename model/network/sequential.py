@@ -1,4 +1,4 @@
-"""Monte-Carlo dropout of layers in sequence: one pass in which the masks take the place of the images."""
+"""Monte Carlo dropout of layers in sequence: one pass in which the masks take the place of the images."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache

@@ -61,6 +61,7 @@ def test_a_damaged_artifact_is_refused_in_one_line(tmp_path, damage):
 
 
 def test_a_missing_model_is_refused_in_one_line(tmp_path):
-    for model in ("bentoml:nothing", str(tmp_path / "nothing")):
+    for model, reason in {"bentoml:nothing": "in BentoML store", str(tmp_path / "nothing"): "card.json"}.items():
         (line,) = refusal(model).splitlines()
         assert line.startswith("mcd: the model can't be served: ")
+        assert reason in line

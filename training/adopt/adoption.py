@@ -26,12 +26,12 @@ from training.adopt.inputs import check_images, prepare_image
 from training.adopt.labelled_images import LabelledImages
 from training.adopt.model_card import Statements, write_model_card
 from training.adopt.printing import (
-    show_accuracy,
     show_detection,
     show_guarantees,
     show_network,
     show_novelty,
     show_progress,
+    warn_of_chance,
 )
 from training.adopt.scores import SEED, measure_images
 from training.adopt.stored_images import StoredImage, as_png
@@ -144,7 +144,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
 
     for table in prediction_tables(metrics, f"{len(testing):,} test images"):
         console.print(table.as_rich())
-    show_accuracy(tested["eval", 0]["probs_BC"], testing.labels_N)
+    warn_of_chance(tested["eval", 0]["probs_BC"], testing.labels_N)
     show_guarantees(guarantees, reported)
     for line in missing:
         console.print(f"no guarantee for {line}")

@@ -47,7 +47,7 @@ def show_network(compiled: Compiled, seconds: Mapping[int, float]) -> None:
     console.print(f"one image on one core: eval mode {1000 * seconds[0]:.3g} ms, {times}")
 
 
-def show_accuracy(probs_NC: np.ndarray, labels_N: np.ndarray) -> None:
+def warn_of_chance(probs_NC: np.ndarray, labels_N: np.ndarray) -> None:
     """Print a warning if a network in eval mode does little better than chance.
 
     Args:

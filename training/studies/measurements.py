@@ -27,7 +27,7 @@ class Scale:
     Attributes:
         train: number of training images, from the start.
         test: number of test images and of MNIST's digits, from the start.
-        passes: number of masks of a Monte-Carlo prediction.
+        passes: number of masks of a Monte Carlo prediction.
         masks: numbers of masks that are compared.
         recipe: training recipe, except for the number of epochs.
     """
