@@ -25,6 +25,8 @@ PIP_INSTALL := -m pip install --disable-pip-version-check --constraint constrain
 PYTEST := $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 # Files in the order of tests/conftest.py.
 TWO_PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
+# Measures CPU time and delays, so nothing else runs beside it.
+MEASURED := tests/e2e/test_worst.py
 BENCH := .venv-bench
 CHAPTER := runs/chapter/artifact
 SEEDS := 1 2 3 4
@@ -77,7 +79,8 @@ test: $(INSTALLED)
 # Also killed processes, overload, Ray, a Bento and long training runs.
 test-all: $(INSTALLED)
 	MCD_FUZZ_EXAMPLES=40 MCD_FUZZ_LEAST=500 $(PYTEST) $(TWO_PROCESSES) tests/unit tests/integration
-	$(PYTEST) tests/e2e
+	$(PYTEST) $(TWO_PROCESSES) tests/e2e --ignore $(MEASURED)
+	$(PYTEST) $(MEASURED)
 
 # Five thousand requests and more made from the service's own description, ten minutes.
 fuzz: $(INSTALLED)
