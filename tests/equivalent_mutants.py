@@ -34,6 +34,15 @@ _CHOICE = "another choice that is as good"
 _NEVER = "the two differ only for what never comes here"
 
 EQUIVALENT = (
+    Equivalent("model/network/sequential.py", "if len(images_B) == 0:", "if len(images_B) <= 0:", _NEVER),
+    Equivalent(
+        "model/network/dropout.py",
+        "keep = torch.rand(X.shape, generator=generator, device=X.device) >= p",
+        "keep = torch.rand(X.shape, generator=generator, device=X.device) > p",
+        _CHOICE,
+    ),
+    Equivalent("service/inference/arrays.py", "_MAX_NPY_HEADER = 1000  # bytes", None, _CHOICE),
+    Equivalent("model/moments.py", "_MIN_LOGIT = -60.0", None, _CHOICE),
     Equivalent(
         "model/graph.py",
         "_CHUNK_BYTES = 2**25  # memory for the activations of the masks of one image that are computed at once",

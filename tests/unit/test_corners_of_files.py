@@ -11,7 +11,7 @@ from stages import accept, decode
 
 from model.input_spec import FASHION_MNIST
 from service.inference.arrays import read_npy_shape
-from service.inference.errors import ImageError
+from service.inference.errors import ImageError, UnknownFormatError
 from service.inference.formats import read_structure
 
 ORIENTED = b'<x tiff:Orientation="6"/>'
@@ -179,6 +179,12 @@ def test_a_list_of_pictures_gives_their_number(pictures, frames):
     assert read_structure(data[:2] + segment(0xE2, b"MPF\0" + tiff(0xB001, pictures)) + data[2:]).frames == frames
 
 
+def test_other_content_of_its_segment_is_no_list_of_pictures():
+    data = jpeg()
+    assert read_structure(data[:2] + segment(0xE2, b"FPXR" + tiff(0xB001, 3)) + data[2:]).frames == 1
+    assert read_structure(data[:2] + segment(0xE5, b"MPF\0" + tiff(0xB001, 3)) + data[2:]).frames == 1
+
+
 @pytest.mark.parametrize("width", [2, 26, 1000])
 def test_exif_in_text_is_read_from_the_fourth_line(width):
     digits = tiff(0x0112, 6).hex()
@@ -191,6 +197,17 @@ def test_exif_in_text_is_read_from_the_fourth_line(width):
 def test_a_default_image_without_control_is_one_more_frame(controls, frames):
     animation = chunk(b"acTL", struct.pack(">II", 3, 0)) + controls * chunk(b"fcTL", bytes(26))
     assert read_structure(png_header() + animation + chunk(b"IDAT", b"pixels")).frames == frames
+
+
+def test_an_animation_of_one_image_has_one_frame():
+    animation = chunk(b"acTL", struct.pack(">II", 1, 0)) + chunk(b"fcTL", bytes(26))
+    assert read_structure(png_header() + animation + chunk(b"IDAT", b"pixels")).frames == 1
+
+
+@pytest.mark.parametrize("data", [b"RIFF\0\0\0\0WAVEfmt ", b"RIFX\0\0\0\0WEBPVP8 "])
+def test_half_a_signature_of_webp_is_an_unknown_format(data):
+    with pytest.raises(UnknownFormatError):
+        read_structure(data)
 
 
 @pytest.mark.parametrize("names", [(b"zTXt",), (b"zTXt", b"iCCP"), (b"iTXt", b"zTXt", b"iTXt")])

@@ -387,3 +387,6 @@ def test_the_operators_of_a_graph_are_read_as_onnx_reads_them(graphs, name):
         assert read_opsets(data) == expected == [("", OPSET)]
         with pytest.raises(ValueError, match="expected the fields of an ONNX model, got field 99 of kind 1"):
             read_opsets(data + bytes([0x99, 0x06]) + bytes(8))
+        model = onnx.load_from_string(data)
+        onnx.helper.set_model_props(model, {"": "a field with a higher number"})
+        assert read_opsets(model.SerializeToString()) == expected

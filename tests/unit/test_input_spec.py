@@ -174,6 +174,13 @@ def test_an_image_of_the_networks_size_stays_as_it_is():
     assert found.steps == ()
 
 
+@pytest.mark.parametrize("side", [np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]])
+def test_each_side_counts_for_whether_a_border_is_light(side):
+    pixels = np.full((20, 20), 110, np.uint8)
+    pixels[side] = 255  # with it the mean of the four sides is over 127.5, without it under
+    assert prepare(Decoded(pixels, "PNG"), Invert.AUTO, GREY).inverted
+
+
 @pytest.mark.parametrize(
     ("polarity", "invert", "expected"),
     [
