@@ -103,9 +103,8 @@ def test_pixels_within_13_levels_are_plain(contrast, plain):
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_an_image_is_novel_only_above_the_threshold(together):
-    artifact, pixels = load_artifact(), np.zeros((1, 28, 28), np.uint8)
-    pixels[:, 5:20, 8:20] = 200
+def test_an_image_is_novel_only_above_the_threshold(served, together):
+    artifact, pixels = served.artifact, served.pixels_B[:1]
     predictions = Predictor(artifact).predict(pixels)
     score = decided(artifact, predictions, pixels, math.inf, together).novelty.score
     alone = decided(artifact, predictions, pixels, score, together).novelty.score
