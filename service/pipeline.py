@@ -226,7 +226,7 @@ class Pipeline:
         return drawing, _answer(outcome, parameters, self.classes)
 
     def _check(self, artifact: Artifact) -> None:
-        """Check the predictions for a drawing, and compare them with what the network's layers give as arrays, if any."""
+        """Check the predictions for a drawing, where the network has layers as arrays against what these give."""
         drawing = _drawing(self.input.pixel_shape)
         (probabilities,) = self._predictor.predict(drawing[None]).probs_BC.tolist()
         (sampled,) = self._predictor.sample(drawing[None], samples=100, seed=0).probs_BC.tolist()
