@@ -117,6 +117,7 @@ class Pipeline:
     ) -> None:
         self.model, self.classes = artifact.sha256, artifact.classes
         self.card = {name: value for name, value in artifact.card.items() if name != "calibrations"}  # large tables
+        self.card["input_specification"] = artifact.input.to_json()
         self.failures = artifact.failures
         if artifact.moments_unavailable is not None:
             self.card["chain"] = {"unavailable": artifact.moments_unavailable}

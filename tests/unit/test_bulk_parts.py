@@ -16,6 +16,7 @@ from pyarrow import fs
 from typer.testing import CliRunner
 
 from model import load_artifact
+from model.input_spec import FASHION_MNIST
 from service.bulk.__main__ import app
 from service.bulk.inputs import array_files, image_files, parquet, source
 from service.bulk.inputs.discovery import open_source
@@ -38,7 +39,9 @@ PIXELS_BHW = RNG.integers(0, 256, (30, 28, 28), dtype=np.uint8)
 
 
 def opened(where: Path | str, **options) -> Source:
-    return open_source(str(where), **({"image": "image", "identifier": None, "max_bytes": 10_000} | options))
+    return open_source(
+        str(where), **({"image": "image", "identifier": None, "max_bytes": 10_000, "spec": FASHION_MNIST} | options)
+    )
 
 
 def read(source: Source, ids: pa.Array = NONE, *, include: bool = False) -> list[dict]:

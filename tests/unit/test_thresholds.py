@@ -10,6 +10,7 @@ from scipy.stats import kstest
 from stages import prepare
 
 from model import MLPConfig, MonteCarloDropout, build_mlp, load_artifact, summarize
+from model.input_spec import FASHION_MNIST
 from model.novelty import Novelty
 from service.inference.decision import DecisionOptions, DecisionPolicy, _uniform
 from service.inference.general_decoder import Decoded
@@ -78,7 +79,7 @@ def test_each_side_of_the_border_counts(side):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_few_images_together_are_each_prepared(count):
     images = [bordered(total) for total in (0, 112 * 200, 112 * 127)[:count]]
-    for image, found in zip(images, prepare_all(images), strict=True):
+    for image, found in zip(images, prepare_all(images, spec=FASHION_MNIST), strict=True):
         assert np.array_equal(found.pixels, prepare(image).pixels)
 
 

@@ -58,8 +58,9 @@ def test_files_have_no_inline_code_and_no_external_resources():
 
 
 def test_card_json_is_the_model_card_without_calibration_tables(client):
-    card = load_artifact().card
-    assert client.get("/card.json").json() == {name: value for name, value in card.items() if name != "calibrations"}
+    artifact = load_artifact()
+    expected = {name: value for name, value in artifact.card.items() if name != "calibrations"}
+    assert client.get("/card.json").json() == expected | {"input_specification": artifact.input.to_json()}
     assert len(client.get("/card.json").content) < 20_000
 
 
