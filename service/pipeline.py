@@ -117,6 +117,7 @@ class Pipeline:
     ) -> None:
         self.model, self.classes = artifact.sha256, artifact.classes
         self.card = {name: value for name, value in artifact.card.items() if name != "calibrations"}  # large tables
+        self.card["input_specification"] = artifact.input.to_json()
         self.failures = artifact.failures
         if artifact.moments_unavailable is not None:
             self.card["chain"] = {"unavailable": artifact.moments_unavailable}
@@ -226,16 +227,18 @@ class Pipeline:
         return drawing, _answer(outcome, parameters, self.classes)
 
     def _check(self, artifact: Artifact) -> None:
-        """Compare the prediction for a drawing with what the network's layers give as arrays."""
+        """Check the predictions for a drawing, where the network has layers as arrays against what these give."""
         drawing = _drawing(self.input.pixel_shape)
         (probabilities,) = self._predictor.predict(drawing[None]).probs_BC.tolist()
         (sampled,) = self._predictor.sample(drawing[None], samples=100, seed=0).probs_BC.tolist()
-        expected = probabilities
+        for found in (probabilities, sampled):
+            if not np.isclose(sum(found), 1):
+                raise ValueError(f"the example image must get probabilities that sum to 1, got {found}")
         if artifact.chain is not None:
             before, after = artifact.chain.stages()
             expected = softmax(run((*before, *after), self.input.normalize(drawing[None]).ravel())).tolist()
-        if not (np.allclose(probabilities, expected, atol=1e-5) and np.isclose(sum(sampled), 1)):
-            raise ValueError(f"the example image must get the probabilities {expected}, got {probabilities}")
+            if not np.allclose(probabilities, expected, atol=1e-5):
+                raise ValueError(f"the example image must get the probabilities {expected}, got {probabilities}")
 
     def _outcomes(
         self, images: Iterable[RawImage | Problem], sampling: Sampling, options: DecisionOptions | None, run: Run

@@ -13,7 +13,9 @@ import rgb
 import torch
 from server import ROOT, Server, serve
 from threadpoolctl import threadpool_limits
+from two_models import Served
 
+from model import load_artifact
 from training.data import DataError, FashionMNIST, load_fashion_mnist
 from training.ood import download_images, read_images
 
@@ -64,6 +66,25 @@ def rgb_folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def embedded(fashion) -> Served:
+    artifact = load_artifact()
+    return Served({}, artifact, artifact.network, fashion.test.images_B[:1000:5].numpy().copy(), ("masks", "moments"))
+
+
+@pytest.fixture(scope="session")
+def other(rgb_folder) -> Served:
+    """RGB images, another size and another number of classes."""
+    settings = {"MCD_MODEL": str(rgb_folder)}
+    return Served(settings, load_artifact(rgb_folder), rgb.network(), rgb.noise(51, 200), ("masks",))
+
+
+@pytest.fixture(scope="session", params=["embedded", "other"])
+def served(request) -> Served:
+    """Tests that don't need one of the two run for both."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
 def server(tmp_path_factory) -> Iterator[Server]:
     """The embedded model behind two workers."""
     with serve(tmp_path_factory.mktemp("server") / "home", MCD_WORKERS="2") as running:
@@ -74,3 +95,10 @@ def server(tmp_path_factory) -> Iterator[Server]:
 def client(server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=server.url, timeout=30) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def rgb_server(tmp_path_factory, other) -> Iterator[Server]:
+    """The RGB network behind one worker."""
+    with serve(tmp_path_factory.mktemp("rgb-server") / "home", MCD_WORKERS="1", **other.settings) as running:
+        yield running

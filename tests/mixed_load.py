@@ -4,33 +4,32 @@ import asyncio
 import random
 
 import httpx
-import numpy as np
 from files import png
 from server import Server
+from two_models import Served
 
-from training.data import FashionMNIST
-
-_KINDS = [{"samples": n} for n in (0, 2, 10, 100, 300, 1000, "auto")] + [{"method": "moments"}]
+_KINDS = [{"samples": n} for n in (0, 2, 10, 100, 300, 1000, "auto")]
 _CONNECTIONS = 100
 Request = tuple[bytes, dict]
 
 
-def check_mixed_requests(server: Server, fashion: FashionMNIST, count: int) -> None:
-    requests = _requests(fashion, count)
+def check_mixed_requests(server: Server, served: Served, count: int) -> None:
+    requests = _requests(served, count)
     together = asyncio.run(_send_all(server.url, requests))
     with httpx.Client(base_url=server.url, timeout=30) as client:
         for (image, params), answer in zip(requests, together, strict=True):
             assert client.post("/predict", content=image, params=params).content == answer
 
 
-def _requests(fashion: FashionMNIST, count: int) -> list[Request]:
+def _requests(served: Served, count: int) -> list[Request]:
     rng = random.Random(11)
+    kinds = [*_KINDS, *({"method": method} for method in served.methods)]
     requests = []
     for index in range(count):
-        pixels = fashion.test.images_B[rng.randrange(10_000)].numpy()
+        pixels = served.pixels_B[rng.randrange(len(served.pixels_B))]
         if index % 10 == 0:  # large enough to be decoded in a thread
-            pixels = np.kron(pixels, np.ones((32, 32), np.uint8))
-        requests.append((png(pixels), rng.choice(_KINDS) | {"seed": rng.randrange(3)}))
+            pixels = pixels.repeat(32, axis=0).repeat(32, axis=1)
+        requests.append((png(pixels), rng.choice(kinds) | {"seed": rng.randrange(3)}))
     return requests
 
 

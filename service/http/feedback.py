@@ -57,12 +57,12 @@ class FeedbackEndpoint:
                 model with other classes; 422 for an invalid body, an unknown class, or a request id with several
                 images.
         """
+        pipeline = self._model.pipeline
         try:
-            feedback = FeedbackRequest.model_validate(parse_json(body, self._settings))
+            feedback = FeedbackRequest.model_validate(parse_json(body, self._settings, pipeline.input))
         except ValidationError as error:
             raise invalid_document(error) from error
-        classes = self._model.pipeline.classes
-        true_class, among = feedback.class_of(classes), classes_key(classes)
+        true_class, among = feedback.class_of(pipeline.classes), classes_key(pipeline.classes)
         if feedback.image_hash is not None:
             field, value = "image", int(feedback.image_hash, 16)
         else:

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field, File, FormParser, parse_options_header
 
-from model.input_spec import FASHION_MNIST, InputSpec
+from model.input_spec import InputSpec
 from service.inference.arrays import read_npy_shape
 from service.inference.formats import is_image_file
 from service.inference.pixels import Pixels
@@ -43,7 +43,7 @@ class ParsedBody:
     fields: RawParameters = ()
 
 
-def read_one(content_type: str, body: bytes, limits: Settings, spec: InputSpec = FASHION_MNIST) -> ParsedBody:
+def read_one(content_type: str, body: bytes, limits: Settings, spec: InputSpec) -> ParsedBody:
     """Read a body with exactly one image, whose field is called `image`.
 
     Args:
@@ -66,7 +66,7 @@ def read_one(content_type: str, body: bytes, limits: Settings, spec: InputSpec =
     return content
 
 
-def read_many(content_type: str, body: bytes, limits: Settings, spec: InputSpec = FASHION_MNIST) -> ParsedBody:
+def read_many(content_type: str, body: bytes, limits: Settings, spec: InputSpec) -> ParsedBody:
     """Read a body with one or more images, whose field is called `image` or `images`.
 
     A `Problem` takes the place of an invalid image.
@@ -166,7 +166,7 @@ def _text(value: bytes | None) -> str:
     return (value or b"").decode("utf-8")
 
 
-def parse_json(body: bytes, limits: Settings, spec: InputSpec = FASHION_MNIST) -> Any:
+def parse_json(body: bytes, limits: Settings, spec: InputSpec) -> Any:
     """Read JSON, in a time bounded by the size of the largest valid request.
 
     Args:

@@ -5,14 +5,14 @@ from typing import IO, Any
 
 import numpy as np
 
-from model.input_spec import FASHION_MNIST, InputSpec
+from model.input_spec import InputSpec
 from service.inference.errors import ImageError
 from service.inference.pixels import Pixels
 
 _MAX_NPY_HEADER = 1000  # bytes
 
 
-def pixels_of_array(values: Any, spec: InputSpec = FASHION_MNIST, *, unit_range: bool) -> Pixels:
+def pixels_of_array(values: Any, spec: InputSpec, *, unit_range: bool) -> Pixels:
     """Convert an image from nested lists, H x W, H x W x 3 or 3 x H x W, or from all its values in one list.
 
     Args:
@@ -68,7 +68,7 @@ def _flat(values: Any, limit: int) -> tuple[list[Any], tuple[int, ...] | None]:
     return flat, shape
 
 
-def read_npy_shape(file: IO[bytes], spec: InputSpec = FASHION_MNIST) -> tuple[int, ...]:
+def read_npy_shape(file: IO[bytes], spec: InputSpec) -> tuple[int, ...]:
     """Read the header of an .npy file of uint8 images: (B, H, W), (B, H, W, 3) or (B, 3, H, W), or one image.
 
     Returns:

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
-from model.input_spec import FASHION_MNIST, InputSpec
+from model.input_spec import InputSpec
 from service.inference.errors import ImageError
 from service.inference.general_decoder import Decoded, decode_image
 from service.inference.png import PlainPng, decode_plain
 from service.inference.upload import Upload
 
 
-def decode_all(
-    uploads: Sequence[Upload], *, unit_range: bool, spec: InputSpec = FASHION_MNIST
-) -> Iterator[Decoded | ImageError]:
+def decode_all(uploads: Sequence[Upload], *, unit_range: bool, spec: InputSpec) -> Iterator[Decoded | ImageError]:
     """Decode images in their order; yield an error in place of an invalid image.
 
     Images are decoded lazily, so that at most one large image is in memory. Simple PNG files are small, and are decoded

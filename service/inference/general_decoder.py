@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from model.input_spec import FASHION_MNIST, InputSpec
+from model.input_spec import InputSpec
 from service.inference import pillow_decoder
 from service.inference.arrays import pixels_of_array, wrong_shape
 from service.inference.errors import as_image_error
@@ -32,7 +32,7 @@ class Decoded(NamedTuple):
     warnings: tuple[str, ...] = ()
 
 
-def decode_image(upload: Upload, *, unit_range: bool, spec: InputSpec = FASHION_MNIST) -> Decoded:
+def decode_image(upload: Upload, *, unit_range: bool, spec: InputSpec) -> Decoded:
     """Decode an image; arguments and errors as for `decoding.decode_all`."""
     content = upload.content
     if isinstance(content, list):

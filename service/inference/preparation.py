@@ -70,7 +70,7 @@ class Input(NamedTuple):
 
 
 def prepare_all(
-    decoded: Iterable[Decoded | ImageError], *, invert: Invert = Invert.AUTO, spec: InputSpec = FASHION_MNIST
+    decoded: Iterable[Decoded | ImageError], *, invert: Invert = Invert.AUTO, spec: InputSpec
 ) -> list[Input | ImageError]:
     """Prepare images for the network. The other images of the batch do not affect an image.
 

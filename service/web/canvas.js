@@ -3,7 +3,7 @@
 import { byId } from "./dom.js";
 import { paint } from "./image-changes.js";
 
-const PEN_RADIUS = 1.7 / 28; // of the shorter side
+const PEN_RADIUS = 0.061; // of the shorter side
 const MAX_HEIGHT = 24; // rem
 
 export class DrawingCanvas {

@@ -7,7 +7,7 @@ const CHANGES = Object.keys(UNCHANGED);
 const DECISION_PARAMETERS = ["coverage", "max_risk", "false_alarm_rate"];
 const MASK_FIELDS = ["samples", "samples-range", "seed", "new-seed"];
 const MAX_BLUR = 4; // pixels, or this part of the shorter side
-const MAX_BLUR_OF_SIDE = 1 / 28;
+const MAX_BLUR_OF_SIDE = 0.036;
 const [MIN_MASKS, MAX_MASKS, SLIDER_STEPS] = [2, 1000, 100];
 
 export class Controls {

@@ -1,6 +1,5 @@
 // What the page has to know of the served network, from its card.
 
-const FASHION_MNIST = { channels: 1, height: 28, width: 28, polarity: "light-on-dark" };
 const MAX_DRAWN_SIDE = 64; // pixels; a larger drawing would take too long by hand
 
 /**
@@ -9,9 +8,8 @@ const MAX_DRAWN_SIDE = 64; // pixels; a larger drawing would take too long by ha
  *   there is no moment propagation, null if there is.
  */
 export function describeNetwork(card) {
-  const input = card.input?.channels ? card.input : FASHION_MNIST; // cards of our own networks have a text, or nothing
-  const { channels, height, width } = input;
-  const isLightOnDark = input.polarity === "light-on-dark";
+  const { channels, height, width, polarity } = card.input_specification;
+  const isLightOnDark = polarity === "light-on-dark";
   const data = card.data?.name?.split(" (")[0] ?? null;
   return {
     classes: card.classes,

@@ -1,6 +1,8 @@
 """Bodies that schemathesis can't make by itself, and requests that it would judge wrongly."""
 
 import io
+import json
+import os
 
 import numpy as np
 import schemathesis
@@ -14,7 +16,8 @@ def _npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-_IMAGES = st.integers(1, 3).flatmap(lambda count: arrays(np.uint8, (count, 28, 28)))
+_PIXEL_SHAPE = json.loads(os.environ["PIXEL_SHAPE"])  # of the network's images
+_IMAGES = st.integers(1, 3).flatmap(lambda count: arrays(np.uint8, (count, *_PIXEL_SHAPE)))
 schemathesis.openapi.media_type("application/x-npy", _IMAGES.map(_npy))
 _OF_SEVERAL_IMAGES = {"/predict_batch", "/rank"}
 

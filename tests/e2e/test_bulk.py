@@ -25,6 +25,7 @@ from server import ROOT
 from typer.testing import CliRunner
 
 from model import load_artifact
+from model.input_spec import FASHION_MNIST
 from service.bulk.__main__ import app
 from service.bulk.inputs.discovery import open_source
 from service.bulk.job import KEEP_MEMORY
@@ -125,7 +126,7 @@ def cluster() -> Iterator[RayCluster]:
 
 def scored(source: Path, **asked: str) -> pa.Table:
     """The rows without Ray, in the order of their ids."""
-    images = open_source(str(source), image="image", identifier=None, max_bytes=2**20)
+    images = open_source(str(source), image="image", identifier=None, max_bytes=2**20, spec=FASHION_MNIST)
     score = Scorer(
         load_artifact(),
         Parameters.gather(({"samples": "30"} | asked).items()),

@@ -3,5 +3,5 @@
 from mixed_load import check_mixed_requests
 
 
-def test_a_thousand_mixed_requests_are_answered_as_if_alone(server, fashion):
-    check_mixed_requests(server, fashion, 1000)
+def test_a_thousand_mixed_requests_are_answered_as_if_alone(server, embedded):
+    check_mixed_requests(server, embedded, 1000)

@@ -6,7 +6,6 @@ import pytest
 from files import encoded, png
 from PIL import Image
 
-from model import load_artifact
 from service.bulk.inputs.source import IMAGES
 from service.bulk.scoring import ROWS, Scorer
 from service.inference.limits import ImageLimits
@@ -25,17 +24,19 @@ FIELDS = ("label", "class_index", "confidence", "probabilities", "predictive_ent
         {"samples": "auto", "max_samples": 300, "coverage": 0.99, "max_risk": 0.01},
     ],
 )
-def test_rows_are_the_answers_of_the_service(client, fashion, asked):
-    pictures = [png(pixels) for pixels in fashion.test.images_B[:200].numpy()]
-    noise = np.random.default_rng(0).integers(0, 256, (28, 28), dtype=np.uint8)
+def test_rows_are_the_answers_of_the_service(served, served_client, asked):
+    if asked.get("method", "masks") not in served.methods:
+        asked = {"samples": 10, "set_method": "aps"}
+    pictures = [png(pixels) for pixels in served.pixels_B]
+    noise = np.random.default_rng(0).integers(0, 256, served.artifact.input.pixel_shape, dtype=np.uint8)
     pictures += [encoded(Image.fromarray(noise).resize((90, 60)), kind) for kind in ("JPEG", "WEBP", "PNG")]
-    artifact = load_artifact()
+    artifact = served.artifact
     score = Scorer(artifact, Parameters.gather(asked.items()), encoded=True, limits=ImageLimits(25_000))
     ids = [str(number) for number in range(len(pictures))]
     found = score(pa.table([ids, pictures, [None] * len(ids)], schema=IMAGES))
     assert found.schema == ROWS
     files = [("images", picture) for picture in pictures]
-    answers = client.post("/predict_batch", files=files, params=asked).json()["results"]
+    answers = served_client.post("/predict_batch", files=files, params=asked).json()["results"]
     for row, answer in zip(found.to_pylist(), answers, strict=True):
         predictive_entropy = (answer["uncertainty"] or row)["predictive_entropy"]
         expected = answer | {"predictive_entropy": predictive_entropy}

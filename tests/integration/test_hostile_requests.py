@@ -15,6 +15,9 @@ import pytest
 from files import encoded
 from PIL import Image
 from server import ROOT, Server
+from two_models import Served
+
+from model.input_spec import InputSpec
 
 BOOT = (ROOT / "docs" / "images" / "fashion-mnist-ankle-boot.png").read_bytes()
 LEAST = 280
@@ -65,8 +68,9 @@ def files_of_other_kinds() -> Iterator[bytes]:
     yield from (head + bytes(range(64)) for head in heads)
 
 
-def arrays() -> Iterator[str]:
-    zeros = [[0] * 28] * 28
+def arrays(spec: InputSpec) -> Iterator[str]:
+    shape, count = spec.pixel_shape, spec.values
+    zeros = np.zeros(shape, int).tolist()
     for bad in (
         "NaN",
         "Infinity",
@@ -82,11 +86,14 @@ def arrays() -> Iterator[str]:
         "[0]",
         "{}",
     ):
-        yield f'{{"image": {json.dumps(zeros)[:-2]}, {bad}]]}}'  # one value too many, too
-        yield '{"image": [' + ", ".join(["0"] * 783 + [bad]) + "]}"
-    for shape in ((27, 28), (28, 27), (28, 29), (1, 1), (783,), (785,), (28, 28, 1), (1, 28, 28), (0,), (28, 0)):
-        yield json.dumps({"image": np.zeros(shape, int).tolist()})
-    yield json.dumps({"image": [*zeros[:27], [0] * 27]})
+        end = "]" * len(shape)
+        yield f'{{"image": {json.dumps(zeros).removesuffix(end)}, {bad}{end}}}'  # one value too many, too
+        yield '{"image": [' + ", ".join(["0"] * (count - 1) + [bad]) + "]}"
+    height, width = shape[:2]
+    sides = [(height - 1, width), (height, width - 1), (height, width + 1), (height, width, 2), (height, 0), (1, 1)]
+    for other in (*sides, (count - 1,), (count + 1,), (0,), (*shape, 1), (1, *shape)):
+        yield json.dumps({"image": np.zeros(other, int).tolist()})
+    yield json.dumps({"image": [*zeros[1:], zeros[0][1:]]})
     yield from (
         json.dumps({"image": value}) for value in (0, 1.5, None, True, {}, "", "x", "http://127.0.0.1/a.png", "é")
     )
@@ -151,17 +158,18 @@ def compressed() -> Iterator[tuple[str, bytes]]:
     yield from (("zstd", BOOT), ("gzip, gzip", BOOT), ("compress", BOOT), ("x" * 1000, BOOT))
 
 
-def requests() -> Iterator[Request]:
+def requests(spec: InputSpec) -> Iterator[Request]:
     pictures = [*truncated(), *bombs(), *files_of_other_kinds()]
     yield from (("image/png", picture, {}, {}) for picture in pictures)
     encoded_pictures = (base64.b64encode(picture).decode() for picture in pictures[::4])
     yield from (("application/json", json.dumps({"image": one}).encode(), {}, {}) for one in encoded_pictures)
-    yield from (("application/json", text.encode(), {}, {}) for text in arrays())
+    yield from (("application/json", text.encode(), {}, {}) for text in arrays(spec))
     yield from (("application/json", body, {}, {}) for body in broken_json())
     yield from ((kind, body, {}, {}) for kind, body in forms())
     yield from (("image/png", BOOT, {name: value}, {}) for name, value in parameters())
     yield from (("image/png", body, {}, {"Content-Encoding": encoding}) for encoding, body in compressed())
-    npy = b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1, 28, 28), }"
+    header = f"{{'descr': '|O', 'fortran_order': False, 'shape': {(1, *spec.pixel_shape)}, }}".encode()
+    npy = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
     yield from (("application/x-npy", body, {}, {}) for body in (npy, npy.replace(b"|O", b"|u1"), b"\x93NUMPY", BOOT))
     for kind in (
         "text/html",
@@ -178,7 +186,6 @@ def requests() -> Iterator[Request]:
     yield "image/png", BOOT, {"seed": "0" * 9000}, {}
 
 
-CORPUS = list(requests())
 MOST_ROUNDS = 8  # until the allocators of two workers have what they need
 GROWTH = 0.02  # of a round that counts as none
 
@@ -192,22 +199,25 @@ def memory(server: Server) -> int:
     return sum(psutil.Process(pid).memory_info().rss for pid in server.worker_pids)
 
 
-def test_each_is_a_client_error_and_memory_stays(server: Server, client: httpx.Client) -> None:
-    assert len(CORPUS) >= LEAST
-    before = client.post("/predict", content=BOOT, params={"samples": 30}).content
+def test_each_is_a_client_error_and_memory_stays(
+    served: Served, served_server: Server, served_client: httpx.Client
+) -> None:
+    corpus = list(requests(served.artifact.input))
+    assert len(corpus) >= LEAST
+    before = served_client.post("/predict", content=BOOT, params={"samples": 30}).content
     used = []
     for _ in range(MOST_ROUNDS):
-        for number, request in enumerate(CORPUS):
-            response = send(client, request)  # within the client's time limit
+        for number, request in enumerate(corpus):
+            response = send(served_client, request)  # within the client's time limit
             case = (number, request[0][:80], request[1][:80], request[2], response.status_code, response.text[:200])
             assert 400 <= response.status_code < 500, case
             if response.headers["content-type"] == "application/problem+json":
                 assert response.json()["status"] == response.status_code, case
                 assert len(response.content) < 2000, case
-        used.append(memory(server))
+        used.append(memory(served_server))
         if len(used) > 2 and used[-1] < (1 + GROWTH) * used[-2]:
             break
     else:
         pytest.fail(f"memory grew in each round: {used}")
-    assert client.post("/predict", content=BOOT, params={"samples": 30}).content == before
-    assert "Traceback" not in server.log.read_text()
+    assert served_client.post("/predict", content=BOOT, params={"samples": 30}).content == before
+    assert "Traceback" not in served_server.log.read_text()

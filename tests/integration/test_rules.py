@@ -6,10 +6,14 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import httpx
+import numpy as np
 import pytest
 import yaml
+from application import client_of
 from conftest import missing
 from dashboard import DASHBOARD, EXPRESSIONS, PANELS, dashboard_expressions
+from files import npy_request
 from prometheus_client.parser import text_string_to_metric_families
 from server import ROOT
 
@@ -35,9 +39,9 @@ def promtool(*words: str | Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def families(client) -> dict[str, str]:
+def families(served_client) -> dict[str, str]:
     """Types of what is exposed, by name; counters with their suffix."""
-    found = text_string_to_metric_families(client.get("/metrics").text)
+    found = text_string_to_metric_families(served_client.get("/metrics").text)
     return {family.name + "_total" * (family.type == "counter"): family.type for family in found}
 
 
@@ -58,6 +62,46 @@ def test_every_alert_is_tested_firing_and_silent():
         assert {one["alertname"] for one in expected if bool(one["exp_alerts"]) == fires} == set(ALERTS)
 
 
+def check_alerts(client: httpx.Client, path: Path, expected: set[str]) -> None:
+    """Compare the alerts that fire if drift and feedback stay as they are."""
+    exposed = "up 1\n" + client.get("/metrics").text
+    gauges = re.findall(
+        r"^(up|mcd_(?:drift|feedback|reference_accuracy)\w*)(?:{(.*)})? (?!NaN)(.*)$", exposed, re.MULTILINE
+    )
+    series = [
+        {"series": f'{name}{{job="mcd", instance="a"{labels and ", "}{labels}}}', "values": f"{value}x60"}
+        for name, labels, value in gauges
+    ]
+    samples = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(expected)]
+    asked = {"expr": 'group by (alertname) (ALERTS{alertstate="firing"})', "eval_time": "45m", "exp_samples": samples}
+    tests = [{"interval": "1m", "input_series": series, "promql_expr_test": [asked]}]
+    path.write_text(yaml.safe_dump({"rule_files": [str(DEPLOYED / "alerts.yml")], "tests": tests}))
+    promtool("test", "rules", path)
+
+
+def test_drift_and_feedback_of_any_network_raise_the_alerts(served, tmp_path):
+    """Images like those of the calibration raise none; then flat ones, and labels by which all answers are wrong."""
+    usual_B = served.pixels_B
+    levels_B = np.arange(len(usual_B), dtype=np.uint8).reshape(-1, *(1 for _ in usual_B.shape[1:]))
+    flat_B = np.broadcast_to(levels_B, usual_B.shape).copy()
+
+    def send(client: httpx.Client, pixels_B: np.ndarray) -> list[dict]:
+        for _ in range(3):
+            response = client.post("/predict_batch", params={"samples": 30}, **npy_request(pixels_B))
+            assert response.status_code == 200, response.text
+        return response.json()["results"]
+
+    with client_of(MCD_DRIFT_IMAGES="600", MCD_LOG_LEVEL="error", **served.settings) as client:
+        answers = send(client, usual_B)
+        check_alerts(client, tmp_path / "usual.yml", expected=set())
+        for answer in answers:
+            told = {"image_hash": answer["preprocessing"]["image_hash"]}
+            told["class_index"] = (answer["class_index"] + 1) % len(served.artifact.classes)
+            assert client.post("/feedback", json=told).status_code == 200
+        send(client, flat_B)
+        check_alerts(client, tmp_path / "other.yml", {"McdUncertaintyDrift", "McdFeedbackAccuracyLow"})
+
+
 @pytest.mark.parametrize("name", ALERTS)
 def test_every_alert_has_a_runbook_paragraph(name):
     rule = ALERTS[name]
@@ -75,9 +119,9 @@ def test_the_table_of_metrics_lists_all_that_are_exposed(families):
     assert len(rows) == len(families)
 
 
-def test_labels_in_the_table_are_those_of_the_series(client):
+def test_labels_in_the_table_are_those_of_the_series(served_client):
     found: dict[str, set[str]] = {}
-    for family in text_string_to_metric_families(client.get("/metrics").text):
+    for family in text_string_to_metric_families(served_client.get("/metrics").text):
         for sample in family.samples:
             name = family.name + "_total" * (family.type == "counter")
             found.setdefault(name, set()).update(set(sample.labels) - {"le"})

@@ -1,43 +1,22 @@
 """Triton's own clients of the Open Inference Protocol."""
 
 import asyncio
-from collections.abc import Iterator
 
-import httpx
 import numpy as np
 import pytest
-import rgb
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
-from application import url_of
 from files import png
 
 
-@pytest.fixture(scope="module", params=["embedded", "rgb"])
-def served(request) -> Iterator[tuple[str, np.ndarray]]:
-    """The address of a service, and images for its network: the server's embedded one, and another in this process."""
-    if request.param == "embedded":
-        fashion = request.getfixturevalue("fashion")
-        yield request.getfixturevalue("server").url, fashion.test.images_B[:5].numpy().copy()
-    else:
-        with url_of(MCD_MODEL=str(request.getfixturevalue("rgb_folder"))) as url:
-            yield url, rgb.noise(51, 5)
-
-
 @pytest.fixture(scope="module")
-def client(served) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=served[0], timeout=30) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def address(served) -> str:
-    return served[0].removeprefix("http://")
+def address(served_server) -> str:
+    return served_server.url.removeprefix("http://")
 
 
 @pytest.fixture(scope="module")
 def pixels_B(served) -> np.ndarray:
-    return served[1]
+    return served.pixels_B[:5]
 
 
 def predicted(client, pixels: np.ndarray, **params: object) -> dict:
@@ -68,7 +47,7 @@ def check(result, client, pixels_B, **params: object) -> None:
 
 @pytest.mark.parametrize("is_binary", [True, False])
 @pytest.mark.parametrize("params", [{}, {"samples": 30, "seed": 7, "coverage": 0.99}])
-def test_inference_gives_the_numbers_of_predict(address, client, pixels_B, is_binary, params):
+def test_inference_gives_the_numbers_of_predict(address, served_client, pixels_B, is_binary, params):
     with triton.InferenceServerClient(address) as official:
         assert official.is_server_live()
         assert official.is_server_ready()
@@ -83,16 +62,16 @@ def test_inference_gives_the_numbers_of_predict(address, client, pixels_B, is_bi
             "mcd", [input_of(pixels_B, "UINT8", is_binary=is_binary)], request_id="a-1", parameters=params or None
         )
         assert result.get_response()["id"] == "a-1"
-        check(result, client, pixels_B, **params)
+        check(result, served_client, pixels_B, **params)
         channels_first = pixels_B[:, None] if pixels_B.ndim == 3 else np.moveaxis(pixels_B, -1, 1).copy()
         tensor = input_of(channels_first, "UINT8", is_binary=is_binary)
-        check(official.infer("mcd", [tensor], parameters=params or None), client, pixels_B, **params)
+        check(official.infer("mcd", [tensor], parameters=params or None), served_client, pixels_B, **params)
         files = np.array([png(pixels) for pixels in pixels_B], dtype=object)
-        check(official.infer("mcd", [input_of(files, "BYTES", is_binary=True)], parameters=params or None), client,
-              pixels_B, **params)  # fmt: skip
+        tensor = input_of(files, "BYTES", is_binary=True)
+        check(official.infer("mcd", [tensor], parameters=params or None), served_client, pixels_B, **params)
 
 
-def test_outputs_can_be_chosen_by_name(address, client, pixels_B):
+def test_outputs_can_be_chosen_by_name(address, served_client, pixels_B):
     with triton.InferenceServerClient(address) as official:
         outputs = [
             triton.InferRequestedOutput("probabilities", class_count=3),
@@ -106,7 +85,7 @@ def test_outputs_can_be_chosen_by_name(address, client, pixels_B):
         assert {tensor["name"] for tensor in result.get_response()["outputs"]} == {one.name() for one in outputs}
         assert result.as_numpy("sample_probabilities").shape[:2] == (20, 5)
         for b, pixels in enumerate(pixels_B):
-            expected = predicted(client, pixels, samples=20, return_samples=True)
+            expected = predicted(served_client, pixels, samples=20, return_samples=True)
             assert result.as_numpy("sample_probabilities")[:, b].tolist() == expected["sample_probabilities"]
             top = np.argsort(expected["probabilities"])[::-1][:3]
             labels = [text.decode() for text in result.as_numpy("probabilities")[b]]
@@ -118,11 +97,11 @@ def test_outputs_can_be_chosen_by_name(address, client, pixels_B):
             official.infer("mcd", inputs, parameters={"samples": 1})
 
 
-def test_the_asynchronous_client_gives_the_same(address, client, pixels_B):
+def test_the_asynchronous_client_gives_the_same(address, served_client, pixels_B):
     async def infer():
         async with triton_aio.InferenceServerClient(address) as official:
             assert await official.is_model_ready("mcd")
             inputs = [input_of(pixels_B, "UINT8", is_binary=True)]
             return await official.infer("mcd", inputs, parameters={"samples": 30, "seed": 7})
 
-    check(asyncio.run(infer()), client, pixels_B, samples=30, seed=7)
+    check(asyncio.run(infer()), served_client, pixels_B, samples=30, seed=7)

@@ -15,7 +15,8 @@ from PIL import Image
 from pyarrow import fs
 from typer.testing import CliRunner
 
-from model import load_artifact
+from model import Artifact, load_artifact
+from model.input_spec import FASHION_MNIST
 from service.bulk.__main__ import app
 from service.bulk.inputs import array_files, image_files, parquet, source
 from service.bulk.inputs.discovery import open_source
@@ -38,7 +39,9 @@ PIXELS_BHW = RNG.integers(0, 256, (30, 28, 28), dtype=np.uint8)
 
 
 def opened(where: Path | str, **options) -> Source:
-    return open_source(str(where), **({"image": "image", "identifier": None, "max_bytes": 10_000} | options))
+    return open_source(
+        str(where), **({"image": "image", "identifier": None, "max_bytes": 10_000, "spec": FASHION_MNIST} | options)
+    )
 
 
 def read(source: Source, ids: pa.Array = NONE, *, include: bool = False) -> list[dict]:
@@ -261,8 +264,8 @@ def test_an_input_that_changed_has_another_identity(folder):
 ARTIFACT = load_artifact()
 
 
-def scorer(*, is_encoded: bool = True, **asked) -> Scorer:
-    return Scorer(ARTIFACT, Parameters.gather(asked.items()), encoded=is_encoded, limits=ImageLimits(25_000))
+def scorer(artifact: Artifact = ARTIFACT, *, is_encoded: bool = True, **asked) -> Scorer:
+    return Scorer(artifact, Parameters.gather(asked.items()), encoded=is_encoded, limits=ImageLimits(25_000))
 
 
 def images(*rows: tuple[bytes | None, str | None]) -> pa.Table:
@@ -294,12 +297,11 @@ def test_bad_images_are_rows_with_their_errors_in_their_places():
     assert {name for name, value in unknown.items() if value is not None} == shared - {"samples"}
 
 
-def test_rows_do_not_depend_on_their_neighbours(fashion):
-    pixels_BHW = fashion.test.images_B[:400].numpy()
-    score = scorer(samples=20, is_encoded=False)
-    whole = score(images(*((pixels.tobytes(), None) for pixels in pixels_BHW)))
-    for chosen in ([399, 7, 30], [8]):
-        some = score(images(*((pixels_BHW[b].tobytes(), None) for b in chosen)))
+def test_rows_do_not_depend_on_their_neighbours(served):
+    score = scorer(served.artifact, samples=20, is_encoded=False)
+    whole = score(images(*((pixels.tobytes(), None) for pixels in served.pixels_B)))
+    for chosen in ([199, 7, 30], [8]):
+        some = score(images(*((served.pixels_B[b].tobytes(), None) for b in chosen)))
         assert some.drop_columns("id").equals(whole.take(chosen).drop_columns("id"))
 
 

@@ -76,10 +76,10 @@ def test_versions_1_0_and_2_0_of_npy_are_known(version, known):
     data = bytearray(file.getvalue())
     data[6:8] = bytes(version)
     if known:
-        assert FASHION_MNIST.count(read_npy_shape(io.BytesIO(data))) == 3
+        assert FASHION_MNIST.count(read_npy_shape(io.BytesIO(data), FASHION_MNIST)) == 3
     else:
         with pytest.raises(ValueError, match=r"version \(\d, \d\) of the format is not supported"):
-            read_npy_shape(io.BytesIO(data))
+            read_npy_shape(io.BytesIO(data), FASHION_MNIST)
 
 
 def png_header(width=5, height=4, depth=8, colour=0, compression=0, filters=0, interlace=0) -> bytes:

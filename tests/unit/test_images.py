@@ -9,6 +9,7 @@ from PIL import Image, ImageOps
 from stages import accept, prepare
 from stages import decode as decode_upload
 
+from model.input_spec import FASHION_MNIST
 from service.inference.arrays import pixels_of_array
 from service.inference.errors import ImageError, TooManyPixelsError, UnknownFormatError
 from service.inference.formats import FORMATS
@@ -212,13 +213,13 @@ def test_arrays_are_taken_as_rows_or_flat_integers_or_floats(garment):
     rows, flat = garment.tolist(), garment.ravel().tolist()
     floats = (garment / 255).tolist()
     for values, unit_range in ((rows, False), (flat, False), (floats, True), (np.ravel(floats).tolist(), True)):
-        assert np.array_equal(pixels_of_array(values, unit_range=unit_range), garment)
+        assert np.array_equal(pixels_of_array(values, FASHION_MNIST, unit_range=unit_range), garment)
 
 
 @pytest.mark.parametrize("values", [[], [1] * 783, [[0] * 28] * 27, [[0] * 27] * 28, {}, "x", None, [[[0]] * 28] * 28])
 def test_arrays_of_another_shape_or_kind_are_refused(values):
     with pytest.raises(ImageError, match=r"shape 28 x 28|must be numbers"):
-        pixels_of_array(values, unit_range=False)
+        pixels_of_array(values, FASHION_MNIST, unit_range=False)
 
 
 @pytest.mark.parametrize(
@@ -227,9 +228,9 @@ def test_arrays_of_another_shape_or_kind_are_refused(values):
 )
 def test_values_out_of_range_or_of_another_kind_are_refused(value, unit_range):
     with pytest.raises(ImageError, match=r"must be numbers in 0\.\.(1|255)"):
-        pixels_of_array([0] * 783 + [value], unit_range=unit_range)
+        pixels_of_array([0] * 783 + [value], FASHION_MNIST, unit_range=unit_range)
 
 
 def test_undeclared_floats_are_refused_with_the_remedy():
     with pytest.raises(ImageError, match='"dtype": "float"'):
-        pixels_of_array([0.5] * 784, unit_range=False)
+        pixels_of_array([0.5] * 784, FASHION_MNIST, unit_range=False)

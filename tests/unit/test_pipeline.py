@@ -5,7 +5,6 @@ import pytest
 from files import encoded, png
 from PIL import Image
 
-from model import load_artifact
 from service.inference.decision import Decision, DecisionPolicy
 from service.inference.formats import read_structure
 from service.inference.limits import ImageLimits
@@ -21,27 +20,38 @@ from service.schemas.problems import Problem
 LIMITS = ImageLimits(25_000_000)
 
 
+def changed(predict, change):
+    """A method of the predictor that gives other probabilities."""
+
+    def wrong(self, pixels_B, **asked):
+        predictions = predict(self, pixels_B, **asked)
+        return replace(predictions, probs_BC=change(predictions.probs_BC))
+
+    return wrong
+
+
 @pytest.mark.parametrize("method", ["predict", "sample"])
-def test_wrong_predictor_is_not_served(monkeypatch, method):
-    right = getattr(Predictor, method)
+def test_wrong_predictor_is_not_served(served, monkeypatch, method):
+    assert Pipeline(served.artifact, LIMITS).model == served.artifact.sha256
+    monkeypatch.setattr(Predictor, method, changed(getattr(Predictor, method), lambda probs_BC: 2 * probs_BC))
+    with pytest.raises(ValueError, match="the example image must get probabilities that sum to 1"):
+        Pipeline(served.artifact, LIMITS)
 
-    def wrong(self, pixels_BHW, **asked):
-        predictions = right(self, pixels_BHW, **asked)
-        return replace(predictions, probs_BC=2 * predictions.probs_BC)
 
-    artifact = load_artifact()
-    assert Pipeline(artifact, LIMITS).model == artifact.sha256
-    monkeypatch.setattr(Predictor, method, wrong)
+def test_predictions_other_than_those_of_the_layers_are_not_served(embedded, monkeypatch):
+    monkeypatch.setattr(Predictor, "predict", changed(Predictor.predict, lambda probs_BC: probs_BC[:, ::-1]))
     with pytest.raises(ValueError, match="the example image must get the probabilities"):
-        Pipeline(artifact, LIMITS)
+        Pipeline(embedded.artifact, LIMITS)
 
 
 @pytest.mark.parametrize("asked", [{}, {"samples": 30, "seed": 4}, {"method": "moments"}])
-def test_images_together_are_predicted_as_each_alone(fashion, asked):
-    predictor, asked = Predictor(load_artifact()), Parameters.gather(asked.items())
-    pixels_BHW = fashion.test.images_B[:40].numpy()
-    for b, one in enumerate(_predict(predictor, pixels_BHW, asked).each()):
-        (alone,) = _predict(predictor, pixels_BHW[b : b + 1], asked).each()
+def test_images_together_are_predicted_as_each_alone(served, asked):
+    if asked.get("method", "masks") not in served.methods:
+        asked = {"samples": 100}
+    predictor, asked = Predictor(served.artifact), Parameters.gather(asked.items())
+    pixels_B = served.pixels_B[:40]
+    for b, one in enumerate(_predict(predictor, pixels_B, asked).each()):
+        (alone,) = _predict(predictor, pixels_B[b : b + 1], asked).each()
         for field in fields(one):
             assert same(getattr(one, field.name), getattr(alone, field.name)), field.name
 
@@ -54,10 +64,10 @@ def same(one: object, other: object) -> bool:
     return one == other
 
 
-def test_decisions_on_images_together_are_those_on_each_alone(fashion):
+def test_decisions_on_images_together_are_those_on_each_alone(served):
     """Also where the novelty score and its threshold differ by less than rounding does."""
-    artifact, asked = load_artifact(), Parameters(samples=10, set_method="aps", coverage=0.95)
-    pixels_BHW = fashion.test.images_B[:60].numpy()
+    artifact, asked = served.artifact, Parameters(samples=10, set_method="aps", coverage=0.95)
+    pixels_BHW = served.pixels_B[:60]
     predictor = Predictor(artifact)
     scores_B = [one.novelty.score for one in alone(predictor, DecisionPolicy(artifact), pixels_BHW, asked)]
     for threshold in (0.5, *scores_B[:20]):
@@ -82,14 +92,14 @@ def alone(predictor: Predictor, decider: DecisionPolicy, pixels_BHW: np.ndarray,
     return found
 
 
-GARMENT = png(np.pad(np.full((20, 10), 200, np.uint8), 4))
+TALL = png(np.pad(np.full((20, 10), 200, np.uint8), 4))  # grey, of no network's size
 ONE, OTHER = (encoded(Image.new("RGB", (28, 28), colour)) for colour in ("red", "blue"))
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> Pipeline:
+def pipeline(served) -> Pipeline:
     metrics, recent = Metrics(), PredictionLog(None, 100)
-    artifact = load_artifact()
+    artifact = served.artifact
     observer = PredictionObserver(metrics, recent, artifact.classes)
     made = Pipeline(artifact, ImageLimits(3000), observer=observer)
     metrics.model(made.model, made.recipe, made.classes)
@@ -117,24 +127,24 @@ def test_decoder_error_affects_only_its_image(pipeline, monkeypatch, caplog):
             raise AssertionError("deep inside")
         return open_by_pillow(file, **options)
 
-    (label,) = outcomes(pipeline, [GARMENT])
+    (label,) = outcomes(pipeline, [TALL])
     (other,) = outcomes(pipeline, [OTHER])
     open_by_pillow = Image.open
     monkeypatch.setattr(Image, "open", fails_on_one)
-    assert outcomes(pipeline, [GARMENT, ONE, OTHER]) == [label, "invalid-image", other]
+    assert outcomes(pipeline, [TALL, ONE, OTHER]) == [label, "invalid-image", other]
     assert told(caplog, "decoder failed") == ["request-1", "request-2"]
 
 
 def test_a_fault_of_ours_on_one_image_spoils_no_other(pipeline, monkeypatch, caplog):
     def fails_on_one(decoded, **options):
         decoded = list(decoded)
-        if any(one.steps for one in decoded):
+        if any(one.pixels.shape[:2] == (28, 28) for one in decoded):
             raise RuntimeError("a fault of ours")
         return prepare_all(decoded, **options)
 
-    (label,) = outcomes(pipeline, [GARMENT])
+    (label,) = outcomes(pipeline, [TALL])
     monkeypatch.setattr("service.pipeline.prepare_all", fails_on_one)
-    assert outcomes(pipeline, [GARMENT, ONE, GARMENT]) == [label, "internal-error", label]
+    assert outcomes(pipeline, [TALL, ONE, TALL]) == [label, "internal-error", label]
     assert told(caplog, "failure") == ["request-1", "request-2"]
 
 
@@ -148,16 +158,16 @@ def test_the_images_of_a_request_share_its_pixels(pipeline):
 
 
 @pytest.fixture(scope="module")
-def roomy() -> Pipeline:
-    return Pipeline(load_artifact(), LIMITS)
+def roomy(served) -> Pipeline:
+    return Pipeline(served.artifact, LIMITS)
 
 
 @pytest.mark.parametrize(
     ("parameters", "steps"), [({}, 3), ({"samples": 200}, 5), ({"samples": "auto", "max_samples": 20}, 130)]
 )
-def test_a_long_request_is_answered_in_steps_as_each_alone(fashion, roomy, parameters, steps):
+def test_a_long_request_is_answered_in_steps_as_each_alone(served, roomy, parameters, steps):
     """Also where an image that can't be read is the last of a step or the first of the next."""
-    images = [png(pixels) for pixels in fashion.test.images_B[:130].numpy()]
+    images = [png(pixels) for pixels in served.pixels_B[:130]]
     for index in (0, 31, 32, 63, 64, 129):
         images[index] = b"not an image"
     asked, checked = Parameters(**parameters), []

@@ -11,6 +11,7 @@ from PIL import Image
 from stages import accept, prepare
 from stages import decode as decode_upload
 
+from model.input_spec import FASHION_MNIST
 from service.inference.decoding import decode_all
 from service.inference.errors import ImageError
 from service.inference.formats import read_structure
@@ -169,7 +170,9 @@ def test_images_are_prepared_together_as_each_alone(fashion):
             accepted.append((data, accept(data, max_pixels=1000)))
         except ImageError:
             refused += 1
-    together = prepare_all(decode_all([upload for _, upload in accepted], unit_range=False))
+    together = prepare_all(
+        decode_all([upload for _, upload in accepted], unit_range=False, spec=FASHION_MNIST), spec=FASHION_MNIST
+    )
     kinds = {Input: 0, ImageError: 0}
     for (data, _), one in zip(accepted, together, strict=True):
         other = alone(data)

@@ -1,6 +1,7 @@
 """Predictions of several images, split."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,23 +9,19 @@ import pytest
 from model import load_artifact
 from service.inference.predictor import Predictor
 
-PREDICTOR = Predictor(load_artifact())
-PIXELS = np.random.default_rng(3).integers(0, 256, (5, 28, 28), np.uint8)
 
-
-@pytest.mark.parametrize(
-    "predict",
-    [
-        PREDICTOR.predict,
-        PREDICTOR.propagate,
-        lambda pixels: PREDICTOR.sample(pixels, samples=20, seed=4),
-    ],
-)
-def test_predictions_of_a_batch_are_those_of_each_image(predict):
-    together = predict(PIXELS).each()
-    assert len(together) == len(PIXELS)
+@pytest.mark.parametrize("method", ["predict", "propagate", "sample"])
+def test_predictions_of_a_batch_are_those_of_each_image(served, method):
+    predictor, pixels_B = Predictor(served.artifact), served.pixels_B[:5]
+    if method == "propagate" and "moments" not in served.methods:
+        with pytest.raises(ValueError, match="moments need linear layers"):
+            predictor.propagate(pixels_B)
+        return
+    predict = partial(getattr(predictor, method), **({"samples": 20, "seed": 4} if method == "sample" else {}))
+    together = predict(pixels_B).each()
+    assert len(together) == len(pixels_B)
     for index, one in enumerate(together):
-        (alone,) = predict(PIXELS[index : index + 1]).each()
+        (alone,) = predict(pixels_B[index : index + 1]).each()
         assert (one.label, one.class_index, one.samples, one.agreement) == (
             alone.label,
             alone.class_index,
@@ -32,7 +29,7 @@ def test_predictions_of_a_batch_are_those_of_each_image(predict):
             alone.agreement,
         )
         assert one.probabilities == alone.probabilities
-        assert one.label == PREDICTOR.classes[int(np.argmax(one.probabilities))]
+        assert one.label == predictor.classes[int(np.argmax(one.probabilities))]
         assert one.mutual_information == alone.mutual_information
         assert (one.uncertainty is None) == (one.estimator == "eval")
         if one.uncertainty is not None:

@@ -8,6 +8,7 @@ from files import npy, png
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from model.input_spec import FASHION_MNIST
 from service.http.request_body import FILES, FORM, JSON, NPY, ParsedBody, read_many, read_one
 from service.schemas.problems import Problem
 from service.settings import Settings
@@ -33,11 +34,11 @@ def file(name: str, data: bytes) -> tuple[str, bytes, bytes]:
 
 
 def one(content_type: str, body: bytes) -> ParsedBody:
-    return read_one(content_type, body, LIMITS)
+    return read_one(content_type, body, LIMITS, FASHION_MNIST)
 
 
 def many(content_type: str, body: bytes) -> ParsedBody:
-    return read_many(content_type, body, LIMITS)
+    return read_many(content_type, body, LIMITS, FASHION_MNIST)
 
 
 def refused(read, content_type: str, body: bytes) -> Problem:
@@ -139,11 +140,11 @@ def test_malformed_json_bodies_are_refused(body, status, kind):
 
 def test_json_may_be_nested_as_deep_as_is_allowed():
     deep = Settings(max_json_depth=3)
-    assert read_many(JSON, b"[[[1]]]", deep).images == [[[1]]]
-    assert read_many(JSON, b'{"images": [[1]]}', deep).images == [[1]]
+    assert read_many(JSON, b"[[[1]]]", deep, FASHION_MNIST).images == [[[1]]]
+    assert read_many(JSON, b'{"images": [[1]]}', deep, FASHION_MNIST).images == [[1]]
     for body in (b"[[[[1]]]]", b'{"images": [[[1]]]}', b'{"a": {"b": {"c": {}}}}'):
         with pytest.raises(Problem, match="nested deeper than 3"):
-            read_many(JSON, body, deep)
+            read_many(JSON, body, deep, FASHION_MNIST)
 
 
 @pytest.mark.parametrize("body", [b"null", b"5", b"[]", b"{}", b'{"images": 5}', b'{"images": []}', b'{"image": [1]}'])
@@ -280,7 +281,7 @@ def test_oversized_json_is_refused_before_parsing():
     limits = Settings(max_images=2)
     for body in (b"[" + b"0," * 4000 + b"0]", b"[" + b"[]," * 2000 + b"0]", b"{" + b'"a":0,' * 2000 + b'"a":0}'):
         with pytest.raises(Problem, match="than 2 images need"):
-            read_many(JSON, body, limits)
-    assert len(read_many(JSON, json.dumps(PIXELS_BHW[:2].tolist()).encode(), limits).images) == 2
+            read_many(JSON, body, limits, FASHION_MNIST)
+    assert len(read_many(JSON, json.dumps(PIXELS_BHW[:2].tolist()).encode(), limits, FASHION_MNIST).images) == 2
     with pytest.raises(Problem, match="at most 2 images, got 3"):
-        read_many(JSON, json.dumps(PIXELS_BHW.tolist()).encode(), limits)
+        read_many(JSON, json.dumps(PIXELS_BHW.tolist()).encode(), limits, FASHION_MNIST)

@@ -10,6 +10,7 @@ from scipy.stats import kstest
 from stages import prepare
 
 from model import MLPConfig, MonteCarloDropout, build_mlp, load_artifact, summarize
+from model.input_spec import FASHION_MNIST
 from model.novelty import Novelty
 from service.inference.decision import DecisionOptions, DecisionPolicy, _uniform
 from service.inference.general_decoder import Decoded
@@ -78,7 +79,7 @@ def test_each_side_of_the_border_counts(side):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_few_images_together_are_each_prepared(count):
     images = [bordered(total) for total in (0, 112 * 200, 112 * 127)[:count]]
-    for image, found in zip(images, prepare_all(images), strict=True):
+    for image, found in zip(images, prepare_all(images, spec=FASHION_MNIST), strict=True):
         assert np.array_equal(found.pixels, prepare(image).pixels)
 
 
@@ -103,9 +104,8 @@ def test_pixels_within_13_levels_are_plain(contrast, plain):
 
 
 @pytest.mark.parametrize("together", [False, True])
-def test_an_image_is_novel_only_above_the_threshold(together):
-    artifact, pixels = load_artifact(), np.zeros((1, 28, 28), np.uint8)
-    pixels[:, 5:20, 8:20] = 200
+def test_an_image_is_novel_only_above_the_threshold(served, together):
+    artifact, pixels = served.artifact, served.pixels_B[:1]
     predictions = Predictor(artifact).predict(pixels)
     score = decided(artifact, predictions, pixels, math.inf, together).novelty.score
     alone = decided(artifact, predictions, pixels, score, together).novelty.score

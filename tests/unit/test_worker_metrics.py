@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from model import load_artifact
 from service.inference.decision import Decision, NoveltyScore
 from service.inference.predictor import Prediction, Predictor
 from service.monitoring.metrics import FLUSH_SECONDS, Metrics
@@ -102,15 +101,14 @@ def test_a_prediction_counts_in_parts_of_the_largest_entropy(metrics):
     assert found["mcd_confidence_ratio_count",] == found["mcd_novelty_score_count",] == 0
 
 
-def test_sampled_masks_information_and_votes_are_counted(metrics):
-    artifact = load_artifact()
+def test_sampled_masks_information_and_votes_are_counted(metrics, served):
+    artifact = served.artifact
     metrics.model(MODEL, "default", artifact.classes)
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 28, 28), np.uint8)
-    (sampled,) = Predictor(artifact).sample(pixels, samples=30, seed=0).each()
+    (sampled,) = Predictor(artifact).sample(served.pixels_B[:1], samples=30, seed=0).each()
     metrics.prediction(MODEL, sampled, None)
     found = values(metrics)
     assert found["mcd_forward_passes_total",] == found["mcd_samples_per_prediction_sum",] == 30
-    information = sampled.mutual_information / math.log(10)
+    information = sampled.mutual_information / math.log(len(artifact.classes))
     assert found["mcd_mutual_information_ratio_sum", "mc"] == pytest.approx(information)
     assert found["mcd_vote_agreement_ratio_sum",] == pytest.approx(sampled.agreement)
     votes_S = sampled.probs_SBC[:, 0].argmax(axis=1)

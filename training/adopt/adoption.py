@@ -1,6 +1,7 @@
 """Adopts a network: compiles it, measures it on labelled images, calibrates it, and writes the artifact."""
 
 import hashlib
+import itertools
 import os
 import shutil
 import time
@@ -80,14 +81,15 @@ def adopt(  # noqa: PLR0913 - one argument an option
 
     Raises:
         OutputError: `out` can't be written to.
-        ImagesError: too few images, files that are no images, or another number of classes than the network has.
+        ImagesError: too few images, images that can't be decoded, or another number of classes than the network has.
         CompileError, NetworkError, ArtifactError: the network can't be compiled.
-        ImageError: a file can't be decoded.
+        ImageError: a file was replaced by another meanwhile, which can't be decoded.
     """
     check_folder(out)
     if len(labelled) < _LEAST_IMAGES:
         raise ImagesError(f"{len(labelled)} images are too few to calibrate and to test: give {_LEAST_IMAGES} or more")
-    check_images(labelled.images)
+    images = [*labelled.images, *itertools.chain(*others.values())]
+    check_images(images, spec, track=partial(show_progress, label=f"decoding: {len(images):,} images"))
     example = prepare_image(labelled.images[0], spec)
     source = compile_source(network, spec.normalize(example[None]), inject)
     compiled = source.compiled

@@ -1,6 +1,6 @@
 """The input specification from the command's options, and images as the service prepares them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -61,18 +61,25 @@ def input_spec(  # noqa: PLR0913 - one argument an option
     )
 
 
-def check_images(images: Sequence[StoredImage]) -> None:
-    """Read all images and check their structure, as the service does before it decodes.
+def check_images(
+    images: Sequence[StoredImage], spec: InputSpec, *, track: Callable[[Iterable[int]], Iterable[int]] = iter
+) -> None:
+    """Decode all images once, so that a broken one is found before a network is compiled and measured.
+
+    Args:
+        images: of one adoption.
+        spec: what the network takes.
+        track: shows the progress over the indices of the images.
 
     Raises:
-        ImagesError: some are no images; the message names the first.
+        ImagesError: some can't be decoded; the message names the first.
     """
     wrong: dict[str, str] = {}
-    for image in images:
+    for index in track(range(len(images))):
         try:
-            Upload.of(image.read(), _LIMITS)
+            _prepare(images[index], spec)
         except (ImageError, ImagesError, OSError) as error:
-            wrong[image.name] = str(error)
+            wrong[images[index].name] = str(error)
     if wrong:
         count, reason = counted(len(wrong), "image", "images"), next(iter(wrong.values()))
         raise ImagesError(f"{count} can't be read: {first_of(list(wrong))} ({reason}): remove or replace them")
@@ -86,12 +93,16 @@ def prepare_image(image: StoredImage, spec: InputSpec) -> np.ndarray:
         OSError: its file can't be read.
     """
     try:
-        decoded = decode_image(Upload.of(image.read(), _LIMITS), unit_range=False, spec=spec)
-        (prepared,) = prepare_all([decoded], spec=spec)
-        if isinstance(prepared, ImageError):
-            raise prepared
+        return _prepare(image, spec)
     except ImageError as error:
         raise ImageError(f"{image.name}: {error}: remove the image, or replace it") from error
+
+
+def _prepare(image: StoredImage, spec: InputSpec) -> np.ndarray:
+    decoded = decode_image(Upload.of(image.read(), _LIMITS), unit_range=False, spec=spec)
+    (prepared,) = prepare_all([decoded], spec=spec)
+    if isinstance(prepared, ImageError):
+        raise prepared
     return prepared.pixels
 
 

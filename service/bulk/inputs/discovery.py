@@ -9,7 +9,7 @@ import pyarrow as pa
 from fsspec.implementations.arrow import ArrowFSWrapper
 from pyarrow import fs
 
-from model.input_spec import FASHION_MNIST, InputSpec
+from model.input_spec import InputSpec
 from service.bulk.inputs.array_files import idx_shards, npy_shards
 from service.bulk.inputs.image_files import SUFFIXES, file_shards
 from service.bulk.inputs.parquet import parquet_source
@@ -19,9 +19,7 @@ _PARQUET = ".parquet"
 _MAGIC = {b"PAR1": "parquet", b"\x93NUM": "npy", b"\x00\x00\x08\x03": "idx", b"\x1f\x8b": "idx.gz"}
 
 
-def open_source(
-    where: str, *, image: str, identifier: str | None, max_bytes: int, spec: InputSpec = FASHION_MNIST
-) -> Source:
+def open_source(where: str, *, image: str, identifier: str | None, max_bytes: int, spec: InputSpec) -> Source:
     """Detect the kind of an input, and list its images.
 
     Args:

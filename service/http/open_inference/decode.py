@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from model.input_spec import FASHION_MNIST, InputSpec
+from model.input_spec import InputSpec
 from service.http.open_inference.metadata import HEADER_LENGTH, SAMPLES
 from service.http.open_inference.schemas import InferenceRequest, RequestInput, RequestOutput
 from service.http.request_body import check_count, image_of, parse_json
@@ -47,9 +47,7 @@ class Inference:
     seconds: float | None
 
 
-def read_inference(
-    body: bytes, header_length: str | None, limits: Settings, spec: InputSpec = FASHION_MNIST
-) -> Inference:
+def read_inference(body: bytes, header_length: str | None, limits: Settings, spec: InputSpec) -> Inference:
     """Read the body of an inference request: JSON, followed by raw tensors.
 
     Args:

@@ -48,9 +48,8 @@ def save_grey(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(rgb_folder) -> Iterator[str]:
-    with url_of(MCD_MODEL=str(rgb_folder)) as opened:
-        yield opened
+def url(rgb_server) -> str:
+    return rgb_server.url
 
 
 @pytest.fixture(scope="module")

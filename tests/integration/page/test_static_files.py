@@ -2,9 +2,6 @@
 
 import re
 
-import numpy as np
-from files import encoded, png
-from PIL import Image
 from server import ROOT
 from ui_page import WEB
 
@@ -61,27 +58,12 @@ def test_files_have_no_inline_code_and_no_external_resources():
 
 
 def test_card_json_is_the_model_card_without_calibration_tables(client):
-    card = load_artifact().card
-    assert client.get("/card.json").json() == {name: value for name, value in card.items() if name != "calibrations"}
+    artifact = load_artifact()
+    expected = {name: value for name, value in artifact.card.items() if name != "calibrations"}
+    assert client.get("/card.json").json() == expected | {"input_specification": artifact.input.to_json()}
     assert len(client.get("/card.json").content) < 20_000
 
 
 def test_the_license_of_the_clothes_is_served():
     license_text = (ROOT / "docs" / "images" / "LICENSE.fashion-mnist").read_text()
     assert (WEB / "LICENSE.fashion-mnist").read_text().endswith(license_text.partition("The MIT")[2])
-
-
-def test_predictions_return_pixels_on_request(client):
-    rng = np.random.default_rng(5)
-    pixels = rng.integers(0, 120, (28, 28), dtype=np.uint8)
-    for path, found in (("/predict", lambda body: body), ("/predict_batch", lambda body: body["results"][0])):
-        answer = client.post(path, content=png(pixels), params={"return_pixels": True}).json()
-        assert found(answer)["preprocessing"]["pixels"] == pixels.tolist()
-        assert "pixels" not in found(client.post(path, content=png(pixels)).json())["preprocessing"]
-    inverted = client.post("/predict", content=png(pixels), params={"return_pixels": True, "invert": "yes"}).json()
-    assert inverted["preprocessing"]["pixels"] == (255 - pixels).tolist()
-    photograph = encoded(Image.fromarray(rng.integers(0, 256, (90, 60, 3), dtype=np.uint8)), "JPEG")
-    seen = client.post("/predict", content=photograph, params={"return_pixels": True}).json()
-    again = client.post("/predict", json={"image": seen["preprocessing"]["pixels"], "invert": "no"}).json()
-    assert again["probabilities"] == seen["probabilities"]
-    assert again["preprocessing"]["image_hash"] == seen["preprocessing"]["image_hash"]

@@ -1,13 +1,28 @@
 """What is checked before a network is compiled, and before it is measured."""
 
+import zlib
+
 import numpy as np
 import pytest
+import rgb
 from files import png
+from torch import nn
 
-from training.adopt.adoption import check_classes, check_folder
+from model.input_spec import FASHION_MNIST
+from training.adopt.adoption import adopt, check_classes, check_folder
 from training.adopt.errors import ImagesError, OutputError
+from training.adopt.image_arrays import ArrayImage
 from training.adopt.inputs import check_images
+from training.adopt.labelled_images import LabelledImages
+from training.adopt.model_card import Statements
 from training.adopt.stored_images import ImageFile
+
+
+class Uncompilable(nn.Module):
+    """A network that must not be run."""
+
+    def forward(self, *_: object) -> None:
+        raise AssertionError
 
 
 @pytest.mark.parametrize("name", ["file", "file/sub/deeper"])
@@ -38,15 +53,42 @@ def test_another_number_of_classes_is_refused(outputs, classes, message):
     check_classes(outputs, outputs)
 
 
-def test_all_files_that_are_no_images_are_named_at_once(tmp_path):
+def with_broken_pixels() -> bytes:
+    """A PNG file of valid structure, whose pixels can't be decompressed."""
+    content = bytearray(png(rgb.noise(1, 1)[0]))
+    start = content.index(b"IDAT")
+    end = start + 4 + int.from_bytes(content[start - 4 : start], "big")
+    content[start + 10 : start + 30] = bytes(20)
+    content[end : end + 4] = zlib.crc32(content[start:end]).to_bytes(4, "big")
+    return bytes(content)
+
+
+@pytest.mark.parametrize("spec", [FASHION_MNIST, rgb.SPEC])
+@pytest.mark.parametrize("bad", [b"", with_broken_pixels()], ids=["empty", "pixels"])
+def test_all_images_that_cannot_be_decoded_are_named_at_once(tmp_path, spec, bad):
     image = png(np.zeros((4, 4), np.uint8))
-    contents = [b"" if index % 2 else image for index in range(14)]
     files = [ImageFile(tmp_path / f"{index}.png") for index in range(14)]
-    for file, content in zip(files, contents, strict=True):
-        file.path.write_bytes(content)
-    check_images(files[::2])
+    for index, file in enumerate(files):
+        file.path.write_bytes(bad if index % 2 else image)
+    check_images(files[::2], spec)
+    seen = []
     with pytest.raises(
         ImagesError, match=r"^7 images can't be read: .*/1\.png, .*/9\.png and 2 more \(.*\): remove"
     ) as caught:
-        check_images(files)
+        check_images(files, spec, track=lambda indices: (seen.append(index) or index for index in indices))
     assert "\n" not in str(caught.value)
+    assert seen == list(range(14))
+
+
+def test_no_network_is_compiled_for_images_that_cannot_be_decoded(tmp_path):
+    """Among the images with classes, and among those of other kinds."""
+    good, bad = ArrayImage(tmp_path, rgb.noise(1, 1), 0), ImageFile(tmp_path / "bad.png")
+    bad.path.write_bytes(with_broken_pixels())
+    for labelled, others in (([good] * 19 + [bad], {}), ([good] * 20, {"strange": [good, bad]})):
+        images = LabelledImages(tuple(labelled), np.arange(20) % 7, rgb.CLASSES)
+        with pytest.raises(ImagesError, match=r"^1 image can't be read: .*bad\.png \(the image is broken: .*: remove"):
+            adopt(
+                Uncompilable(), images, rgb.SPEC, tmp_path / "out",
+                fraction=0.5, seed=0, inject=None, statements=Statements("", "", pictures=True), others=others,
+            )  # fmt: skip
+        assert not (tmp_path / "out").exists()

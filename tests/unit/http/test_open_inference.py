@@ -87,13 +87,12 @@ def test_a_single_image_needs_no_batch_axis(pixels_B, spec):
         assert np.array_equal(read_inference(request_of(tensor), None, LIMITS, spec).images, pixels_B[:1])
 
 
-def test_elements_of_bytes_are_image_files():
+def test_elements_of_bytes_are_image_files(spec):
     raw = struct.pack("<I", 3) + b"abc" + struct.pack("<I", 0)
     head = request_of({"shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": len(raw)}})
-    assert read_inference(head + raw, str(len(head)), LIMITS).images == [b"abc", b""]
-    assert read_inference(request_of({"shape": [1], "datatype": "BYTES", "data": ["YWJj"]}), None, LIMITS).images == [
-        b"abc"
-    ]
+    assert read_inference(head + raw, str(len(head)), LIMITS, spec).images == [b"abc", b""]
+    tensor = {"shape": [1], "datatype": "BYTES", "data": ["YWJj"]}
+    assert read_inference(request_of(tensor), None, LIMITS, spec).images == [b"abc"]
 
 
 def inconsistent(spec: InputSpec) -> list[dict]:

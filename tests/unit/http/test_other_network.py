@@ -91,7 +91,8 @@ def test_tensors_and_npy_of_other_shapes_are_refused(client):
 
 
 def test_the_card_has_the_input_specification(client, rgb_folder):
-    assert client.get("/card.json").json()["input"] == rgb.SPEC.to_json()
+    card = client.get("/card.json").json()
+    assert card["input"] == card["input_specification"] == rgb.SPEC.to_json()
     assert load_artifact(rgb_folder).input == rgb.SPEC
 
 

@@ -5,20 +5,19 @@ import re
 
 import pytest
 from application import client_of
-from server import ROOT
+from files import png
 
 from service.inference.predictor import Predictor
-
-BOOT = (ROOT / "docs" / "images" / "fashion-mnist-ankle-boot.png").read_bytes()
 
 
 def lines_of(log: str, request_id: str) -> list[dict]:
     return [line for line in map(json.loads, log.splitlines()) if line.get("request_id") == request_id]
 
 
-def test_a_request_is_logged_in_one_line_without_contents(capsys):
-    with client_of() as client:
-        client.post("/predict", content=BOOT, params={"samples": 30}, headers={"X-Request-ID": "logged-1"})
+def test_a_request_is_logged_in_one_line_without_contents(capsys, served):
+    image = png(served.pixels_B[0])
+    with client_of(**served.settings) as client:
+        client.post("/predict", content=image, params={"samples": 30}, headers={"X-Request-ID": "logged-1"})
         client.post("/predict", content=b"secret", headers={"X-Request-ID": "logged-2"})
         client.get("/private/path", headers={"X-Request-ID": "logged-3"})
     log = capsys.readouterr().out
@@ -27,7 +26,7 @@ def test_a_request_is_logged_in_one_line_without_contents(capsys):
     assert line.pop("seconds") > 0
     assert line == {
         "level": "info", "event": "request", "request_id": "logged-1", "method": "POST", "route": "/predict",
-        "status": 200, "bytes": len(BOOT), "images": 1, "samples": 30,
+        "status": 200, "bytes": len(image), "images": 1, "samples": 30,
     }  # fmt: skip
     (line,) = lines_of(log, "logged-2")
     assert (line["status"], line["problem"]) == (415, "unsupported-image-format")
@@ -51,12 +50,13 @@ def fail(*_: object, **__: object) -> None:
 
 
 @pytest.mark.parametrize("path", ["/predict", "/predict_batch"])
-def test_an_internal_error_is_logged_and_answered_without_details(capsys, monkeypatch, path):
-    with client_of() as client:
+def test_an_internal_error_is_logged_and_answered_without_details(capsys, monkeypatch, served, path):
+    image = png(served.pixels_B[0])
+    with client_of(**served.settings) as client:
         with monkeypatch.context() as patched:
             patched.setattr(Predictor, "predict", fail)
-            response = client.post(path, content=BOOT, headers={"X-Request-ID": "failing-1"})
-        assert client.post(path, content=BOOT).status_code == 200
+            response = client.post(path, content=image, headers={"X-Request-ID": "failing-1"})
+        assert client.post(path, content=image).status_code == 200
     problem = response.json() if path == "/predict" else response.json()["results"][0]["error"]
     assert response.status_code == (500 if path == "/predict" else 200)
     assert (problem["status"], problem["type"]) == (500, "urn:mcd:problem:internal-error")
