@@ -18,12 +18,13 @@ _MAX_CHUNK_SIZE = 2**15  # float64 numbers that fit into a cache; the system map
 # NumPy takes constants faster as arrays without axes than as numbers of Python.
 _ZERO, _HALF, _ONE = np.array(0.0), np.array(0.5), np.array(1.0)
 _EPSILON = np.array(1e-30)  # added to probabilities before logarithms are taken
-_RESOLUTION = 2**-52  # of float64; the sum of all probabilities is increased by it, so that 1 - p stays above 0
+_MIN_COMPLEMENT = np.array(1e-16)  # of 1 - p, at the resolution of float64
+_ONES_BLOCK = np.ones(BLOCK)
 # The standard normal distribution at 19 points up to 4.5 standard deviations, which one mask in 150,000 exceeds.
 _Z = np.linspace(-4.5, 4.5, 19)
-_DENSITY_Z = np.exp(-(_Z**2) / 2) / np.exp(-(_Z**2) / 2).sum()
-# An orthonormal basis of the functions of Z, of which the first is constant and the second linear.
-_BASIS_ZY = np.linalg.qr(np.stack([np.ones(19), _Z], axis=1) * np.sqrt(_DENSITY_Z)[:, None], mode="complete").Q
+_ROOT_DENSITY_Z = np.sqrt(np.exp(-(_Z**2) / 2) / np.exp(-(_Z**2) / 2).sum())
+# Orthonormal functions of Z times the root of the density: a constant, a linear one, and the rest in any order.
+_BASIS_ZY = np.linalg.qr(np.stack([_ROOT_DENSITY_Z, _Z * _ROOT_DENSITY_Z], axis=1), mode="complete").Q
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,88 +113,74 @@ def _validated(probs_SBC: ArrayOrTensor) -> Array:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Constants:
-    """What depends on the numbers of classes and passes, and on the design.
+    """What depends on the number of passes S and their design only.
 
     Attributes:
         blocks: number K of blocks that are the independent units of sampling; 0 if these are the passes.
-        passes: number S of passes.
-        variance_factor: from the sum of squared sums of blocks, or from the variance, to the variance of the mean.
-        most_ratio: variance of the mean relative to the variance, for independent passes.
-        ones_C: sums over the classes, and increases the sums by their resolution.
-        ones_S: sums over the passes.
-        points_2Z: from the mean and the standard deviation of log-odds to half of the log-odds at the points; the
-            standard deviation is in units of the cube root of the sum of its estimate.
-        parts_ZY: from tanh at the points to parts the squares of which sum to the variance of the mean probability. The
-            first is linear in the log-odds, in units of the standard deviation of their mean relative to their own.
+        passes: S.
+        of_mean: factor from the sum of the squares of the sums of blocks, or from the variance if there are no blocks,
+            to the variance of the mean.
+        independent: variance of the mean relative to the variance, for independent passes.
+        ones_S: sums over the passes in a product.
+        points_2Z: from mean log-odds, and the cube root of the sum of cubes that estimates their standard deviation, to
+            half of the log-odds at Z.
+        parts_ZY: from tanh of these to parts, the squares of which sum to the variance of the mean probability. The
+            first part is linear in the log-odds, and divided by the root of `independent`.
     """
 
     blocks: int
     passes: Array
-    variance_factor: Array
-    most_ratio: Array
-    ones_C: Array
+    of_mean: Array
+    independent: Array
     ones_S: Array
     points_2Z: Array
     parts_ZY: Array
 
 
-_ONES_BLOCK = np.ones(BLOCK)
-
-
 @lru_cache
-def _constants(classes: int, passes: int, masks: Masks) -> _Constants:
+def _constants(passes: int, masks: Masks) -> _Constants:
     blocks = passes // BLOCK if masks == "stratified" and passes >= 2 * BLOCK else 0
-    scale = math.cbrt(math.sqrt(math.pi / 2) / passes) / 2  # of a sum of the cubes of doubled deviations
-    parts_ZY = np.sqrt(_DENSITY_Z)[:, None] * _BASIS_ZY[:, 1:] / (2 * math.sqrt(passes))
+    scale = math.cbrt(math.sqrt(math.pi / 2) / passes) / 2  # half, because the cubes are those of doubled deviations
+    parts_ZY = _BASIS_ZY[:, 1:] * _ROOT_DENSITY_Z[:, None] / (2 * math.sqrt(passes))  # sig(x) = (1 + tanh(x / 2)) / 2
     parts_ZY[:, 0] *= math.sqrt(passes - 1)
     return _Constants(
         blocks=blocks,
         passes=np.array(float(passes)),
-        variance_factor=np.array(1 / (BLOCK**2 * blocks * (blocks - 1) if blocks else passes - 1)),
-        most_ratio=np.array(1 / (passes - 1)),
-        ones_C=np.full(classes, 1 + _RESOLUTION),
+        of_mean=np.array(1 / (BLOCK**2 * blocks * (blocks - 1) if blocks else passes - 1)),
+        independent=np.array(1 / (passes - 1)),
         ones_S=np.ones(passes),
         points_2Z=np.stack([np.ones(len(_Z)), scale * _Z]) / 2,
         parts_ZY=parts_ZY,
     )
 
 
-def _product(stack_B: Array, matrix: Array) -> Array:
-    """Multiply a stack of matrices by a matrix or a vector; the first way computes the same in less time."""
-    product_B: Array = stack_B[0].dot(matrix)[None] if len(stack_B) == 1 else np.matmul(stack_B, matrix)
-    return product_B
-
-
 def _summarize(given_BCS: Array, masks: Masks) -> dict[str, Array]:
     """Summarize images with the passes on the last axis, in few NumPy calls, whose overhead dominates."""
     images, classes, passes = given_BCS.shape
-    constants = _constants(classes, passes, masks)
-    stacked_BDS = np.empty((images, 2 * classes, passes))  # D = 2 C: probabilities, then log-odds
-    logs_BDS = np.empty((images, 2 * classes, passes))
-    probs_BCS, log_probs_BCS, log_others_BCS = stacked_BDS[:, :classes], logs_BDS[:, :classes], logs_BDS[:, classes:]
+    constants = _constants(passes, masks)
+    shape = images, 2 * classes, passes  # D = 2 C: probabilities, then log-odds
+    stacked_BDS, logs_BDS = np.empty(shape), np.empty(shape)
+    probs_BCS, log_odds_BCS = stacked_BDS[:, :classes], stacked_BDS[:, classes:]
+    log_probs_BCS, log_others_BCS = logs_BDS[:, :classes], logs_BDS[:, classes:]
     probs_BCS[...] = given_BCS
-    sums_BS = _product(probs_BCS.transpose(0, 2, 1), constants.ones_C)
-    _check(probs_BCS, sums_BS)
-    np.add(probs_BCS, _EPSILON, log_probs_BCS)
+    sums_B1S = np.add.reduce(probs_BCS, axis=1, keepdims=True)
+    _check(probs_BCS, sums_B1S)
+    np.add(probs_BCS, _EPSILON, out=log_probs_BCS)
     # The sum of the other probabilities instead of 1 - p: near 1, float32 resolves 1 - p poorly.
-    np.subtract(sums_BS[:, None], probs_BCS, log_others_BCS)
-    np.log(logs_BDS, logs_BDS)
-    np.subtract(log_probs_BCS, log_others_BCS, stacked_BDS[:, classes:])
-    flat = (images, classes * passes)
-    expected_B = -np.vecdot(probs_BCS.reshape(flat), log_probs_BCS.reshape(flat)) / constants.passes
+    np.maximum(sums_B1S - probs_BCS, _MIN_COMPLEMENT, out=log_others_BCS)
+    np.log(logs_BDS, out=logs_BDS)
+    np.subtract(log_probs_BCS, log_others_BCS, out=log_odds_BCS)
+    expected_B = -np.add.reduce(np.vecdot(probs_BCS, log_probs_BCS), axis=-1) / constants.passes
 
-    means_BD = _product(stacked_BDS, constants.ones_S) / constants.passes
-    deviation_BDS = np.subtract(stacked_BDS, means_BD[..., None], stacked_BDS)
+    means_BD = np.vecdot(stacked_BDS, constants.ones_S) / constants.passes
+    deviation_BDS = np.subtract(stacked_BDS, means_BD[..., None], out=stacked_BDS)
     variance_BD = np.vecdot(deviation_BDS, deviation_BDS) / constants.passes
-    variance_of_mean_BD = (
-        _variance_of_blocks(deviation_BDS, constants.blocks) if constants.blocks else variance_BD
-    ) * constants.variance_factor
+    squares_BD = _squares_of_blocks(deviation_BDS, constants.blocks) if constants.blocks else variance_BD
+    variance_of_mean_BD = squares_BD * constants.of_mean
     mean_BC, variance_of_mean_BC = means_BD[:, :classes], variance_of_mean_BD[:, :classes]
-    variance_ratio_BC = variance_of_mean_BD[:, classes:] / np.maximum(variance_BD[:, classes:], _EPSILON)
+    ratio_BC = variance_of_mean_BD[:, classes:] / np.maximum(variance_BD[:, classes:], _EPSILON)
     towards_half_BCS = deviation_BDS[:, classes:] * np.copysign(_ONE, _HALF - mean_BC)[..., None]
-    log_odds_variance_BC = _variance_from_log_odds(
-        means_BD[:, classes:], towards_half_BCS, variance_ratio_BC, constants
-    )
+    log_odds_variance_BC = _variance_from_log_odds(means_BD[:, classes:], towards_half_BCS, ratio_BC, constants)
 
     positive_BC = mean_BC + _EPSILON
     predictive_B = -np.vecdot(mean_BC, np.log(positive_BC))
@@ -209,40 +196,40 @@ def _summarize(given_BCS: Array, masks: Masks) -> dict[str, Array]:
     }
 
 
-def _check(probs_BCS: Array, sums_BS: Array) -> None:
-    off_BS = sums_BS - _ONE
-    # The norm is at least the largest entry, and takes less time.
-    sums_to_1 = np.vdot(off_BS, off_BS) <= _ROW_SUM_TOLERANCE**2 or np.abs(off_BS).max() <= _ROW_SUM_TOLERANCE
-    if not (sums_to_1 and np.minimum.reduce(probs_BCS, axis=None, initial=0) >= 0):
+def _check(probs_BCS: Array, sums_B1S: Array) -> None:
+    off_B1S = sums_B1S - _ONE
+    is_near = np.vdot(off_B1S, off_B1S) <= _ROW_SUM_TOLERANCE**2  # no entry is larger than the norm
+    is_near = is_near or np.abs(off_B1S).max() <= _ROW_SUM_TOLERANCE
+    if not (is_near and np.minimum.reduce(probs_BCS, axis=None, initial=0) >= 0):
         raise ValueError("every row of probs_SBC must be a distribution: no negative or NaN entry, and a sum of 1")
 
 
-def _variance_of_blocks(deviation_BDS: Array, blocks: int) -> Array:
-    """Sum the squares of the sums of whole blocks."""
-    images, rows, passes = deviation_BDS.shape
-    whole_BDS = deviation_BDS if passes == blocks * BLOCK else deviation_BDS[..., : blocks * BLOCK]
-    sums_BDK = _product(whole_BDS.reshape(images, rows * blocks, BLOCK), _ONES_BLOCK).reshape(images, rows, blocks)
+def _squares_of_blocks(deviation_BDS: Array, blocks: int) -> Array:
+    """Sum the squares of the sums of whole blocks of passes."""
+    images, rows, _ = deviation_BDS.shape
+    whole_BDKN = deviation_BDS[..., : blocks * BLOCK].reshape(images, rows, blocks, BLOCK)
+    sums_BDK = np.matmul(whole_BDKN, _ONES_BLOCK)
     squares_BD: Array = np.vecdot(sums_BDK, sums_BDK)
     return squares_BD
 
 
 def _variance_from_log_odds(
-    mean_log_odds_BC: Array, towards_half_BCS: Array, variance_ratio_BC: Array, constants: _Constants
+    mean_log_odds_BC: Array, towards_half_BCS: Array, ratio_BC: Array, constants: _Constants
 ) -> Array:
     """Estimate the variance of the mean probability, assuming that the log-odds are normal over the passes.
 
     Args:
         mean_log_odds_BC: mean log-odds.
         towards_half_BCS: deviations from it, positive towards a probability of one half.
-        variance_ratio_BC: variance of the mean log-odds relative to their variance.
+        ratio_BC: variance of the mean log-odds relative to their variance.
         constants: those of the design.
     """
     upper_BCS = np.abs(towards_half_BCS) + towards_half_BCS  # 2 max(., 0), in less time
     normal_BC2 = np.empty((*mean_log_odds_BC.shape, 2))
     normal_BC2[..., 0] = mean_log_odds_BC
     # The standard deviation of the normal distribution with the third moment of this half, which weighs the tail more.
-    np.cbrt(np.vecdot(upper_BCS, upper_BCS * upper_BCS), normal_BC2[..., 1])
-    parts_BCY = _product(np.tanh(_product(normal_BC2, constants.points_2Z)), constants.parts_ZY)
-    parts_BCY[..., 0] *= np.sqrt(np.minimum(variance_ratio_BC, constants.most_ratio))
+    np.cbrt(np.vecdot(upper_BCS, upper_BCS * upper_BCS), out=normal_BC2[..., 1])
+    parts_BCY = np.matmul(np.tanh(np.matmul(normal_BC2, constants.points_2Z)), constants.parts_ZY)
+    parts_BCY[..., 0] *= np.sqrt(np.minimum(ratio_BC, constants.independent))
     variance_BC: Array = np.vecdot(parts_BCY, parts_BCY)
     return variance_BC

@@ -317,6 +317,15 @@ def test_rows_that_sum_to_one_but_for_rounding_are_taken():
     assert summarize(probs_SBC).mean.sum(dim=-1).tolist() == pytest.approx([1] * 3, abs=1e-3)
 
 
+def test_every_row_may_be_off_by_the_tolerance():
+    rows_SB = np.full((30, 4), 1.0009)
+    assert np.allclose(summarize(rows_SB[..., None] * [0.3, 0.7]).mean, [0.30027, 0.70063])
+    for wrong in (1.0011, 0.9989):
+        rows_SB[17, 2] = wrong
+        with pytest.raises(ValueError, match="must be a distribution"):
+            summarize(rows_SB[..., None] * [0.3, 0.7])
+
+
 @pytest.mark.parametrize(
     ("probs_SBC", "message"),
     [
