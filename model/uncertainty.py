@@ -140,7 +140,7 @@ class _Constants:
 @lru_cache
 def _constants(passes: int, masks: Masks) -> _Constants:
     blocks = passes // BLOCK if masks == "stratified" and passes >= 2 * BLOCK else 0
-    scale = math.cbrt(math.sqrt(math.pi / 2) / passes) / 2  # half, because the cubes are those of doubled deviations
+    scale = math.cbrt(math.sqrt(math.pi / 2) / (2 * passes))  # the cubes are doubled
     parts_ZY = _BASIS_ZY[:, 1:] * _ROOT_DENSITY_Z[:, None] / (2 * math.sqrt(passes))  # sig(x) = (1 + tanh(x / 2)) / 2
     parts_ZY[:, 0] *= math.sqrt(passes - 1)
     return _Constants(
@@ -179,8 +179,10 @@ def _summarize(given_BCS: Array, masks: Masks) -> dict[str, Array]:
     variance_of_mean_BD = squares_BD * constants.of_mean
     mean_BC, variance_of_mean_BC = means_BD[:, :classes], variance_of_mean_BD[:, :classes]
     ratio_BC = variance_of_mean_BD[:, classes:] / np.maximum(variance_BD[:, classes:], _EPSILON)
-    towards_half_BCS = deviation_BDS[:, classes:] * np.copysign(_ONE, _HALF - mean_BC)[..., None]
-    log_odds_variance_BC = _variance_from_log_odds(means_BD[:, classes:], towards_half_BCS, ratio_BC, constants)
+    towards_half_BC = np.copysign(_ONE, _HALF - mean_BC)
+    log_odds_variance_BC = _variance_from_log_odds(
+        means_BD[:, classes:], deviation_BDS[:, classes:], towards_half_BC, ratio_BC, constants
+    )
 
     positive_BC = mean_BC + _EPSILON
     predictive_B = -np.vecdot(mean_BC, np.log(positive_BC))
@@ -214,21 +216,24 @@ def _squares_of_blocks(deviation_BDS: Array, blocks: int) -> Array:
 
 
 def _variance_from_log_odds(
-    mean_log_odds_BC: Array, towards_half_BCS: Array, ratio_BC: Array, constants: _Constants
+    mean_BC: Array, deviation_BCS: Array, towards_half_BC: Array, ratio_BC: Array, constants: _Constants
 ) -> Array:
     """Estimate the variance of the mean probability, assuming that the log-odds are normal over the passes.
 
     Args:
-        mean_log_odds_BC: mean log-odds.
-        towards_half_BCS: deviations from it, positive towards a probability of one half.
+        mean_BC: mean log-odds.
+        deviation_BCS: deviations from it.
+        towards_half_BC: 1 where positive deviations lead towards a probability of one half, -1 where negative ones do.
         ratio_BC: variance of the mean log-odds relative to their variance.
         constants: those of the design.
     """
-    upper_BCS = np.abs(towards_half_BCS) + towards_half_BCS  # 2 max(., 0), in less time
-    normal_BC2 = np.empty((*mean_log_odds_BC.shape, 2))
-    normal_BC2[..., 0] = mean_log_odds_BC
-    # The standard deviation of the normal distribution with the third moment of this half, which weighs the tail more.
-    np.cbrt(np.vecdot(upper_BCS, upper_BCS * upper_BCS), out=normal_BC2[..., 1])
+    square_BCS = deviation_BCS * deviation_BCS
+    normal_BC2 = np.empty((*mean_BC.shape, 2))
+    normal_BC2[..., 0] = mean_BC
+    # The standard deviation of the normal distribution with the third moment of the half towards one half, which weighs
+    # the tail more; 2 max(x, 0)^3 = |x|^3 + x^3.
+    cubes_BC = np.vecdot(square_BCS, np.abs(deviation_BCS)) + np.vecdot(square_BCS, deviation_BCS) * towards_half_BC
+    np.cbrt(cubes_BC, out=normal_BC2[..., 1])
     parts_BCY = np.matmul(np.tanh(np.matmul(normal_BC2, constants.points_2Z)), constants.parts_ZY)
     parts_BCY[..., 0] *= np.sqrt(np.minimum(ratio_BC, constants.independent))
     variance_BC: Array = np.vecdot(parts_BCY, parts_BCY)

@@ -83,6 +83,19 @@ def test_standard_error_is_the_larger_of_both_formulas(sharp, passes, masks):
     assert np.allclose(summarize(probs_SBC, masks=masks).standard_error, expected_BC, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.parametrize("masks", DESIGNS)
+@pytest.mark.parametrize("far", [-40, 20])
+def test_standard_error_is_exact_beside_one_far_pass(far, masks):
+    """The cubes of the deviations towards one half are a small difference of large sums."""
+    odds_S = np.random.default_rng(8).normal(-4, 0.01, size=1000)
+    odds_S[500] = far
+    probs_SBC = np.stack([expit(odds_S), expit(-odds_S)], axis=-1)[:, None]
+    expected = variance_from_log_odds(probs_SBC[:, 0, 0], masks)
+    assert expected > variance_of_mean(probs_SBC, masks)[0, 0]
+    found = summarize(probs_SBC, masks=masks).standard_error[0, 0].item()
+    assert found**2 == pytest.approx(expected, rel=1e-7)
+
+
 @given(draws, designs)
 @settings(max_examples=100, deadline=None)
 def test_every_quantity_equals_a_second_implementation(probs_SBC, masks):
