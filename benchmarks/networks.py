@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -41,8 +41,10 @@ SLOW_SECONDS = 1.0  # of such a method, from which it is called twice only
 MOST_SHARED = 0.9  # fraction of a network before its first mask from which masks cost little
 
 GRAPH_EVAL, GRAPH, FRESH = "ours: graph, eval mode", "ours: graph, one seed", "ours: graph, a new seed for each call"
+STATISTICS = "ours: graph, one seed, with statistics"
 LIVE, COMPILED = "ours: live module", "loop of torch.compile"
-OURS = (GRAPH_EVAL, GRAPH, FRESH, LIVE)
+OURS = (GRAPH_EVAL, GRAPH, STATISTICS, FRESH, LIVE)
+WITHOUT_PASSES = (EVAL, GRAPH_EVAL, STATISTICS)  # methods that do not return the passes
 CACHED = "baal, loop, cached"
 OTHERS = [name for name in (REPEATED, *LIBRARIES) if name not in ("baal, replicated", "baal, loop")]
 ORDER = [EVAL, *OURS, LOOP, *OTHERS, COMPILED]
@@ -135,14 +137,12 @@ class CompiledLoop:
         return lambda: torch.stack([compiled(images_B).softmax(dim=-1) for _ in range(samples)])
 
 
-def calls_of(
-    subject: Subject, images_B: Tensor, samples: int, *, is_affordable: bool
-) -> dict[str, Callable[[], Tensor | np.ndarray]]:
+def calls_of(subject: Subject, images_B: Tensor, samples: int, *, is_affordable: bool) -> dict[str, Callable[[], Any]]:
     """Each method, ready to be called."""
     network, images = subject.example.network, images_B.numpy()
     graph, seeds = subject.compiled.graph(), count(1)
     fresh = subject.compiled.graph()  # of its own: new seeds would replace the masks that the other keeps
-    calls: dict[str, Callable[[], Tensor | np.ndarray]] = {
+    calls: dict[str, Callable[[], Any]] = {
         EVAL: lambda: network(images_B),
         GRAPH_EVAL: lambda: graph.predict(images),
     }
@@ -150,6 +150,7 @@ def calls_of(
     if is_split or is_affordable:
         live = live_method(network, samples)
         calls[GRAPH] = lambda: graph.sample(images, samples)
+        calls[STATISTICS] = lambda: graph.estimate(images, samples)
         calls[FRESH] = lambda: fresh.sample(images, samples, seed=next(seeds))
         calls[LIVE] = lambda: live(images_B)
     # baal's cache replaces linear layers by modules without weights, which attention reads.
@@ -185,7 +186,7 @@ def measure(name: str, subject: Subject, compiled_loop: CompiledLoop) -> Times:
                 compiled = compiled_loop.make(subject.example.network, part_B, samples)
                 calls |= {} if compiled is None else {COMPILED: compiled}
             if batch == 1 and samples == min(SAMPLES):
-                check(name, {name: call() for name, call in calls.items() if name not in (EVAL, GRAPH_EVAL)})
+                check(name, {name: call() for name, call in calls.items() if name not in WITHOUT_PASSES})
             label = f"{name}, {batch} images, {samples} samples"
             least = 3 if expected < SLOW_SECONDS else 1
             for method, median in interleaved(calls, budget=BUDGET, label=label, least=least).items():
@@ -314,7 +315,8 @@ def report(
         f"\n(-: left out. {limits};\n"
         "torch.compile is called with one image only.)\n\n"
         "One seed: the masks are drawn once and kept, as in a service, as far as they fit into the memory for them. A\n"
-        "new seed: they are drawn in each call, as those of a live module are.\n\n"
+        "new seed: they are drawn in each call, as those of a live module are. Statistics: means, variances,\n"
+        "entropies, mutual information and standard errors, where the other rows return the passes.\n\n"
         "torch-uncertainty finds layers of dropout only: in the ViT it leaves that of attention weights out, and it\n"
         "is called without the fused operator of torch's transformer layer, which would leave out all dropout of the\n"
         "layer. baal's cache does not work with attention. All other rows compute the same.\n"

@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
@@ -123,16 +123,14 @@ class Graph:
         self.spec = spec
         self._main = open_session(MAIN, files[MAIN])
         self._prefix = open_session(PREFIX, files[PREFIX]) if PREFIX in files else None
-        self._masks = _MaskCache(spec.sites)
         self._shared = threading.local()
         self._check_interface()
         self._has_features = "features" in {entry.name for entry in self._main.get_outputs()}
-        self._mask_names = [f"mask_{index}" for index in range(len(spec.sites))]
-        self._value_names = [entry.name for entry in self._main.get_inputs() if entry.name not in self._mask_names]
+        sites = {f"mask_{index}": site for index, site in enumerate(spec.sites)}
+        self._masks = _MaskCache(sites)
+        self._ones = {name: np.ones((1, *site.shape), np.float32) for name, site in sites.items()}
+        self._value_names = [entry.name for entry in self._main.get_inputs() if entry.name not in sites]
         self._chunk = max((_BATCH_BYTES if spec.batched else _CHUNK_BYTES) // spec.mask_bytes, 1)
-        self._ones = {
-            name: np.ones((1, *site.shape), np.float32) for name, site in zip(self._mask_names, spec.sites, strict=True)
-        }
 
     @contextmanager
     def share_prefix(self) -> Iterator[None]:
@@ -280,23 +278,21 @@ class Graph:
         """Compute an output (B, S, K) for all images and masks."""
         self._check_images(images_B)
         samples, seed, masks = mask_range or (range(1), 0, "stratified")
-        chunks = [samples[first : first + self._chunk] for first in range(0, len(samples), self._chunk)]
-        results_BSC = np.empty((len(images_B), len(samples), self.spec.classes), np.float32)
+        images, count = len(images_B), len(samples)
+        if 0 < images * count <= self._chunk and (images == 1 or self.spec.batched):  # all at once
+            factors = self._ones if mask_range is None else self._masks.draw(samples, seed, masks)
+            result_BSC: Array = self._main.run([output], self._values(images_B) | factors)[0]
+            return result_BSC
+        results_BSC = np.empty((images, count, self.spec.classes), np.float32)
         first = 0
-        for images in self._groups(images_B, masks=min(self._chunk, len(samples))):
-            values = self._values(images)
-            for chunk in chunks:
-                factors = self._ones if mask_range is None else self._factors(chunk, seed, masks)
-                result_BSC: Array = self._main.run([output], values | factors)[0]
-                if len(chunks) == 1 and len(images) == len(images_B):
-                    return result_BSC
-                rows = slice(chunk.start - samples.start, chunk.stop - samples.start)
-                results_BSC[first : first + len(images), rows] = result_BSC
-            first += len(images)
+        for group in self._groups(images_B, masks=min(self._chunk, count)):
+            values, rows = self._values(group), slice(first, first + len(group))
+            for start in range(0, count, self._chunk):
+                chunk = samples[start : start + self._chunk]
+                factors = self._ones if mask_range is None else self._masks.draw(chunk, seed, masks)
+                results_BSC[rows, start : start + len(chunk)] = self._main.run([output], values | factors)[0]
+            first = rows.stop
         return results_BSC
-
-    def _factors(self, chunk: range, seed: int, masks: Masks) -> dict[str, Array]:
-        return {name: self._masks.draw(index, chunk, seed, masks) for index, name in enumerate(self._mask_names)}
 
     def _values(self, images: Array) -> dict[str, Array]:
         """The inputs of the main graph that depend on the images."""
@@ -348,35 +344,59 @@ class Graph:
             raise ValueError(f"{MAIN}: expected an output probs of {self.spec.classes} classes")
 
 
+class _Draw(NamedTuple):
+    """Masks of all sites by input; as bytes where they are large."""
+
+    masks: dict[str, Array]
+    has_bytes: bool
+    nbytes: int
+
+
 class _MaskCache:
     """Masks as factors, 0 or 1 / (1 - p), the latest of which are kept; large ones as bytes."""
 
-    def __init__(self, sites: Sequence[Site]) -> None:
+    def __init__(self, sites: Mapping[str, Site]) -> None:
         self._sites = sites
-        self._kept: OrderedDict[tuple[Any, ...], Array] = OrderedDict()
+        self._kept: OrderedDict[tuple[range, int, Masks], _Draw] = OrderedDict()
+        self._most = max(_CACHED_DRAWS // len(sites), 8)
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def draw(self, index: int, samples: range, seed: int, masks: Masks) -> Array:
-        """Masks (S, *shape) of a site, float32."""
-        key, site = (index, samples.start, samples.stop, seed, masks), self._sites[index]
-        scale = survivor_scale(site.p)
+    def draw(self, samples: range, seed: int, masks: Masks) -> dict[str, Array]:
+        """Masks (S, *shape) by name, float32."""
+        key = samples, seed, masks
         with self._lock:
-            kept = self._kept.get(key)
-            if kept is not None:
+            drawn = self._kept.get(key)
+            if drawn is not None:
                 self._kept.move_to_end(key)
-        if kept is None:
-            keep = keep_masks(
-                site.shape, site.p, samples=len(samples), first=samples.start, seed=seed, layer=index, masks=masks
-            )
-            kept = np.multiply(keep, scale, dtype=np.float32) if keep.size <= _SMALL_MASKS else keep
-            self._keep(key, kept)
-        return np.multiply(kept, scale, dtype=np.float32) if kept.dtype == np.bool_ else kept
+        if drawn is None:
+            drawn = self._draw(samples, seed, masks)
+            self._keep(key, drawn)
+        return self._factors(drawn.masks) if drawn.has_bytes else drawn.masks
 
-    def _keep(self, key: tuple[Any, ...], drawn: Array) -> None:
+    def _draw(self, samples: range, seed: int, masks: Masks) -> _Draw:
+        drawn = {
+            name: keep_masks(
+                site.shape, site.p, samples=len(samples), first=samples.start, seed=seed, layer=layer, masks=masks
+            )
+            for layer, (name, site) in enumerate(self._sites.items())
+        }
+        small = {name: keep for name, keep in drawn.items() if keep.size <= _SMALL_MASKS}
+        drawn |= self._factors(small)
+        return _Draw(drawn, len(small) < len(drawn), sum(one.nbytes for one in drawn.values()))
+
+    def _factors(self, drawn: Mapping[str, Array]) -> dict[str, Array]:
+        return {
+            name: np.multiply(one, survivor_scale(self._sites[name].p), dtype=np.float32)
+            if one.dtype == np.bool_
+            else one
+            for name, one in drawn.items()
+        }
+
+    def _keep(self, key: tuple[range, int, Masks], drawn: _Draw) -> None:
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = drawn
                 self._bytes += drawn.nbytes
-            while self._bytes > _CACHED_BYTES or len(self._kept) > max(_CACHED_DRAWS, 8 * len(self._sites)):
+            while self._bytes > _CACHED_BYTES or len(self._kept) > self._most:
                 self._bytes -= self._kept.popitem(last=False)[1].nbytes

@@ -12,7 +12,7 @@ ArrayOrTensor: TypeAlias = "np.ndarray | Tensor"
 
 def is_tensor(values: ArrayOrTensor) -> bool:
     """Whether values are a torch tensor."""
-    return type(values).__module__.partition(".")[0] == "torch"
+    return not isinstance(values, np.ndarray) and type(values).__module__.partition(".")[0] == "torch"
 
 
 def as_array(values: ArrayOrTensor) -> np.ndarray:

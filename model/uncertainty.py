@@ -2,24 +2,29 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from scipy.special import entr
 
-from model.kinds import ArrayOrTensor, as_array, like
+from model.kinds import ArrayOrTensor, as_array, is_tensor, like
 from model.masks import BLOCK, Masks, check_masks
 
 Array = np.ndarray
 
 _ROW_SUM_TOLERANCE = 1e-3
 _MAX_CHUNK_SIZE = 2**15  # float64 numbers that fit into a cache; the system maps larger arrays again for each call
-_EPSILON = 1e-30  # added to probabilities before logarithms are taken
-_MIN_COMPLEMENT = 1e-16  # of 1 - p, at the resolution of float64
+# NumPy takes constants faster as arrays without axes than as numbers of Python.
+_ZERO, _HALF, _ONE = np.array(0.0), np.array(0.5), np.array(1.0)
+_EPSILON = np.array(1e-30)  # added to probabilities before logarithms are taken
+_MIN_COMPLEMENT = np.array(1e-16)  # of 1 - p, at the resolution of float64
+_ONES_BLOCK = np.ones(BLOCK)
 # The standard normal distribution at 19 points up to 4.5 standard deviations, which one mask in 150,000 exceeds.
 _Z = np.linspace(-4.5, 4.5, 19)
-_DENSITY_Z = np.exp(-(_Z**2) / 2) / np.exp(-(_Z**2) / 2).sum()
-_DENSITY_AND_SLOPE_Z2 = np.stack([_DENSITY_Z, _DENSITY_Z * _Z / np.sqrt(_DENSITY_Z @ _Z**2)], axis=1)
+_ROOT_DENSITY_Z = np.sqrt(np.exp(-(_Z**2) / 2) / np.exp(-(_Z**2) / 2).sum())
+# Orthonormal functions of Z times the root of the density: a constant, a linear one, and the rest in any order.
+_BASIS_ZY = np.linalg.qr(np.stack([_ROOT_DENSITY_Z, _Z * _ROOT_DENSITY_Z], axis=1), mode="complete").Q
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +76,14 @@ def summarize(probs_SBC: ArrayOrTensor, *, masks: Masks = "stratified") -> Uncer
     probs_BCS = _validated(probs_SBC)
     images, classes, passes = probs_BCS.shape
     chunk = max(_MAX_CHUNK_SIZE // max(classes * passes, 1), 1)
-    parts = [
-        _summarize(np.ascontiguousarray(probs_BCS[first : first + chunk], dtype=np.float64), masks)
-        for first in range(0, max(images, 1), chunk)
-    ]
-    merged = (
-        parts[0] if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    )
-    return Uncertainty(**{name: like(probs_SBC, array) for name, array in merged.items()})
+    if images <= chunk:
+        merged = _summarize(probs_BCS, masks)
+    else:
+        parts = [_summarize(probs_BCS[first : first + chunk], masks) for first in range(0, images, chunk)]
+        merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    if is_tensor(probs_SBC):
+        merged = {name: like(probs_SBC, array) for name, array in merged.items()}
+    return Uncertainty(**merged)
 
 
 def entropy(probs_C: ArrayOrTensor) -> Any:
@@ -106,64 +111,130 @@ def _validated(probs_SBC: ArrayOrTensor) -> Array:
     return array_SBC.transpose(1, 2, 0)
 
 
-def _summarize(probs_BCS: Array, masks: Masks) -> dict[str, Array]:
-    """Summarize images with the passes on the last axis, in few NumPy calls, whose overhead dominates."""
-    _, classes, passes = probs_BCS.shape
-    block = BLOCK if masks == "stratified" and passes >= 2 * BLOCK else 1
-    sums_B1S = probs_BCS.sum(axis=1, keepdims=True)
-    if not (probs_BCS.min(initial=0) >= 0 and np.abs(sums_B1S - 1).max(initial=0) <= _ROW_SUM_TOLERANCE):
-        raise ValueError("every row of probs_SBC must be a distribution: no negative or NaN entry, and a sum of 1")
-    log_probs_BCS = np.log(probs_BCS + _EPSILON)
-    # The sum of the other probabilities instead of 1 - p: near 1, float32 resolves 1 - p poorly.
-    log_odds_BCS = log_probs_BCS - np.log(np.maximum(sums_B1S - probs_BCS, _MIN_COMPLEMENT))
-    stacked_BDS = np.concatenate([probs_BCS, log_odds_BCS], axis=1)  # D = 2 C: probabilities, then log-odds
-    means_BD = stacked_BDS.sum(axis=-1) / passes
-    deviation_BDS = stacked_BDS - means_BD[..., None]
-    variance_BD = np.vecdot(deviation_BDS, deviation_BDS) / passes
-    variance_of_mean_BD = variance_BD / (passes - 1) if block == 1 else _variance_of_mean(deviation_BDS, block)
-    mean_BC, variance_of_mean_BC = means_BD[:, :classes], variance_of_mean_BD[:, :classes]
-    log_odds_variance_BC = _variance_from_log_odds(
-        means_BD[:, classes:],
-        deviation_BDS[:, classes:] * np.copysign(1, 0.5 - mean_BC)[..., None],
-        variance_of_mean_BD[:, classes:] * (passes - 1) / np.maximum(variance_BD[:, classes:], _EPSILON),
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Constants:
+    """What depends on the number of passes S and their design only.
+
+    Attributes:
+        blocks: number K of blocks that are the independent units of sampling; 0 if these are the passes.
+        passes: S.
+        of_mean: factor from the sum of the squares of the sums of blocks, or from the variance if there are no blocks,
+            to the variance of the mean.
+        independent: variance of the mean relative to the variance, for independent passes.
+        ones_S: sums over the passes in a product.
+        points_2Z: from mean log-odds, and the cube root of the sum of cubes that estimates their standard deviation, to
+            half of the log-odds at Z.
+        parts_ZY: from tanh of these to parts, the squares of which sum to the variance of the mean probability. The
+            first part is linear in the log-odds, and divided by the root of `independent`.
+    """
+
+    blocks: int
+    passes: Array
+    of_mean: Array
+    independent: Array
+    ones_S: Array
+    points_2Z: Array
+    parts_ZY: Array
+
+
+@lru_cache
+def _constants(passes: int, masks: Masks) -> _Constants:
+    blocks = passes // BLOCK if masks == "stratified" and passes >= 2 * BLOCK else 0
+    scale = math.cbrt(math.sqrt(math.pi / 2) / (2 * passes))  # the cubes are doubled
+    parts_ZY = _BASIS_ZY[:, 1:] * _ROOT_DENSITY_Z[:, None] / (2 * math.sqrt(passes))  # sig(x) = (1 + tanh(x / 2)) / 2
+    parts_ZY[:, 0] *= math.sqrt(passes - 1)
+    return _Constants(
+        blocks=blocks,
+        passes=np.array(float(passes)),
+        of_mean=np.array(1 / (BLOCK**2 * blocks * (blocks - 1) if blocks else passes - 1)),
+        independent=np.array(1 / (passes - 1)),
+        ones_S=np.ones(passes),
+        points_2Z=np.stack([np.ones(len(_Z)), scale * _Z]) / 2,
+        parts_ZY=parts_ZY,
     )
-    predictive_B = -np.vecdot(mean_BC, np.log(mean_BC + _EPSILON))
-    expected_B = -np.vecdot(probs_BCS, log_probs_BCS).sum(axis=-1) / passes
-    entropy_bias_B = (variance_of_mean_BC / (mean_BC + _EPSILON)).sum(axis=-1) / 2
+
+
+def _summarize(given_BCS: Array, masks: Masks) -> dict[str, Array]:
+    """Summarize images with the passes on the last axis, in few NumPy calls, whose overhead dominates."""
+    images, classes, passes = given_BCS.shape
+    constants = _constants(passes, masks)
+    shape = images, 2 * classes, passes  # D = 2 C: probabilities, then log-odds
+    stacked_BDS, logs_BDS = np.empty(shape), np.empty(shape)
+    probs_BCS, log_odds_BCS = stacked_BDS[:, :classes], stacked_BDS[:, classes:]
+    log_probs_BCS, log_others_BCS = logs_BDS[:, :classes], logs_BDS[:, classes:]
+    probs_BCS[...] = given_BCS
+    sums_B1S = np.add.reduce(probs_BCS, axis=1, keepdims=True)
+    _check(probs_BCS, sums_B1S)
+    np.add(probs_BCS, _EPSILON, out=log_probs_BCS)
+    # The sum of the other probabilities instead of 1 - p: near 1, float32 resolves 1 - p poorly.
+    np.maximum(sums_B1S - probs_BCS, _MIN_COMPLEMENT, out=log_others_BCS)
+    np.log(logs_BDS, out=logs_BDS)
+    np.subtract(log_probs_BCS, log_others_BCS, out=log_odds_BCS)
+    expected_B = -np.add.reduce(np.vecdot(probs_BCS, log_probs_BCS), axis=-1) / constants.passes
+
+    means_BD = np.vecdot(stacked_BDS, constants.ones_S) / constants.passes
+    deviation_BDS = np.subtract(stacked_BDS, means_BD[..., None], out=stacked_BDS)
+    variance_BD = np.vecdot(deviation_BDS, deviation_BDS) / constants.passes
+    squares_BD = _squares_of_blocks(deviation_BDS, constants.blocks) if constants.blocks else variance_BD
+    variance_of_mean_BD = squares_BD * constants.of_mean
+    mean_BC, variance_of_mean_BC = means_BD[:, :classes], variance_of_mean_BD[:, :classes]
+    ratio_BC = variance_of_mean_BD[:, classes:] / np.maximum(variance_BD[:, classes:], _EPSILON)
+    towards_half_BC = np.copysign(_ONE, _HALF - mean_BC)
+    log_odds_variance_BC = _variance_from_log_odds(
+        means_BD[:, classes:], deviation_BDS[:, classes:], towards_half_BC, ratio_BC, constants
+    )
+
+    positive_BC = mean_BC + _EPSILON
+    predictive_B = -np.vecdot(mean_BC, np.log(positive_BC))
+    entropy_bias_B = np.vecdot(variance_of_mean_BC, _HALF / positive_BC)
     return {
         "mean": mean_BC,
         "variance": variance_BD[:, :classes],
         "predictive_entropy": predictive_B,
         "expected_entropy": expected_B,
         # Entropy is concave, so the difference is negative only by rounding (-1e-16).
-        "mutual_information": np.maximum(predictive_B - expected_B, 0) + entropy_bias_B,
+        "mutual_information": np.maximum(predictive_B - expected_B, _ZERO) + entropy_bias_B,
         "standard_error": np.sqrt(np.maximum(variance_of_mean_BC, log_odds_variance_BC)),
     }
 
 
-def _variance_of_mean(deviation_BDS: Array, block: int) -> Array:
-    """Estimate the variance of the mean over passes from the means of whole blocks of passes."""
-    blocks = deviation_BDS.shape[-1] // block
-    sums_BDK = np.add.reduceat(deviation_BDS[..., : blocks * block], np.arange(0, blocks * block, block), axis=-1)
-    variance_BD: Array = np.vecdot(sums_BDK, sums_BDK) / (block**2 * blocks * (blocks - 1))
-    return variance_BD
+def _check(probs_BCS: Array, sums_B1S: Array) -> None:
+    off_B1S = sums_B1S - _ONE
+    is_near = np.vdot(off_B1S, off_B1S) <= _ROW_SUM_TOLERANCE**2  # no entry is larger than the norm
+    is_near = is_near or np.abs(off_B1S).max() <= _ROW_SUM_TOLERANCE
+    if not (is_near and np.minimum.reduce(probs_BCS, axis=None, initial=0) >= 0):
+        raise ValueError("every row of probs_SBC must be a distribution: no negative or NaN entry, and a sum of 1")
 
 
-def _variance_from_log_odds(mean_log_odds_BC: Array, towards_half_BCS: Array, variance_ratio_BC: Array) -> Array:
+def _squares_of_blocks(deviation_BDS: Array, blocks: int) -> Array:
+    """Sum the squares of the sums of whole blocks of passes."""
+    images, rows, _ = deviation_BDS.shape
+    whole_BDKN = deviation_BDS[..., : blocks * BLOCK].reshape(images, rows, blocks, BLOCK)
+    sums_BDK = np.matmul(whole_BDKN, _ONES_BLOCK)
+    squares_BD: Array = np.vecdot(sums_BDK, sums_BDK)
+    return squares_BD
+
+
+def _variance_from_log_odds(
+    mean_BC: Array, deviation_BCS: Array, towards_half_BC: Array, ratio_BC: Array, constants: _Constants
+) -> Array:
     """Estimate the variance of the mean probability, assuming that the log-odds are normal over the passes.
 
     Args:
-        mean_log_odds_BC: mean log-odds.
-        towards_half_BCS: deviations from it, positive towards a probability of one half.
-        variance_ratio_BC: variance of the mean log-odds relative to that of independent passes.
+        mean_BC: mean log-odds.
+        deviation_BCS: deviations from it.
+        towards_half_BC: 1 where positive deviations lead towards a probability of one half, -1 where negative ones do.
+        ratio_BC: variance of the mean log-odds relative to their variance.
+        constants: those of the design.
     """
-    passes = towards_half_BCS.shape[-1]
-    upper_BCS = np.maximum(towards_half_BCS, 0)
-    # The standard deviation of the normal distribution with the third moment of this half, which weighs the tail more.
-    scale_BC = np.cbrt(np.vecdot(upper_BCS, upper_BCS * upper_BCS) * (math.sqrt(math.pi / 2) / passes))
-    probs_BCZ = 1 / (1 + np.exp(-(mean_log_odds_BC[..., None] + scale_BC[..., None] * _Z)))
-    mean_and_slope_BC2 = probs_BCZ @ _DENSITY_AND_SLOPE_Z2
-    variance_BC = np.square(probs_BCZ - mean_and_slope_BC2[..., :1]) @ _DENSITY_AND_SLOPE_Z2[:, 0]
-    variance_BC -= np.maximum(1 - variance_ratio_BC, 0) * np.square(mean_and_slope_BC2[..., 1])
-    variance_of_mean_BC: Array = np.maximum(variance_BC, 0) / passes
-    return variance_of_mean_BC
+    square_BCS = deviation_BCS * deviation_BCS
+    normal_BC2 = np.empty((*mean_BC.shape, 2))
+    normal_BC2[..., 0] = mean_BC
+    # The standard deviation of the normal distribution with the third moment of the half towards one half, which weighs
+    # the tail more; 2 max(x, 0)^3 = |x|^3 + x^3.
+    cubes_BC = np.vecdot(square_BCS, np.abs(deviation_BCS)) + np.vecdot(square_BCS, deviation_BCS) * towards_half_BC
+    np.cbrt(cubes_BC, out=normal_BC2[..., 1])
+    parts_BCY = np.matmul(np.tanh(np.matmul(normal_BC2, constants.points_2Z)), constants.parts_ZY)
+    parts_BCY[..., 0] *= np.sqrt(np.minimum(ratio_BC, constants.independent))
+    variance_BC: Array = np.vecdot(parts_BCY, parts_BCY)
+    return variance_BC

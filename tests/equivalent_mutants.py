@@ -176,6 +176,13 @@ EQUIVALENT = (
         None,
         _CACHE,
     ),
+    Equivalent("model/uncertainty.py", "@lru_cache", "", _CACHE),
+    Equivalent(
+        "model/uncertainty.py",
+        "is_near = np.vdot(off_B1S, off_B1S) <= _ROW_SUM_TOLERANCE**2  # no entry is larger than the norm",
+        "is_near = np.vdot(off_B1S, off_B1S) < _ROW_SUM_TOLERANCE**2  # no entry is larger than the norm",
+        "a short cut: the next line finds the same",
+    ),
     Equivalent(
         "model/network/sequential.py",
         "return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)",

@@ -345,14 +345,18 @@ def test_sampling_until_a_tolerance_computes_each_mask_once(graph, monkeypatch):
 
 
 def test_the_latest_masks_are_kept_and_old_ones_are_not(graph):
-    cache, count = graph._masks, 64 // len(graph.spec.sites)
-    first = graph._factors(range(10), 0, "stratified")
-    assert all(cache.draw(site, range(10), 0, "stratified") is first[f"mask_{site}"] for site in range(len(first)))
-    for seed in range(1, 8 * count):
-        graph._factors(range(10), seed, "stratified")
-    again = graph._factors(range(10), 0, "stratified")
+    cache = graph._masks
+    first = cache.draw(range(10), 0, "stratified")
+    assert list(first) == [f"mask_{site}" for site in range(len(graph.spec.sites))]
+    most = max(64 // len(first), 8)
+    for seed in range(1, 2 * most):
+        cache.draw(range(10), seed, "stratified")
+        assert cache.draw(range(10), 0, "stratified") is first
+    for seed in range(1, most + 1):
+        cache.draw(range(20), seed, "stratified")
+    again = cache.draw(range(10), 0, "stratified")
     assert all(again[name] is not first[name] and np.array_equal(again[name], first[name]) for name in first)
-    assert len(cache._kept) <= max(64, 8 * len(first))
+    assert len(cache._kept) == most
 
 
 def changed(data: bytes, change) -> bytes:

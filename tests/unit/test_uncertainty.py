@@ -83,6 +83,19 @@ def test_standard_error_is_the_larger_of_both_formulas(sharp, passes, masks):
     assert np.allclose(summarize(probs_SBC, masks=masks).standard_error, expected_BC, rtol=1e-7, atol=1e-12)
 
 
+@pytest.mark.parametrize("masks", DESIGNS)
+@pytest.mark.parametrize("far", [-40, 20])
+def test_standard_error_is_exact_beside_one_far_pass(far, masks):
+    """The cubes of the deviations towards one half are a small difference of large sums."""
+    odds_S = np.random.default_rng(8).normal(-4, 0.01, size=1000)
+    odds_S[500] = far
+    probs_SBC = np.stack([expit(odds_S), expit(-odds_S)], axis=-1)[:, None]
+    expected = variance_from_log_odds(probs_SBC[:, 0, 0], masks)
+    assert expected > variance_of_mean(probs_SBC, masks)[0, 0]
+    found = summarize(probs_SBC, masks=masks).standard_error[0, 0].item()
+    assert found**2 == pytest.approx(expected, rel=1e-7)
+
+
 @given(draws, designs)
 @settings(max_examples=100, deadline=None)
 def test_every_quantity_equals_a_second_implementation(probs_SBC, masks):
@@ -315,6 +328,15 @@ def test_no_images_give_empty_quantities():
 def test_rows_that_sum_to_one_but_for_rounding_are_taken():
     probs_SBC = torch.randn(5, 3, 10, generator=torch.Generator().manual_seed(2)).softmax(dim=-1).half()
     assert summarize(probs_SBC).mean.sum(dim=-1).tolist() == pytest.approx([1] * 3, abs=1e-3)
+
+
+def test_every_row_may_be_off_by_the_tolerance():
+    rows_SB = np.full((30, 4), 1.0009)
+    assert np.allclose(summarize(rows_SB[..., None] * [0.3, 0.7]).mean, [0.30027, 0.70063])
+    for wrong in (1.0011, 0.9989):
+        rows_SB[17, 2] = wrong
+        with pytest.raises(ValueError, match="must be a distribution"):
+            summarize(rows_SB[..., None] * [0.3, 0.7])
 
 
 @pytest.mark.parametrize(
