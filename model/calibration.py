@@ -79,9 +79,10 @@ class Calibration:
         threshold = self.set_scores.get(method, {}).get(coverage)
         if threshold is None:
             return None
-        if isinstance(threshold, tuple):
-            threshold = np.array([math.inf if one is None else one for one in threshold])
-        return nonconformity_scores(probs_BC, uniform_B, method=method) <= threshold
+        by_class = threshold if isinstance(threshold, tuple) else (threshold,)
+        threshold_C = np.array([math.inf if one is None else one for one in by_class])
+        members_BC: Array = nonconformity_scores(probs_BC, uniform_B, method=method) <= threshold_C
+        return members_BC
 
     def classes_without_threshold(self, coverage: float) -> list[int]:
         """Find the classes that every "mondrian" set contains, as too few calibration images are of these classes."""
@@ -172,12 +173,12 @@ def _threshold(value: Any, *, method: SetMethod) -> Threshold:
     """Read what the card has for a method and coverage.
 
     Raises:
-        TypeError, ValueError: it is of another kind.
+        TypeError, ValueError: it is neither a number nor null; for "mondrian", neither a list of these nor null.
     """
     if method != "mondrian" or value is None:
         return optional_float(value)
     if not isinstance(value, list):
-        raise ValueError(f"mondrian: expected a list of numbers, got {type(value).__name__}")
+        raise TypeError(f"entry: mondrian needs a list of numbers, got {type(value).__name__}")
     return tuple(map(optional_float, value))
 
 

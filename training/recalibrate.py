@@ -1,0 +1,87 @@
+"""Calibrates artifacts of ours again without training: `python -m training.recalibrate FOLDER...`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from model import Artifact, load_artifact
+from model.artifact import CARD, ArtifactError, add_to_card
+from training.calibrate import fit_calibrations
+from training.data import DataError, FashionMNIST, load_fashion_mnist, split_data
+from training.estimates import Estimators, estimate
+from training.failures import fashion_failures, record_failures
+from training.measure import measure, measure_class_coverage
+from training.recipes import RECIPES
+from training.terminal import console, error_console
+from training.train import METRIC_SAMPLES
+
+app = typer.Typer(add_completion=False)
+
+
+def recalibrate(folder: Path, fashion: FashionMNIST) -> None:
+    """Fit the calibrations of an artifact, measure it on the test images, and write both into its card.
+
+    Calibration images, masks and random numbers are those of the training run, so a calibration that is fitted as it was
+    then has the same numbers. Network and novelty score stay as they are.
+
+    Args:
+        folder: of the artifact.
+        fashion: the data set that it was trained with.
+
+    Raises:
+        ArtifactError: it can't be read, is not of a recipe of ours, or was trained without calibration images.
+    """
+    artifact = load_artifact(folder)
+    count = _calibration_images(folder, artifact)
+    estimators, labels_B = Estimators.of_artifact(artifact), fashion.test.labels_B.numpy()
+    images = split_data(fashion.train, images_per_part=count, validate=False).calibration
+    calibrations = fit_calibrations([estimators], images, console=console)
+    estimates = estimate(
+        estimators, fashion.test, samples=(METRIC_SAMPLES,), seed=0, console=console, label="test images"
+    )
+    measured = {
+        "test": measure(estimates, labels_B, samples=METRIC_SAMPLES, seed=0, calibrations=calibrations),
+        "classes": measure_class_coverage(
+            estimates, labels_B, samples=METRIC_SAMPLES, classes=artifact.classes, calibrations=calibrations
+        ),
+    }
+    fitted = [calibration.to_json() for calibration in calibrations]
+    add_to_card(folder, {"calibrations": fitted, "metrics": artifact.card["metrics"] | measured})
+    if "failures" in artifact.card:
+        record_failures(folder, fashion_failures(load_artifact(folder), fashion.test, estimates, console=console))
+
+
+def _calibration_images(folder: Path, artifact: Artifact) -> int:
+    """The number of calibration images of the training run."""
+    card = artifact.card
+    name, split = card.get("recipe", {}).get("name"), card.get("data", {}).get("split", {})
+    if name not in RECIPES:
+        raise ArtifactError(f"{folder / CARD}: recipe: expected {' or '.join(RECIPES)}, got {name!r}: use mcd adopt")
+    if not (split.get("calibration") and split.get("test")):
+        raise ArtifactError(f"{folder / CARD}: data.split: expected calibration and test images, got {split}")
+    return int(split["calibration"])
+
+
+@app.command()
+def main(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of artifacts, whose cards are written again.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of Fashion-MNIST.", show_default="$MCD_DATA_DIR, or found")
+    ] = None,
+) -> None:
+    """Fit temperature, prediction sets and abstention of trained artifacts again, and measure them on the test images."""
+    torch.set_num_threads(1)
+    try:
+        fashion = load_fashion_mnist(data)
+        for folder in folders:
+            recalibrate(folder, fashion)
+            console.print(f"{folder}: calibrated")
+    except (DataError, ArtifactError, OSError) as error:
+        error_console.print(f"error: {error}", style="bold red")
+        raise typer.Exit(1) from error
+
+
+if __name__ == "__main__":
+    app()
