@@ -23,15 +23,16 @@ app = typer.Typer(add_completion=False)
 def recalibrate(folder: Path, fashion: FashionMNIST) -> None:
     """Fit the calibrations of an artifact, measure it on the test images, and write both into its card.
 
-    Calibration images, masks and random numbers are those of the training run, so a calibration that is fitted as it was
-    then has the same numbers. Network and novelty score stay as they are.
+    Calibration images, masks and random numbers are those of the training run, so what is fitted as it was then has the
+    same numbers. Network and novelty score stay as they are.
 
     Args:
         folder: of the artifact.
         fashion: the data set that it was trained with.
 
     Raises:
-        ArtifactError: it can't be read, is not of a recipe of ours, or was trained without calibration images.
+        ArtifactError: it can't be read, is not of a recipe of ours, or was trained without calibration images or to
+            choose a recipe.
     """
     artifact = load_artifact(folder)
     count = _calibration_images(folder, artifact)
@@ -59,8 +60,8 @@ def _calibration_images(folder: Path, artifact: Artifact) -> int:
     name, split = card.get("recipe", {}).get("name"), card.get("data", {}).get("split", {})
     if name not in RECIPES:
         raise ArtifactError(f"{folder / CARD}: recipe: expected {' or '.join(RECIPES)}, got {name!r}: use mcd adopt")
-    if not (split.get("calibration") and split.get("test")):
-        raise ArtifactError(f"{folder / CARD}: data.split: expected calibration and test images, got {split}")
+    if not split.get("calibration") or split.get("validation"):
+        raise ArtifactError(f"{folder / CARD}: data.split: expected calibration and no validation images, got {split}")
     return int(split["calibration"])
 
 
@@ -71,7 +72,7 @@ def main(
         Path | None, typer.Option(help="Folder of Fashion-MNIST.", show_default="$MCD_DATA_DIR, or found")
     ] = None,
 ) -> None:
-    """Fit temperature, prediction sets and abstention of trained artifacts again, and measure them on the test images."""
+    """Fit temperature, prediction sets and abstention of trained artifacts again; measure them on the test images."""
     torch.set_num_threads(1)
     try:
         fashion = load_fashion_mnist(data)

@@ -200,8 +200,8 @@ class Parameters(Sampling):
     set_method: Annotated[
         SetMethod,
         Field(
-            description="method of the prediction set: lac gives the smallest sets, aps adapts to hard images, raps too "
-            "but with smaller sets where there are many classes, mondrian has the coverage for each class"
+            description="method of the prediction set: lac gives the smallest sets, aps adapts to hard images, raps "
+            "does so with smaller sets of many classes, mondrian has the coverage for each class"
         ),
     ] = "lac"
     max_risk: Annotated[

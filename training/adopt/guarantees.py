@@ -97,8 +97,8 @@ def missing_guarantees(calibration: Calibration, images: int, classes: Sequence[
             needed = images_for(coverage)
             lines.append(f"sets of coverage {coverage:g}: {needed} calibration images are needed, there are {images}")
     lines += [
-        f"sets of coverage {coverage:g} for each class (mondrian): {images_for(coverage)} calibration images of a class "
-        f"are needed, there are fewer of {first_of(few)}"
+        f"sets of coverage {coverage:g} for each class (mondrian): {images_for(coverage)} calibration images of a "
+        f"class are needed, there are fewer of {first_of(few)}"
         for coverage in COVERAGES
         if (few := _classes_without_sets(calibration, coverage, classes))
     ]
