@@ -7,7 +7,7 @@ import torch
 import typer
 
 from model import Artifact, load_artifact
-from model.artifact import CARD, ArtifactError, add_to_card
+from model.artifact import ArtifactError, add_to_card
 from training.calibrate import fit_calibrations
 from training.data import DataError, FashionMNIST, load_fashion_mnist, split_data
 from training.estimates import Estimators, estimate
@@ -31,11 +31,10 @@ def recalibrate(folder: Path, fashion: FashionMNIST) -> None:
         fashion: the data set that it was trained with.
 
     Raises:
-        ArtifactError: it can't be read, is not of a recipe of ours, or was trained without calibration images or to
-            choose a recipe.
+        ArtifactError: it can't be read, or see `calibration_images`.
     """
     artifact = load_artifact(folder)
-    count = _calibration_images(folder, artifact)
+    count = calibration_images(artifact)
     estimators, labels_B = Estimators.of_artifact(artifact), fashion.test.labels_B.numpy()
     images = split_data(fashion.train, images_per_part=count, validate=False).calibration
     calibrations = fit_calibrations([estimators], images, console=console)
@@ -54,14 +53,17 @@ def recalibrate(folder: Path, fashion: FashionMNIST) -> None:
         record_failures(folder, fashion_failures(load_artifact(folder), fashion.test, estimates, console=console))
 
 
-def _calibration_images(folder: Path, artifact: Artifact) -> int:
-    """The number of calibration images of the training run."""
-    card = artifact.card
-    name, split = card.get("recipe", {}).get("name"), card.get("data", {}).get("split", {})
-    if name not in RECIPES:
-        raise ArtifactError(f"{folder / CARD}: recipe: expected {' or '.join(RECIPES)}, got {name!r}: use mcd adopt")
+def calibration_images(artifact: Artifact) -> int:
+    """Find the number of calibration images of the training run of an artifact of ours.
+
+    Raises:
+        ArtifactError: it is not of a recipe of ours, or was trained without calibration images or to choose a recipe.
+    """
+    recipe, split = artifact.card.get("recipe", {}), artifact.card.get("data", {}).get("split", {})
+    if recipe.get("name") not in RECIPES:
+        raise ArtifactError(f"recipe: expected {' or '.join(RECIPES)}, got {recipe.get('name')!r}: use mcd adopt")
     if not split.get("calibration") or split.get("validation"):
-        raise ArtifactError(f"{folder / CARD}: data.split: expected calibration and no validation images, got {split}")
+        raise ArtifactError(f"data.split: expected calibration and no validation images, got {split}")
     return int(split["calibration"])
 
 

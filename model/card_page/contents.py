@@ -1,5 +1,6 @@
 """What a card says, in words. A card is written by anybody: an entry that is missing or of another kind is left out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ def in_words(value: object, depth: int = 0) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str | int | float):
-        return str(value)
+        return "" if isinstance(value, float) and not math.isfinite(value) else str(value)
     if depth == _DEEPEST:
         return ""
     if isinstance(value, Mapping):
