@@ -478,9 +478,15 @@ def _read_calibrations(path: Path, card: Mapping[str, Any]) -> tuple[Calibration
     if not isinstance(entries, list):
         raise ArtifactError(f"{path}: calibrations: expected a list, got {type(entries).__name__}")
     try:
-        return tuple(map(Calibration.from_json, entries))
+        calibrations = tuple(map(Calibration.from_json, entries))
     except ValueError as error:
         raise ArtifactError(f"{path}: calibrations: {error}") from error
+    for calibration in calibrations:
+        for thresholds in calibration.set_scores.get("mondrian", {}).values():
+            found, expected = len(thresholds) if isinstance(thresholds, tuple) else None, len(card["classes"])
+            if found not in (None, expected):
+                raise ArtifactError(f"{path}: calibrations: mondrian: expected {expected} thresholds, got {found}")
+    return calibrations
 
 
 def _read_graph(folder: Path, card: Mapping[str, Any]) -> tuple[GraphSpec | None, dict[str, bytes], np.ndarray | None]:

@@ -3,13 +3,23 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from rich.console import Console
 from scipy import optimize, special, stats
 
-from model.calibration import COVERAGES, RISKS, SAMPLES, Calibration, Estimator, apply_temperature, nonconformity_scores
+from model.calibration import (
+    COVERAGES,
+    RISKS,
+    SAMPLES,
+    Calibration,
+    Estimator,
+    SetMethod,
+    Threshold,
+    apply_temperature,
+    nonconformity_scores,
+)
 from training.data import Images
 from training.estimates import Estimators, combine_members, estimate
 from training.metrics import errors_by_confidence
@@ -64,19 +74,11 @@ def fit_calibration(
     reference = {name: np.quantile(value_B, _QUANTILES).round(7).tolist() for name, value_B in values.items()}
     temperature = fit_temperature(probs_BC, labels_B)
     probs_BC = apply_temperature(probs_BC, temperature)
-    uniform_B = np.random.default_rng(_UNIFORM_SEED).random(len(labels_B))
-    true_scores = {
-        method: nonconformity_scores(probs_BC, uniform_B, method=method)[np.arange(len(labels_B)), labels_B]
-        for method in ("lac", "aps")
-    }
     return Calibration(
         estimator=estimator,
         samples=samples,
         temperature=temperature,
-        set_scores={
-            method: {coverage: conformal_quantile(scores_B, coverage) for coverage in COVERAGES}
-            for method, scores_B in true_scores.items()
-        },
+        set_scores=fit_set_scores(probs_BC, labels_B),
         confidences={risk: confidence_threshold(probs_BC, labels_B, risk) for risk in RISKS},
         reference=reference,
     )
@@ -90,6 +92,39 @@ def fit_temperature(probs_BC: Array, labels_B: Array) -> float:
         return -float(np.log(likelihood_B + 1e-300).mean())
 
     return float(np.exp(optimize.minimize_scalar(loss, bounds=(-3, 3), method="bounded", options={"xatol": 1e-4}).x))
+
+
+def fit_set_scores(probs_BC: Array, labels_B: Array) -> dict[SetMethod, dict[float, Threshold]]:
+    """Find the thresholds of prediction sets by method and coverage.
+
+    Args:
+        probs_BC: calibrated probabilities of labelled images.
+        labels_B: their classes.
+    """
+    uniform_B = np.random.default_rng(_UNIFORM_SEED).random(len(labels_B))
+    found: dict[SetMethod, dict[float, Threshold]] = {}
+    for method in get_args(SetMethod):
+        scores_B = nonconformity_scores(probs_BC, uniform_B, method=method)[np.arange(len(labels_B)), labels_B]
+        if method == "mondrian":
+            by_class = [scores_B[labels_B == label] for label in range(probs_BC.shape[1])]
+            found[method] = {coverage: class_quantiles(by_class, coverage) for coverage in COVERAGES}
+        else:
+            found[method] = {coverage: conformal_quantile(scores_B, coverage) for coverage in COVERAGES}
+    return found
+
+
+def class_quantiles(scores: Sequence[Array], coverage: float) -> tuple[float | None, ...] | None:
+    """Compute the `conformal_quantile` of each class (label-conditional, Vovk 2012, arXiv:1209.2673).
+
+    Args:
+        scores: for each class, the scores of its images.
+        coverage: of each class.
+
+    Returns:
+        One for each class, None for a class with too few images; None if all classes have too few.
+    """
+    quantiles = tuple(conformal_quantile(scores_N, coverage) for scores_N in scores)
+    return None if all(one is None for one in quantiles) else quantiles
 
 
 def conformal_quantile(scores_B: Array, coverage: float) -> float | None:

@@ -137,7 +137,13 @@ def evaluate_artifact(
     own_estimates = evaluator.estimates(test, "test images", samples=sorted({*MASK_COUNTS, samples}))
     figures = evaluator.measure(own_estimates, labels_B) | {
         "masks": evaluator.measure_by_mask_count(own_estimates, labels_B),
-        "classes": measure_classes(own_estimates, labels_B, samples=samples, artifact=evaluator.artifact),
+        "classes": measure_classes(
+            own_estimates,
+            labels_B,
+            samples=samples,
+            classes=evaluator.artifact.classes,
+            calibrations=evaluator.artifact.calibrations,
+        ),
     }
     estimates, figures["beside"] = {"": own_estimates}, {}
     for name, members in compared.items():

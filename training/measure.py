@@ -16,6 +16,7 @@ from training.metrics import classification_metrics, detection_metrics
 Array = np.ndarray
 
 RISK, FALSE_ALARM_RATE = 0.05, 0.01  # defaults of the service
+_CARD_METHODS, _CARD_COVERAGE = ("lac", "mondrian"), "0.9"  # of the coverage by class
 _UNIFORM_SEED = 1  # different from the calibration's seed
 
 
@@ -107,22 +108,45 @@ def measure_sets(sets: Mapping[SetMethod, Mapping[float, Array]], labels_B: Arra
 
 
 def measure_classes(
-    estimates: Estimates, labels_B: Array, *, samples: int, artifact: Artifact
+    estimates: Estimates,
+    labels_B: Array,
+    *,
+    samples: int,
+    classes: Sequence[str],
+    calibrations: Sequence[Calibration],
 ) -> dict[str, dict[str, Any]]:
-    """Measure by true class the error over masks, and `measure_sets` if the model is calibrated."""
+    """Measure each class that has images: the error over masks, and `measure_sets` if the model is calibrated."""
     probs_BC = estimates["masks", samples]["probs_BC"]
     is_wrong_B = probs_BC.argmax(axis=1) != labels_B
-    calibration = find_calibration(artifact.calibrations, "masks", samples)
+    calibration = find_calibration(calibrations, "masks", samples)
     sets = {} if calibration is None else prediction_sets(calibration, calibration.probabilities(probs_BC))
     results = {}
-    for label, name in enumerate(artifact.classes):
-        is_B = labels_B == label
+    for label in np.unique(labels_B).tolist():
+        name, is_B = classes[label], labels_B == label
         own = {
             method: {coverage: members_BC[is_B] for coverage, members_BC in by_coverage.items()}
             for method, by_coverage in sets.items()
         }
         results[name] = {"error": float(is_wrong_B[is_B].mean()), "prediction_sets": measure_sets(own, labels_B[is_B])}
     return results
+
+
+def measure_class_coverage(
+    estimates: Estimates,
+    labels_B: Array,
+    *,
+    samples: int,
+    classes: Sequence[str],
+    calibrations: Sequence[Calibration],
+) -> dict[str, dict[str, Any]]:
+    """Measure what the card has of each class: the sets of two methods at one coverage, as `measure_classes` does."""
+    by_class = measure_classes(estimates, labels_B, samples=samples, classes=classes, calibrations=calibrations)
+    chosen: dict[str, dict[str, Any]] = {}
+    for name, row in by_class.items():
+        for method in _CARD_METHODS:
+            if found := row["prediction_sets"].get(method, {}).get(_CARD_COVERAGE):
+                chosen.setdefault(name, {"prediction_sets": {}})["prediction_sets"][method] = {_CARD_COVERAGE: found}
+    return chosen
 
 
 def ood_scores(artifact: Artifact, images: Images, estimates: Estimates, *, samples: int) -> dict[str, Array]:

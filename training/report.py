@@ -77,7 +77,8 @@ def write_report(folder: Path, evaluation: Evaluation) -> None:
 def write_report_page(folder: Path, artifact: Artifact) -> None:
     """Write the page of a folder from its figures, which are of this artifact; the plots must be there."""
     figures = json.loads((folder / FIGURES).read_text())
-    card = artifact.card | {"metrics": {"test": {mode: figures[mode] for mode in MODES if mode in figures}}}
+    modes = {mode: figures[mode] for mode in MODES if mode in figures}
+    card = artifact.card | {"metrics": {"test": modes, "classes": figures["classes"]}}
     captions = _PLOTS | {_file_name(score): _describe_score(score) for score in next(iter(figures["ood"].values()))}
     pictures = [Picture(f"{name}.png", caption) for name, caption in captions.items()]
     note = f'<p>All figures are also in <a href="{FIGURES}">{FIGURES}</a>. {_LICENSE}</p>'

@@ -10,6 +10,8 @@ from model.card_page import Table
 Figures = Mapping[str, Any]
 
 MODES = ("eval", "mc", "moments")
+_ON_AVERAGE = "on average over the classes, not for each"
+_GUARANTEED = {"mondrian": "for each class"}  # by prediction sets
 
 
 class FigureTable(Table):
@@ -109,7 +111,7 @@ def class_tables(figures: Figures) -> list[FigureTable]:
                     [name, *(f"{found['covered']:.3f} / {found['size']:.2f}" for found in by_coverage.values())]
                     for name, by_coverage in ((name, row["prediction_sets"][method]) for name, row in by_class.items())
                 ],
-                "by requested coverage: coverage / mean size; guaranteed on average over the classes, not for each",
+                f"by requested coverage: coverage / mean size; guaranteed {_GUARANTEED.get(method, _ON_AVERAGE)}",
             )
             for method in methods
         ),

@@ -31,7 +31,7 @@ from training.examples import make_example
 from training.failures import fashion_failures, record_failures
 from training.feature_novelty import fit_feature_novelty
 from training.fit import Epoch, Fit
-from training.measure import measure
+from training.measure import measure, measure_class_coverage
 from training.novelty import fit_novelty
 from training.plots import learning_curves
 from training.recipes import RECIPES, Recipe
@@ -236,6 +236,14 @@ def _write_results(run: Run, fit: Fit, splits: Splits, data_set: FashionMNIST, *
     }
     folder = run.out / ARTIFACT
     card = _card(run, fit, splits, len(evaluation_images.get("test", ())), metrics)
+    if calibrations:
+        card["metrics"]["classes"] = measure_class_coverage(
+            estimates["test"],
+            data_set.test.labels_B.numpy(),
+            samples=METRIC_SAMPLES,
+            classes=CLASSES,
+            calibrations=calibrations,
+        )
     trained.save(folder, card, calibrations=calibrations, novelty=novelty, examples=_examples(data_set.test))
     if "test" in estimates:
         failures = fashion_failures(load_artifact(folder), data_set.test, estimates["test"], console=console)

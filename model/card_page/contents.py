@@ -1,5 +1,6 @@
 """What a card says, in words. A card is written by anybody: an entry that is missing or of another kind is left out."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ Card = Mapping[str, Any]
 
 _MODES = {"eval": "without dropout", "mc": "masks", "moments": "all masks (moment propagation)"}
 _COVERAGE, _RISK = "0.9", "0.05"  # of the headline figures; the defaults of the service
+_SET_METHODS = ("lac", "mondrian")  # of the coverage by class
 _RATES = (0.01, 0.05)  # of false alarms of the novelty score
 _LARGEST = 1e15  # number that is shown
 _SHOWN_CLASSES = 12
@@ -54,7 +56,7 @@ def in_words(value: object, depth: int = 0) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, str | int | float):
-        return str(value)
+        return "" if isinstance(value, float) and not math.isfinite(value) else str(value)
     if depth == _DEEPEST:
         return ""
     if isinstance(value, Mapping):
@@ -175,6 +177,34 @@ def set_table(card: Card) -> Table:
     return Table("Prediction sets", ["requested coverage", "measured coverage", "classes in a set"], rows)
 
 
+def class_table(card: Card) -> Table:
+    """Tabulate the coverage of prediction sets by class, of many classes the least covered."""
+    found = look_up(card, "metrics", "classes")
+    sets = {
+        str(name): [look_up(row, "prediction_sets", method, _COVERAGE) for method in _SET_METHODS]
+        for name, row in (found.items() if isinstance(found, Mapping) else ())
+    }
+    note = "lac covers the requested share of all images, mondrian that share of the images of each class."
+    chosen = list(sets)
+    if len(sets) > _SHOWN_CLASSES:
+        chosen = sorted(sets, key=lambda name: number(sets[name][0], "covered") or 0.0)[:_SHOWN_CLASSES]
+        note += f" These are the {_SHOWN_CLASSES} classes that lac covers least; the card has all {len(sets):,}."
+    rows = [
+        [
+            name,
+            *(
+                cell
+                for one in sets[name]
+                for cell in (percent(number(one, "covered")), decimal(number(one, "size"), 2))
+            ),
+        ]
+        for name in chosen
+    ]
+    columns = [column for method in _SET_METHODS for column in (f"{method}: coverage", "classes in a set")]
+    title = f"Prediction sets of {100 * float(_COVERAGE):g} % by class"
+    return Table(title, ["class", *columns], [row for row in rows if any(row[1:])], note)
+
+
 def answer_table(card: Card) -> Table:
     """Tabulate the effect of abstention."""
     rows = [
@@ -194,7 +224,8 @@ def guarantee_table(card: Card) -> Table:
     ]
     note = (
         "A guarantee of coverage holds unless fewer images are covered than in 97.5 % of tests of this size; one of "
-        "errors, unless more answers are wrong than in 97.5 %. Both are averages over all classes."
+        "errors, unless more answers are wrong than in 97.5 %. Both are averages over all classes, with sets of the "
+        "method lac."
     )
     return Table("Guarantees on the test images", ["guarantee", "found", "holds"], rows, note, text_columns=2)
 
@@ -213,7 +244,8 @@ def detection_table(card: Card) -> Table:
     return Table("Novelty score", columns, rows, note)
 
 
-TABLES = (score_table, set_table, answer_table, guarantee_table, detection_table)  # of the quantitative analyses
+# Of the quantitative analyses.
+TABLES = (score_table, set_table, class_table, answer_table, guarantee_table, detection_table)
 
 
 def missing_guarantees(card: Card) -> list[str]:

@@ -23,7 +23,7 @@ _FACTORS = (
 )
 _CAVEATS = (
     "Calibrated probabilities, prediction sets and abstention hold for images like the calibration images only.",
-    "They hold on average over such images, not for each class.",
+    "They hold on average over such images, not for each class; prediction sets of the method mondrian do.",
     "The novelty score, if there is one, does not flag every image of another kind.",
     "Measure the figures again with labelled images of your own before you rely on them.",
 )

@@ -47,6 +47,9 @@ def main(  # noqa: PLR0913 - one argument an option
     ] = "masks",
     seed: Annotated[str, typer.Option(help="Seed of the masks: the same seed gives the same rows.")] = "0",
     coverage: Annotated[str, typer.Option(help="How often the prediction set contains the true class.")] = "0.9",
+    set_method: Annotated[
+        str, typer.Option(help="Method of the prediction set: lac, aps, raps, or mondrian for coverage of each class.")
+    ] = "lac",
     max_risk: Annotated[str, typer.Option(help="Abstain so that at most this part of the answers is wrong.")] = "0.05",
     invert: Annotated[str, typer.Option(help="Swap dark and light: auto, yes or no.")] = "auto",
     model: Annotated[
@@ -74,7 +77,14 @@ def main(  # noqa: PLR0913 - one argument an option
     OUT is complete when it contains the file _SUCCESS. An image that can't be read gets a row that says what is wrong
     with it. After Ctrl-C, a crash or a full disk, the same command with --resume continues.
     """
-    options = {"method": method, "seed": seed, "coverage": coverage, "max_risk": max_risk, "invert": invert}
+    options = {
+        "method": method,
+        "seed": seed,
+        "coverage": coverage,
+        "set_method": set_method,
+        "max_risk": max_risk,
+        "invert": invert,
+    }
     if samples is not None or method == "masks":
         options["samples"] = samples or "100"
     try:

@@ -9,13 +9,14 @@ from typing import Literal
 import numpy as np
 
 from model import Artifact
-from model.calibration import Calibration, Estimator, SetMethod, find_calibration
+from model.calibration import RANDOM_METHODS, Calibration, Estimator, SetMethod, find_calibration
 from model.novelty import FeatureNovelty
 from service.inference.pixels import Pixels
 from service.inference.predictor import Prediction, Predictions
 
 Reason = Literal["risk", "novelty"]
 
+_NAMED_CLASSES = 5  # in a warning
 _ROUNDING = 1e-3  # larger than the rounding error of any novelty score
 
 
@@ -144,7 +145,7 @@ class DecisionPolicy:
             predictions: predictions for the images.
             pixels_BHW: the images, (B, H, W) or (B, H, W, 3).
             options: options of the decisions.
-            seed: random seed of adaptive prediction sets.
+            seed: random seed of the prediction sets of `RANDOM_METHODS`.
         """
         calibration = self.calibration(predictions)
         novelty_B, threshold = self._novelties(pixels_BHW, options)
@@ -165,8 +166,10 @@ class DecisionPolicy:
         sets = self._sets(calibration, probs_BC, pixels_BHW, options, seed)
         is_answered_B = calibration.is_answered(probs_BC.max(axis=1), risk=options.max_risk)
         confidence_threshold = calibration.confidences[options.max_risk]
+        unlimited = calibration.classes_without_threshold(options.coverage) if options.set_method == "mondrian" else []
         missing = (
-            (sets is None, f"a coverage of {options.coverage:g} is not calibrated"),
+            (sets is None, f"a coverage of {options.coverage:g} is not calibrated for set_method={options.set_method}"),
+            (bool(unlimited), self._too_few_images(unlimited)),
             (
                 confidence_threshold is None,
                 f"a max_risk of {options.max_risk:g} can't be guaranteed: each image is left to a person",
@@ -190,7 +193,7 @@ class DecisionPolicy:
     def _sets(
         self, calibration: Calibration, probs_BC: np.ndarray, pixels_BHW: Pixels, options: DecisionOptions, seed: int
     ) -> list[list[str]] | None:
-        is_random = options.set_method == "aps"
+        is_random = options.set_method in RANDOM_METHODS
         uniform_B = np.array([_uniform(pixels, seed) if is_random else 0.0 for pixels in pixels_BHW])
         in_set_BC = calibration.prediction_set(
             probs_BC, uniform_B, coverage=options.coverage, method=options.set_method
@@ -202,6 +205,11 @@ class DecisionPolicy:
             [self._classes[index] for index in order if is_in_set[index]]
             for order, is_in_set in zip(order_BC.tolist(), in_set_BC.tolist(), strict=True)
         ]
+
+    def _too_few_images(self, unlimited: Sequence[int]) -> str:
+        named = ", ".join(self._classes[index] for index in unlimited[:_NAMED_CLASSES])
+        more = f" and {len(unlimited) - _NAMED_CLASSES} more" if len(unlimited) > _NAMED_CLASSES else ""
+        return f"each set contains {named}{more}: too few calibration images of these classes for this coverage"
 
     def _novelties(self, pixels_BHW: Pixels, options: DecisionOptions) -> tuple[np.ndarray | None, float | None]:
         """Novelty scores of the images, and their threshold; None if they are not available."""

@@ -199,7 +199,10 @@ class Parameters(Sampling):
     ] = 0.9
     set_method: Annotated[
         SetMethod,
-        Field(description="method of the prediction set: lac gives the smallest sets, aps adapts to hard images"),
+        Field(
+            description="method of the prediction set: lac gives the smallest sets, aps adapts to hard images, raps "
+            "does so with smaller sets of many classes, mondrian has the coverage for each class"
+        ),
     ] = "lac"
     max_risk: Annotated[
         float, Field(description="abstain so that at most this fraction of the answers is wrong"), _one_of(RISKS)

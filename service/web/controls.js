@@ -4,7 +4,7 @@ import { byId } from "./dom.js";
 import { UNCHANGED } from "./image-changes.js";
 
 const CHANGES = Object.keys(UNCHANGED);
-const DECISION_PARAMETERS = ["coverage", "max_risk", "false_alarm_rate"];
+const DECISION_PARAMETERS = ["coverage", "set_method", "max_risk", "false_alarm_rate"];
 const MASK_FIELDS = ["samples", "samples-range", "seed", "new-seed"];
 const MAX_BLUR = 4; // pixels, or this part of the shorter side
 const MAX_BLUR_OF_SIDE = 0.036;

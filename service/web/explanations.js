@@ -1,5 +1,12 @@
 // What the numbers of a prediction mean: a unit and a sentence for each.
 
+// What prediction sets cover, by method.
+const COVERED = {
+  lac: "of all images. Of some classes the share is smaller; the method Mondrian has it for each class.",
+  aps: "of all images. They are larger for images that are hard for the network.",
+  raps: "of all images. They are larger for hard images, but have few of the improbable classes.",
+  mondrian: "of the images of each class. A class of which there were too few images is in every set.",
+};
 const PERCENT = new Intl.NumberFormat("en", { minimumFractionDigits: 1, maximumFractionDigits: 1 });
 
 /** 0.3954 -> "39.5 %"; values that would round to 0 or 100 % get "<" or ">". */
@@ -93,7 +100,10 @@ export function explainUncertainty({ uncertainty }, classCount) {
   ];
 }
 
-/** @returns {[name, value, unit, sentence][]} all other numbers that the prediction has. */
+/**
+ * @param prediction: with the parameter `set_method` of its request.
+ * @returns {[name, value, unit, sentence][]} all other numbers that the prediction has.
+ */
 export function explainNumbers(prediction, classCount) {
   return [
     confidence, agreement, standardError, standardDeviation, predictionSet, confidenceThreshold, noveltyScore,
@@ -125,9 +135,9 @@ function standardDeviation(prediction) {
     "How much the probability of the predicted class varies between masks. More masks do not make it smaller."];
 }
 
-function predictionSet({ prediction_set: set, coverage }) {
+function predictionSet({ prediction_set: set, coverage, set_method: method }) {
   return set && ["Prediction set", set.join(", ") || "empty", set.length === 1 ? "1 class" : `${set.length} classes`,
-    `Prediction sets contain the true class of ${roundPercent(coverage)} of all images. ` +
+    `Prediction sets contain the true class of ${roundPercent(coverage)} ${COVERED[method]} ` +
     "In an empty set, no class is as probable as this needs, even if one is more probable than all others."];
 }
 

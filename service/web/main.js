@@ -215,7 +215,10 @@ function showPredictions(request, [evalPrediction, dropoutPrediction]) {
     `${request.image.name}. ${explainPreprocessing(request.image.preprocessing, network)}`;
   classTable.show(evalPrediction, dropoutPrediction);
   showUncertainty(dropoutPrediction, classTable.names.length);
-  fillDescriptionList(byId("numbers"), explainNumbers(dropoutPrediction, classTable.names.length));
+  const { set_method } = request.queries.at(-1);
+  fillDescriptionList(
+    byId("numbers"), explainNumbers({ ...dropoutPrediction, set_method }, classTable.names.length),
+  );
   showSummary(summary(dropoutPrediction), dropoutPrediction.warnings);
 }
 

@@ -23,7 +23,7 @@ from training.data import CLASSES, FashionMNIST, Images, split_data
 from training.estimates import Estimators, estimate
 from training.evaluate import app
 from training.failures import fashion_failures, side_by_side
-from training.measure import measure, ood_scores
+from training.measure import measure, measure_class_coverage, ood_scores
 from training.metrics import detection_metrics
 from training.shifts import CORRUPTIONS
 from training.vision import torchvision
@@ -195,6 +195,10 @@ def test_card_of_embedded_model_equals_a_new_measurement(fashion: FashionMNIST) 
     labels_B = fashion.test.labels_B.numpy()
     found = measure(estimates, labels_B, samples=100, seed=0, calibrations=artifact.calibrations)
     assert_nearly(found, artifact.card["metrics"]["test"])
+    by_class = measure_class_coverage(
+        estimates, labels_B, samples=100, classes=artifact.classes, calibrations=artifact.calibrations
+    )
+    assert_nearly(by_class, artifact.card["metrics"]["classes"])
     failures = fashion_failures(artifact, fashion.test, estimates, console=Console(quiet=True))
     assert [
         {"text": one.text, "images": [caption for _, caption in one.pictures]} for one in failures
@@ -209,6 +213,9 @@ def test_the_published_model_card_is_of_the_embedded_model() -> None:
     figures = json.loads((published / "figures.json").read_text())
     assert load_artifact().sha256 in (published / "index.html").read_text()
     assert_nearly({mode: figures[mode] for mode in ("eval", "mc", "moments")}, card["metrics"]["test"])
+    for name, row in card["metrics"]["classes"].items():
+        for method, found in row["prediction_sets"].items():
+            assert_nearly(figures["classes"][name]["prediction_sets"][method]["0.9"], found["0.9"])
     assert {"chapter", "ensemble"} <= figures["beside"].keys()
     assert "MNIST" in figures["ood"]
 

@@ -2,6 +2,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,10 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import training.evaluate
+import training.recalibrate
 import training.train
 from model import MLPConfig, load_artifact
-from model.artifact import CARD, FAILURES, NOVELTY, POINTS, WEIGHTS
+from model.artifact import CARD, FAILURES, NOVELTY, POINTS, PRETRAINED, WEIGHTS, add_to_card
 from model.examples import FOLDER, file_name
 from model.graph import MAIN
 from model.input_spec import FASHION_MNIST
@@ -452,6 +454,56 @@ def test_the_convolutional_recipe_ends_in_a_compiled_artifact_that_can_be_evalua
     measured, card = json.loads(figures.read_text()), artifact.card["metrics"]["test"]
     for mode in ("eval", "mc", "moments"):
         assert measured[mode]["calibrated"]["nll"] == pytest.approx(card[mode]["calibrated"]["nll"], abs=1e-6)
+
+
+def recalibrate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    monkeypatch.setattr(training.recalibrate, "load_fashion_mnist", training.train.load_fashion_mnist)
+    return CliRunner().invoke(training.recalibrate.app, [str(folder)])
+
+
+def test_an_artifact_is_calibrated_again_without_training(
+    small: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a card of an earlier version lacks is added; all else has the same bits."""
+    assert invoke("--out", tmp_path, "--device", "cpu").exit_code == 0
+    folder, kept = tmp_path / "artifact", contents(tmp_path / "artifact")
+    card = json.loads((folder / CARD).read_text())
+    expected = json.dumps(card, sort_keys=True)
+    for calibration in card["calibrations"]:
+        for method in ("raps", "mondrian"):
+            del calibration["set_scores"][method]
+    del card["metrics"]["classes"]
+    (folder / CARD).write_text(json.dumps(card))
+    assert "mondrian" not in load_artifact(folder).calibrations[0].set_scores
+    done = recalibrate(folder, monkeypatch)
+    assert done.exit_code == 0, done.output
+    found = contents(folder)
+    assert json.dumps(json.loads(found.pop(Path(CARD))), sort_keys=True) == expected
+    assert found == {path: content for path, content in kept.items() if path != Path(CARD)}
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "said"),
+    [
+        ("recipe", {"name": "adopted"}, "recipe: expected chapter or "),
+        (
+            "data",
+            {"split": {"train": 9, "calibration": 0}},
+            "data.split: expected calibration and no validation images",
+        ),
+        ("data", {"split": {"validation": 9, "calibration": 9}}, "data.split: expected calibration and no validation"),
+    ],
+)
+def test_only_trained_calibrated_artifacts_are_calibrated_again(
+    small: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, entry: str, value: dict, said: str
+) -> None:
+    shutil.copytree(PRETRAINED, tmp_path / "copy")
+    add_to_card(tmp_path / "copy", {entry: value})
+    kept = contents(tmp_path)
+    done = recalibrate(tmp_path / "copy", monkeypatch)
+    assert done.exit_code == 1
+    assert said in " ".join(done.output.split())
+    assert contents(tmp_path) == kept
 
 
 def test_validate_holds_out_images_and_ignores_the_test_set(small: None, tmp_path: Path) -> None:

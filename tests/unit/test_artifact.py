@@ -520,20 +520,28 @@ def test_all_that_decides_answers_identifies_a_compiled_network(tmp_path):
     compiled = compile_to_files(nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(12, 2)), torch.rand(3, 2, 2))
     spec = InputSpec(channels=3, height=2, width=2, mean=(0.0,) * 3, std=(1.0,) * 3, resize="crop")
     scores, confidences = dict.fromkeys(("lac", "aps"), dict.fromkeys(COVERAGES, 0.5)), dict.fromkeys(RISKS, 0.9)
-    fitted = {"estimator": "masks", "samples": 10, "set_scores": scores, "confidences": confidences, "reference": {}}
+    fitted = {"estimator": "masks", "samples": 10, "confidences": confidences, "reference": {}}
+    by_class = scores | {"mondrian": dict.fromkeys(COVERAGES, (0.5, None))}
 
-    def identity(classes: str = "ab", temperature: float = 1, *, input_spec: InputSpec = spec, seed: int = 1) -> str:
+    def identity(
+        classes: str = "ab", temperature: float = 1, *, input_spec: InputSpec = spec, seed: int = 1, sets: dict = scores
+    ) -> str:
         save_compiled(
             tmp_path, compiled, {"classes": list(classes), "seed": seed}, input_spec=input_spec,
-            calibrations=[Calibration(temperature=temperature, **fitted)],
+            calibrations=[Calibration(temperature=temperature, set_scores=sets, **fitted)],
         )  # fmt: skip
         return load_artifact(tmp_path).sha256
 
     found = identity()
     assert re.fullmatch("[0-9a-f]{64}", found)
     assert identity(seed=2) == found
-    others = {identity("ba"), identity(temperature=2), identity(input_spec=replace(spec, resize="fit"))}
-    assert len(others | {found}) == 4
+    others = {
+        identity("ba"), identity(temperature=2), identity(input_spec=replace(spec, resize="fit")),
+        identity(sets=by_class),
+    }  # fmt: skip
+    assert len(others | {found}) == 5
+    with pytest.raises(ArtifactError, match="calibrations: mondrian: expected 2 thresholds, got 3"):
+        identity(sets=scores | {"mondrian": dict.fromkeys(COVERAGES, (0.5,) * 3)})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -441,6 +441,7 @@ def test_the_report_names_an_image_that_has_gone_since(output, tmp_path, fashion
     [
         ("samples", "1", "samples must be 0, 2..1000 or auto"),
         ("coverage", "2", "coverage must be one of"),
+        ("set-method", "best", "set_method input should be 'lac', 'aps', 'raps' or 'mondrian', got best"),
         ("method", "magic", "method input should be 'masks' or 'moments', got magic"),
         ("model", "/nowhere", "/nowhere/card.json: expected a readable file"),
         ("address", "127.0.0.1:1", "Ray can't be reached at 127.0.0.1:1"),

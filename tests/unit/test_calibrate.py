@@ -1,18 +1,23 @@
 """What is fitted, against simulations whose truth is known, and second implementations."""
 
+import math
+from fractions import Fraction
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from scipy import stats
+from scipy import special, stats
 from torch import nn
 
-from model.calibration import COVERAGES, apply_temperature
+from model.calibration import COVERAGES, SetMethod, apply_temperature
 from training.calibrate import (
     confidence_threshold,
     conformal_quantile,
     fit_calibration,
     fit_calibrations,
+    fit_set_scores,
     fit_temperature,
 )
 from training.data import Images
@@ -94,13 +99,66 @@ def test_a_calibration_keeps_its_promises_on_other_images():
     assert fitted.reference["predictive_entropy"][100] == pytest.approx(stats.entropy(probs_BC, axis=1).max(), abs=1e-6)
     others_BC, labels_B = simulated(10_000, 68, sharpness=1.5)
     others_BC, uniform_B = fitted.probabilities(others_BC), np.random.default_rng(69).random(10_000)
-    for method in ("lac", "aps"):
+    for method in get_args(SetMethod):
         for coverage in COVERAGES:
             members_BC = fitted.prediction_set(others_BC, uniform_B, coverage=coverage, method=method)
             assert members_BC[np.arange(10_000), labels_B].mean() == pytest.approx(coverage, abs=0.015)
     confidence_B, wrong_B = others_BC.max(axis=1), others_BC.argmax(axis=1) != labels_B
     for risk, least in fitted.confidences.items():
         assert wrong_B[confidence_B >= least].mean() <= risk * 1.2
+
+
+def simulated_classes(images: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of three classes of different frequency and difficulty, and the true classes."""
+    labels_B = rng.choice(3, size=images, p=[0.6, 0.3, 0.1])
+    logits_BC = rng.normal(size=(images, 3)) + np.array([3.0, 1.0, 0.3])[labels_B][:, None] * np.eye(3)[labels_B]
+    return special.softmax(logits_BC, axis=1), labels_B
+
+
+def test_mondrian_sets_are_those_of_conformal_p_values():
+    """A class is in the set if its p-value among the class's own images is above 1 - coverage (Vovk 2012)."""
+    rng = np.random.default_rng(73)
+    probs_BC, labels_B = simulated_classes(400, rng)
+    fitted = fit_calibration(probs_BC, np.zeros(400), labels_B, estimator="eval", samples=0)
+    known_BC, tested_BC = fitted.probabilities(probs_BC), fitted.probabilities(simulated_classes(300, rng)[0])
+    for coverage in COVERAGES:
+        members_BC = fitted.prediction_set(tested_BC, np.zeros(300), coverage=coverage, method="mondrian")
+        for label in range(3):
+            scores = 1 - known_BC[labels_B == label, label]
+            for b in range(300):
+                p_value = Fraction(int((scores >= 1 - tested_BC[b, label]).sum()) + 1, len(scores) + 1)
+                assert members_BC[b, label] == (p_value > 1 - Fraction(str(coverage)))
+
+
+@pytest.mark.parametrize("coverage", [0.8, 0.9])
+def test_mondrian_covers_each_class_as_promised(coverage):
+    """Of n images of a class, the coverage is Beta(rank, n + 1 - rank) distributed, whatever the network."""
+    rng = np.random.default_rng(74)
+    found, lac = [[], [], []], []
+    for _ in range(300):
+        probs_BC, labels_B = simulated_classes(200, rng)
+        fitted = fit_set_scores(probs_BC, labels_B)
+        tested_BC, truth_B = simulated_classes(1000, rng)
+        for label, threshold in enumerate(fitted["mondrian"][coverage]):
+            images, score_N = int((labels_B == label).sum()), 1 - tested_BC[truth_B == label, label]
+            rank = math.ceil(Fraction(str(coverage)) * (images + 1))
+            assert (threshold is None) == (rank > images)
+            if threshold is not None:
+                found[label].append((score_N <= threshold).mean() - rank / (images + 1))
+        lac.append((score_N <= fitted["lac"][coverage]).mean())  # of the last class, the hardest
+    for differences in found:
+        assert np.mean(differences) == pytest.approx(0, abs=4 * np.std(differences) / len(differences) ** 0.5)
+    assert np.mean(lac) < coverage - 0.15
+
+
+def test_classes_with_too_few_images_have_no_threshold():
+    probs_BC, _ = simulated(120, 75)
+    labels_B = np.repeat([0, 1, 2], [100, 15, 5])
+    fitted = fit_set_scores(probs_BC[:, :4], labels_B)["mondrian"]
+    limits = {0.8: 4, 0.9: 9, 0.95: 19, 0.99: 99}
+    for coverage, least in limits.items():
+        assert [one is not None for one in fitted[coverage]] == [count >= least for count in (100, 15, 5, 0)]
+    assert fit_set_scores(probs_BC[:3], labels_B[:3])["mondrian"] == dict.fromkeys(COVERAGES)
 
 
 def test_an_ensemble_is_calibrated_by_its_mean():

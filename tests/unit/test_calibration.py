@@ -1,4 +1,5 @@
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -6,6 +7,8 @@ from scipy import special
 
 from model.calibration import (
     COVERAGES,
+    RAPS_FREE_RANKS,
+    RAPS_PENALTY,
     RISKS,
     Calibration,
     apply_temperature,
@@ -27,6 +30,9 @@ def calibration(**changed: object) -> Calibration:
         "reference": {"predictive_entropy": [0, 0.5, 2], "mutual_information": [0, 0.1, 1]},
     }
     return Calibration(**(fields | changed))
+
+
+SCORES = calibration().to_json()["set_scores"]
 
 
 @pytest.fixture
@@ -53,6 +59,39 @@ def test_scores_of_sets_are_those_of_the_definitions(probs_BC):
     for probs_C, uniform, found_C in zip(probs_BC, uniform_B, found_BC, strict=True):
         for p, found in zip(probs_C, found_C, strict=True):
             assert found == pytest.approx(sum(other for other in probs_C if other > p) + (1 - uniform) * p)
+
+
+def test_improbable_ranks_are_penalized_by_raps():
+    probs_BC = np.random.default_rng(55).dirichlet(np.ones(9), size=20)
+    uniform_B = np.random.default_rng(56).random(20)
+    found_BC = nonconformity_scores(probs_BC, uniform_B, method="raps")
+    for probs_C, uniform, found_C in zip(probs_BC, uniform_B, found_BC, strict=True):
+        for p, found in zip(probs_C, found_C, strict=True):
+            larger = [other for other in probs_C if other > p]
+            penalty = RAPS_PENALTY * max(len(larger) + 1 - RAPS_FREE_RANKS, 0)
+            assert found == pytest.approx(sum(larger) + (1 - uniform) * p + penalty)
+        in_order = found_C[np.argsort(-probs_C)]
+        assert all(
+            one < next_one for one, next_one in pairwise(in_order)
+        )  # so that a set has the most probable classes
+
+
+def test_each_class_has_its_own_threshold_in_mondrian_sets():
+    probs_BC = np.array([[0.55, 0.25, 0.2], [0.05, 0.95, 0]])
+    one = calibration(set_scores={"mondrian": {0.9: (0.4, 0.8, 0.85), 0.95: (0.5, 0.7, None), 0.99: None}})
+    sets = {level: one.prediction_set(probs_BC, np.zeros(2), coverage=level, method="mondrian") for level in COVERAGES}
+    assert sets[0.9].tolist() == [[False, True, True], [False, True, False]]
+    assert sets[0.95].tolist() == [[True, False, True], [False, True, True]]  # too few images of the last class
+    assert (sets[0.8], sets[0.99]) == (None, None)
+    assert [one.classes_without_threshold(level) for level in COVERAGES] == [[], [], [2], []]
+
+
+def test_an_older_card_lacks_the_newer_methods(probs_BC):
+    old = Calibration.from_json(json.loads(json.dumps(calibration().to_json())))
+    assert old.set_scores.keys() == {"lac", "aps"}
+    for method in ("raps", "mondrian"):
+        assert old.prediction_set(probs_BC, np.zeros(len(probs_BC)), coverage=0.9, method=method) is None
+    assert old.classes_without_threshold(0.9) == []
 
 
 def test_prediction_set_contains_classes_up_to_the_calibrated_score():
@@ -83,7 +122,8 @@ def test_confident_predictions_are_answered(confidence, risk, answered):
 
 
 def test_a_card_keeps_a_calibration():
-    one = calibration()
+    by_class = dict(zip(COVERAGES, ((0.1, 0.2), (0.3, 0.4), (0.5, None), None), strict=True))
+    one = calibration(set_scores=calibration().set_scores | {"mondrian": by_class})
     assert Calibration.from_json(json.loads(json.dumps(one.to_json()))) == one
 
 
@@ -95,6 +135,12 @@ def test_a_card_keeps_a_calibration():
         ({"temperature": "nan"}, "the temperature must be above 0, got nan"),
         ({"temperature": None}, "bad"),
         ({"set_scores": {"lac": {}}}, "bad"),
+        ({"set_scores": SCORES | {"raps": {}}}, "bad"),
+        (
+            {"set_scores": SCORES | {"mondrian": SCORES["lac"]}},
+            "bad entry: mondrian needs a list of numbers, got float",
+        ),
+        ({"set_scores": SCORES | {"mondrian": {level: [[]] for level in SCORES["lac"]}}}, "bad"),
         ({"confidences": []}, "bad"),
         ({"reference": [1]}, "bad"),
     ],

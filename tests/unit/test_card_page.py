@@ -11,7 +11,7 @@ from server import ROOT
 from model import load_artifact
 from model.artifact import FAILURES
 from model.card_page import STYLE, Picture, Table, card_page
-from model.card_page.contents import answer_table
+from model.card_page.contents import answer_table, class_table
 from training.report import write_report_page
 
 CARD = load_artifact().card
@@ -23,7 +23,8 @@ HEADINGS = [
 _VOID = {"meta", "link", "img", "image"}
 _WORDS = """metrics test mc eval calibrated prediction_sets lac 0.9 max_risk 0.05 covered size answered error accuracy
     nll ece samples data name split train calibration recipe guarantees tested missing guarantee found holds
-    intended_use ethical_considerations versions command injected_dropout ood auroc images graph image dropout"""
+    intended_use ethical_considerations versions command injected_dropout ood auroc images graph image dropout
+    classes mondrian"""
 _NAMES = st.sampled_from(_WORDS.split())
 _TEXTS = st.text("ab<&\"'\u00e9\ud800 ", max_size=5) | st.just("<script>")
 _JSON = st.recursive(
@@ -103,7 +104,7 @@ def test_the_page_has_no_script_no_inline_style_and_loads_nothing_from_elsewhere
 @given(_JSON, st.dictionaries(_NAMES, _JSON))
 def test_any_card_makes_a_page(metrics, others):
     """Entries of other kinds than ours are left out; no JSON is shown, nothing is taken as markup."""
-    card = {"metrics": {"test": {"mc": metrics}}} | others
+    card = {"metrics": {"test": {"mc": metrics}, "classes": metrics}} | others
     card |= {
         "classes": ["<b>", "\ud800"],
         "graph": {"image": [1, 2, 2], "dropout": [{"name": "", "p": 0.5}], "sha256": "0"},
@@ -163,6 +164,23 @@ def test_dropout_that_was_inserted_is_named_with_its_limit():
     assert "p 0.25, before head.last" in text
     assert "Dropout was inserted after training" in text
     assert "Dropout was inserted after training" not in Outline(card_page(CARD, head="")).text
+
+
+@pytest.mark.parametrize("classes", [3, 13])
+def test_coverage_by_class_names_the_least_covered_of_many(classes):
+    by_class = {
+        f"k{place}": {"prediction_sets": {
+            method: {"0.9": {"covered": 1 - place / 20, "size": 1 + place / 10}} for method in methods
+        }}
+        for place, methods in enumerate([("lac", "mondrian"), ("lac",)] + [("lac", "mondrian")] * (classes - 2))
+    }  # fmt: skip
+    table = class_table({"metrics": {"classes": by_class}})
+    rows = {name: cells for name, *cells in table.rows}
+    assert list(rows) == [f"k{place}" for place in (range(3) if classes == 3 else range(12, 0, -1))]
+    assert rows["k1"] == ["95.0 %", "1.10", "", ""]
+    assert rows["k2"] == ["90.0 %", "1.20", "90.0 %", "1.20"]
+    assert ("the card has all 13" in table.note) == (classes == 13)
+    assert class_table({}).rows == []
 
 
 def test_a_risk_without_guarantee_has_no_row():

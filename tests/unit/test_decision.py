@@ -77,8 +77,32 @@ def test_uncalibrated_coverage_gives_no_set(artifact):
     poor = replace(one, set_scores={"lac": dict.fromkeys(one.set_scores["lac"]), "aps": one.set_scores["aps"]})
     found = decide(replace(artifact, calibrations=(poor,)), predicted(artifact, 0.9, samples=0))
     assert found.prediction_set is None
-    assert found.warnings == ("a coverage of 0.9 is not calibrated",)
+    assert found.warnings == ("a coverage of 0.9 is not calibrated for set_method=lac",)
     assert sum(found.probabilities) == pytest.approx(1)
+
+
+def test_a_method_that_an_older_card_lacks_gives_no_set(artifact):
+    one = next(one for one in artifact.calibrations if one.estimator == "eval")
+    old = replace(one, set_scores={name: one.set_scores[name] for name in ("lac", "aps")})
+    for method in ("raps", "mondrian"):
+        found = decide(replace(artifact, calibrations=(old,)), predicted(0.9, samples=0), set_method=method)
+        assert found.prediction_set is None
+        assert found.warnings == (f"a coverage of 0.9 is not calibrated for set_method={method}",)
+
+
+def test_classes_with_too_few_images_are_in_each_set_and_named(artifact):
+    one = next(one for one in artifact.calibrations if one.estimator == "eval")
+    thresholds = one.set_scores["mondrian"][0.9]
+    few = replace(one, set_scores=one.set_scores | {"mondrian": {0.9: (None,) * 6 + thresholds[6:]}})
+    found = decide(replace(artifact, calibrations=(few,)), predicted(0.99, samples=0), set_method="mondrian")
+    assert set(found.prediction_set) == {"sneaker", *artifact.classes[:6]}
+    assert found.prediction_set[0] == "sneaker"
+    (warning,) = found.warnings
+    assert warning == (
+        "each set contains t-shirt/top, trouser, pullover, dress, coat and 1 more: too few calibration images of these "
+        "classes for this coverage"
+    )
+    assert decide(replace(artifact, calibrations=(few,)), predicted(0.99, samples=0)).warnings == ()
 
 
 def test_a_risk_without_guarantee_leaves_each_image_to_a_person_and_says_so(artifact):
@@ -101,12 +125,13 @@ def test_a_false_alarm_rate_without_threshold_flags_no_image_and_says_so(artifac
     assert len(found.warnings) == (1 if is_calibrated else 2)
 
 
-def test_adaptive_sets_depend_on_pixels_and_seed_alone(artifact):
+@pytest.mark.parametrize("method", ["aps", "raps"])
+def test_adaptive_sets_depend_on_pixels_and_seed_alone(artifact, method):
     """Of a doubtful image, whose set by the method has a class more or less as the random number falls."""
     prediction = predicted(artifact, 0.4)
 
     def size(seed: int, pixels: np.ndarray | None = None) -> int:
-        return len(decide(artifact, prediction, pixels, seed=seed, set_method="aps").prediction_set)
+        return len(decide(artifact, prediction, pixels, seed=seed, set_method=method).prediction_set)
 
     sizes = [size(seed) for seed in range(40)]
     assert sizes == [size(seed) for seed in range(40)]

@@ -13,7 +13,15 @@ from service.inference.decision import DecisionOptions, DecisionPolicy
 from service.inference.predictor import Predictions
 from training.data import FashionMNIST, Images
 from training.estimates import Estimates, Estimators, estimate
-from training.measure import decide, measure, measure_classes, measure_decisions, measure_detection, ood_scores
+from training.measure import (
+    decide,
+    measure,
+    measure_class_coverage,
+    measure_classes,
+    measure_decisions,
+    measure_detection,
+    ood_scores,
+)
 from training.metrics import classification_metrics
 
 CONSOLE = Console(quiet=True)
@@ -154,7 +162,9 @@ def test_decide_returns_none_without_calibration(test_part):
 def test_classes_together_give_the_whole(test_part):
     artifact, (images, estimates) = load_artifact(), test_part
     labels_B = images.labels_B.numpy()
-    by_class = measure_classes(estimates, labels_B, samples=100, artifact=artifact)
+    by_class = measure_classes(
+        estimates, labels_B, samples=100, classes=artifact.classes, calibrations=artifact.calibrations
+    )
     assert tuple(by_class) == artifact.classes
     whole = measure(estimates, labels_B, samples=100, seed=0, calibrations=artifact.calibrations)["mc"]
     shares = np.bincount(labels_B, minlength=10) / len(labels_B)
@@ -164,6 +174,21 @@ def test_classes_together_give_the_whole(test_part):
             for name, value in found.items():
                 parts = [row["prediction_sets"][method][coverage][name] for row in by_class.values()]
                 assert shares @ parts == pytest.approx(value), (method, coverage, name)
+
+
+def test_the_card_has_two_methods_by_class_and_no_absent_class(test_part):
+    artifact, (images, estimates) = load_artifact(), test_part
+    labels_B = images.labels_B.numpy()
+    kept_B = labels_B != 3
+    few = {key: {name: values[kept_B] for name, values in found.items()} for key, found in estimates.items()}
+    options = {"samples": 100, "classes": artifact.classes}
+    found = measure_class_coverage(few, labels_B[kept_B], **options, calibrations=artifact.calibrations)
+    assert tuple(found) == (*artifact.classes[:3], *artifact.classes[4:])
+    whole = measure_classes(estimates, labels_B, **options, calibrations=artifact.calibrations)
+    for name, row in found.items():
+        sets = whole[name]["prediction_sets"]
+        assert row == {"prediction_sets": {method: {"0.9": sets[method]["0.9"]} for method in ("lac", "mondrian")}}
+    assert measure_class_coverage(estimates, labels_B, **options, calibrations=()) == {}
 
 
 def test_calibrated_sets_and_answers_are_counted_one_by_one(test_part):

@@ -85,7 +85,7 @@ def test_samples_in_range_are_taken(samples):
         ("coverage", [0.9], "coverage must be one of 0.8, 0.9, 0.95, 0.99, got [0.9]"),
         ("max_risk", 0.1, "max_risk must be one of 0.01, 0.02, 0.05, got 0.1"),
         ("false_alarm_rate", "some", "false_alarm_rate must be one of 0.001, 0.01, 0.05, got some"),
-        ("set_method", "raps", "set_method input should be 'lac' or 'aps', got raps"),
+        ("set_method", "best", "set_method input should be 'lac', 'aps', 'raps' or 'mondrian', got best"),
         ("seed", "-1", "seed input should be greater than or equal to 0, got -1"),
         ("seed", 2**63, f"seed input should be less than or equal to {2**63 - 1}, got {2**63}"),
         ("invert", "maybe", "invert input should be 'auto', 'yes' or 'no', got maybe"),

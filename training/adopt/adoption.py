@@ -40,7 +40,7 @@ from training.adopt.wording import counted
 from training.calibrate import fit_calibration
 from training.estimates import Estimates, Estimators
 from training.feature_novelty import fit_feature_novelty
-from training.measure import measure
+from training.measure import measure, measure_class_coverage
 from training.tables import prediction_tables
 from training.terminal import console
 from training.versions import software_versions
@@ -120,6 +120,9 @@ def adopt(  # noqa: PLR0913 - one argument an option
         detection = measure_other_images(engine, novelty, spec, inside_N, others)
     reported = max(count for count in samples if count <= _TYPICAL_SAMPLES)
     metrics = measure(tested, testing.labels_N, samples=reported, seed=SEED, calibrations=calibrations)
+    by_class = measure_class_coverage(
+        tested, testing.labels_N, samples=reported, classes=labelled.classes, calibrations=calibrations
+    )
     calibration = next(one for one in calibrations if (one.estimator, one.samples) == ("masks", reported))
     guarantees = check_guarantees(calibration, tested["masks", reported]["probs_BC"], testing.labels_N)
     missing = missing_guarantees(calibration, len(calibrating), labelled.classes, labelled.labels_N)
@@ -132,7 +135,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
             "images": len(labelled),
             "split": {"calibration": len(calibrating), "test": len(testing), "fraction": fraction},
         },
-        "metrics": {"test": metrics, "ood": detection},
+        "metrics": {"test": metrics, "classes": by_class, "ood": detection},
         "guarantees": guarantees_as_json(guarantees, missing),
         "versions": software_versions(),
     } | source.entries

@@ -75,6 +75,13 @@ def guarantees_as_json(guarantees: Sequence[Guarantee], missing: Sequence[str]) 
     return {"tested": [dict(zip(names, row, strict=True)) for row in guarantees], "missing": list(missing)}
 
 
+def _classes_without_sets(calibration: Calibration, coverage: float, classes: Sequence[str]) -> list[str]:
+    """Name the classes that have too few calibration images for label-conditional sets of a coverage."""
+    if calibration.set_scores["mondrian"][coverage] is None:
+        return list(classes)
+    return [classes[index] for index in calibration.classes_without_threshold(coverage)]
+
+
 def missing_guarantees(calibration: Calibration, images: int, classes: Sequence[str], labels_B: Array) -> list[str]:
     """Name the guarantees that a calibration can't give, each with the reason.
 
@@ -89,6 +96,12 @@ def missing_guarantees(calibration: Calibration, images: int, classes: Sequence[
         if calibration.set_scores["lac"][coverage] is None:
             needed = images_for(coverage)
             lines.append(f"sets of coverage {coverage:g}: {needed} calibration images are needed, there are {images}")
+    lines += [
+        f"sets of coverage {coverage:g} for each class (mondrian): {images_for(coverage)} calibration images of a "
+        f"class are needed, there are fewer of {first_of(few)}"
+        for coverage in COVERAGES
+        if (few := _classes_without_sets(calibration, coverage, classes))
+    ]
     for risk in RISKS:
         if calibration.confidences[risk] is None:
             few = f"{least_images(risk)} calibration images are needed, there are {images}"

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -37,6 +38,8 @@ def test_settings_become_request_parameters(page, client):
     page.get_by_text("Decision settings").click()
     assert_after(lambda: page.locator("#coverage").select_option("0.99"), coverage="0.99")
     expect(page.locator("#numbers")).to_contain_text("the true class of 99 % of all images")
+    for method in ("mondrian", "lac"):
+        assert_after(partial(page.locator("#set_method").select_option, method), set_method=method)
     assert_after(lambda: page.locator("#max_risk").select_option("0.01"), max_risk="0.01")
     assert_after(lambda: page.locator("#false_alarm_rate").select_option("0.05"), false_alarm_rate="0.05")
     assert_after(lambda: page.locator("#invert").select_option("yes"), invert="yes")

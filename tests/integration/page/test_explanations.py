@@ -1,14 +1,19 @@
 """The sentences of explanations.js about predictions that no shared server gives."""
 
+from typing import get_args
+
 import pytest
 from playwright.sync_api import Page
+
+from model.calibration import SetMethod
 
 ANSWER = {
     "label": "k4", "class_index": 1, "confidence": 0.976, "probabilities": [0.024, 0.976], "mode": "mc", "samples": 2,
     "uncertainty": {"variance": [0.01, 0.01], "standard_error": [0.01, 0.01], "predictive_entropy": 0.2,
                     "expected_entropy": 0.1, "mutual_information": 0.1},
-    "calibrated": True, "prediction_set": [], "coverage": 0.8, "abstain": True, "abstain_reason": "risk",
-    "abstain_threshold": None, "max_risk": 0.05, "novelty": {"score": 1.23, "threshold": None, "flagged": False},
+    "calibrated": True, "prediction_set": [], "coverage": 0.8, "set_method": "lac", "abstain": True,
+    "abstain_reason": "risk", "abstain_threshold": None, "max_risk": 0.05,
+    "novelty": {"score": 1.23, "threshold": None, "flagged": False},
     "sample_probabilities": [[0.1, 0.9], [0.02, 0.98]], "warnings": [],
 }  # fmt: skip
 
@@ -51,3 +56,13 @@ def test_an_empty_set_of_a_probable_class_is_explained_without_calling_it_improb
     assert (value, unit) == ("empty", "0 classes")
     assert sentence.startswith("Prediction sets contain the true class of 80 % of all images.")
     assert "likely" not in sentence
+
+
+def test_the_explanation_of_a_set_says_what_its_method_covers(shared_page):
+    sentences = {
+        method: explained(shared_page, "Prediction set", set_method=method)[2] for method in get_args(SetMethod)
+    }
+    assert len(set(sentences.values())) == len(sentences)
+    for method, sentence in sentences.items():
+        covered = "of the images of each class." if method == "mondrian" else "of all images."
+        assert sentence.startswith(f"Prediction sets contain the true class of 80 % {covered}")

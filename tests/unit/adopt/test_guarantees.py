@@ -38,11 +38,23 @@ def test_guarantees_fail_on_wrong_labels():
 def test_too_few_images_guarantee_less(images, missing):
     lines = missing_guarantees(calibration(images), images, "abcde", np.arange(5))
     needed = {0.95: 19, 0.99: 99}
-    assert [line for line in lines if "coverage" in line] == [
+    assert [line for line in lines if "coverage" in line and "mondrian" not in line] == [
         f"sets of coverage {level}: {needed[level]} calibration images are needed, there are {images}"
         for level in missing
     ]
     assert any("at most 1% of the answers wrong: 473 calibration images are needed" in line for line in lines)
+
+
+def test_classes_with_too_few_images_for_their_own_sets_are_named():
+    probs_BC, labels_B = simulated(400, 1)
+    kept_B = (labels_B != 1) | (np.cumsum(labels_B == 1) <= 12)
+    few = fit_calibration(probs_BC[kept_B], np.zeros(kept_B.sum()), labels_B[kept_B], estimator="masks", samples=100)
+    lines = [line for line in missing_guarantees(few, 300, "abcde", labels_B) if "mondrian" in line]
+    assert lines == [
+        f"sets of coverage {coverage} for each class (mondrian): {needed} calibration images of a class are needed, "
+        f"there are fewer of {named}"
+        for coverage, needed, named in ((0.95, 19, "b"), (0.99, 99, "a, b, c, d, e"))
+    ]
 
 
 def test_a_network_that_always_errs_gets_no_bound():

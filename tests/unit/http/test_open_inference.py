@@ -4,6 +4,7 @@ import json
 import struct
 import sys
 from pathlib import Path
+from typing import get_args
 from zipfile import ZipFile
 
 import jsonschema_rs
@@ -14,6 +15,7 @@ from files import png
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.calibration import SetMethod
 from model.input_spec import InputSpec
 from service.http.open_inference import metadata
 from service.http.open_inference.decode import read_inference
@@ -282,3 +284,15 @@ def test_tensors_are_answered_as_files_are(client, pixels_B, spec, layout, datat
         assert found[name] == [one[name] for one in alone], name
     (described,) = client.get("/v2/models/mcd").json()["inputs"]
     assert described == {"name": "image", "datatype": "UINT8", "shape": [-1, *spec.pixel_shape]}
+
+
+@pytest.mark.parametrize("method", get_args(SetMethod))
+def test_sets_of_each_method_are_those_of_a_batch(client, served, pixels_B, method):
+    options = {"set_method": method, "samples": 10}
+    body = request_of(tensor_of(pixels_B, "UINT8"), parameters=options)
+    outputs = {one["name"]: one for one in client.post(INFER, content=body).json()["outputs"]}
+    answers = client.post("/predict_batch", json={"images": pixels_B.tolist()} | options).json()["results"]
+    members_BC = np.array(outputs["prediction_set"]["data"]).reshape(outputs["prediction_set"]["shape"])
+    for members_C, answer in zip(members_BC, answers, strict=True):
+        named = {name for name, is_member in zip(served.artifact.classes, members_C, strict=True) if is_member}
+        assert named == set(answer["prediction_set"])

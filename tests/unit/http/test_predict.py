@@ -1,7 +1,9 @@
 """Answers of /predict against the library."""
 
 import base64
+import math
 import re
+from typing import get_args
 
 import httpx
 import numpy as np
@@ -10,7 +12,7 @@ from files import encoded, png
 from PIL import Image
 
 from model import MonteCarloDropout, summarize
-from model.calibration import COVERAGES, RISKS, find_calibration
+from model.calibration import RISKS, SetMethod, find_calibration
 
 
 @pytest.fixture(scope="module")
@@ -68,17 +70,35 @@ def test_probabilities_sets_and_abstention_follow_the_calibration(client, served
 
 
 def test_coverage_enlarges_sets_and_risk_allows_more_answers(client, served):
-    images = served.pixels_B[:40]
-    for method in ("lac", "aps"):
+    images, calibration = served.pixels_B[:40], find_calibration(served.artifact.calibrations, "eval", 0)
+    for method in get_args(SetMethod):
         sizes = [
             sum(len(post(client, pixels, coverage=coverage, set_method=method)["prediction_set"]) for pixels in images)
-            for coverage in COVERAGES
+            for coverage, threshold in calibration.set_scores[method].items()
+            if threshold is not None
         ]
         assert sizes == sorted(sizes)
         assert sizes[0] < sizes[-1]
     answered = [sum(not post(client, pixels, max_risk=risk)["abstain"] for pixels in images) for risk in RISKS]
     assert answered == sorted(answered)
     assert answered[0] < answered[-1]
+
+
+def test_mondrian_sets_follow_the_threshold_of_each_class(client, served):
+    artifact, images = served.artifact, served.pixels_B
+    probs_BC = MonteCarloDropout(served.network).predict(served.inputs(images)).numpy()
+    calibration = find_calibration(artifact.calibrations, "eval", 0)
+    threshold_C = np.array([math.inf if one is None else one for one in calibration.set_scores["mondrian"][0.9]])
+    sets = []
+    for probs_C, pixels in zip(calibration.probabilities(probs_BC), images, strict=True):
+        sets.append(post(client, pixels, set_method="mondrian")["prediction_set"])
+        if np.abs(1 - probs_C - threshold_C).min() > 1e-6:  # else rounding decides
+            assert sets[-1] == [artifact.classes[c] for c in np.argsort(-probs_C) if 1 - probs_C[c] <= threshold_C[c]]
+    batch = client.post(
+        "/predict_batch", files=[("images", png(pixels)) for pixels in images[:3]], params={"set_method": "mondrian"}
+    )
+    assert [one["prediction_set"] for one in batch.json()["results"]] == sets[:3]
+    assert sets != [post(client, pixels)["prediction_set"] for pixels in images]
 
 
 def test_the_same_image_and_seed_have_the_same_adaptive_set(client, served):
