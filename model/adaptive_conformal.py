@@ -2,7 +2,7 @@
 
 Adaptive conformal inference (Gibbs & Candes 2021, arXiv:2106.00170) changes the level of the quantile, which needs all
 calibration scores. This is its form that changes the quantile itself, the quantile tracking of conformal PID control
-(Angelopoulos et al. 2023, arXiv:2307.16895, section 2.1), which needs the calibrated threshold alone. Thresholds move
+(Angelopoulos et al. 2023, arXiv:2307.16895), which needs the calibrated threshold alone. Thresholds move
 in log-odds: where images have changed, true classes have scores near 1, which log-odds tell apart.
 """
 
@@ -16,7 +16,7 @@ from model.chain import Array
 
 METHODS: tuple[SetMethod, ...] = ("lac", "aps")  # whose scores are in [0, 1]
 LIMIT = 12.0  # log-odds of a score from which a threshold admits every class; 1 - score is 6e-6 there
-STEP = 0.4  # log-odds; chosen on changed calibration images, see docs/operations.md
+STEP = 0.4  # log-odds; chosen on changed calibration images, see docs/results.md
 
 
 def move_threshold(threshold: float, offset: float) -> float:
@@ -43,7 +43,7 @@ def next_offsets(offsets: Array, missed: Array, coverages: Array, *, step: float
 
     offset' = offset + step (missed - (1 - coverage)). The offset stays within 2 `LIMIT` + step, so that over any T
     images, of any distribution, the fraction of misses differs from 1 - coverage by at most
-    (2 `LIMIT` + step) / (step T) (Angelopoulos et al. 2023, proposition 1).
+    (2 `LIMIT` + step) / (step T), as docs/method.md derives.
 
     Args:
         offsets: offsets, in log-odds.

@@ -9,8 +9,9 @@ start at each image t with a part w_t of the capital, and the w_t sum to 1:
     evidence_t = (evidence_{t-1} + w_t) * factor_t
 
 Sums over starting times are the e-detectors of Shin, Ramdas & Rinaldo (2022, arXiv:2203.03532). With these weights the
-sum, together with the capital that is not yet bet, is a nonnegative supermartingale from 1. By Ville's inequality, the evidence ever
-reaches 1 / a with a probability of at most a, however often one looks. So does the mean over several bets or tests.
+sum, together with the capital that is not yet bet, is a nonnegative supermartingale from 1. By Ville's inequality, the
+evidence ever reaches 1 / a with a probability of at most a, however often one looks. So does the mean over several bets
+or tests.
 """
 
 import math

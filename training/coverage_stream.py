@@ -72,13 +72,24 @@ class CoverageStream:
         return next((state.images for state in states if state.evidence(tested_ML) >= ALARM), None)
 
 
-def window_coverage(scores_B: Array, threshold: float, *, coverage: float, step: float) -> Array:
-    """Coverage of adaptive sets in each window, for a step size."""
-    offset, covered_B = np.zeros(()), np.empty(len(scores_B), bool)
+def follow_one(scores_B: Array, threshold: float, *, coverage: float, step: float) -> tuple[Array, Array]:
+    """Follow feedback by one threshold with any step size.
+
+    Args:
+        scores_B: scores of the true classes.
+        threshold: the calibrated threshold.
+        coverage: the requested coverage.
+        step: the step size, in log-odds.
+
+    Returns:
+        Whether each set has the true class, and the moved threshold of each set, both (B,).
+    """
+    offset, threshold_B, is_covered_B = np.zeros(()), np.empty(len(scores_B)), np.empty(len(scores_B), bool)
     for image, score in enumerate(scores_B):
-        covered_B[image] = score <= move_threshold(threshold, float(offset))
-        offset = next_offsets(offset, ~covered_B[image], np.array(coverage), step=step)
-    return covered_B.reshape(-1, WINDOW).mean(axis=1)
+        threshold_B[image] = move_threshold(threshold, float(offset))
+        is_covered_B[image] = score <= threshold_B[image]
+        offset = next_offsets(offset, ~is_covered_B[image], np.array(coverage), step=step)
+    return is_covered_B, threshold_B
 
 
 def _growing(images: Images, count: int, change: Callable[[Images, float], Images]) -> Images:
@@ -92,23 +103,31 @@ def _permuted(images: Images, rng: np.random.Generator) -> Images:
 
 
 def compare_steps(stream: CoverageStream, images: Images) -> dict[str, dict[str, float]]:
-    """The lowest coverage in a window at 0.9, by step size, of calibration images with growing corruptions."""
-    rng, level = np.random.default_rng(_SEED), COVERAGES.index(0.9)
-    lowest: dict[str, dict[str, float]] = {f"{step:g}": {} for step in STEPS}
-    stages = len(SEVERITIES) + 1
+    """Adaptive lac sets for 0.9 of calibration images, by step size.
+
+    Returns:
+        The lowest coverage in a window while the severity of a corruption grows from 0 to 5, by the corruption's name;
+        and the mean number of classes without a corruption, "classes".
+    """
+    rng = np.random.default_rng(_SEED)
+    threshold = float(stream.thresholds_ML[METHODS.index("lac"), COVERAGES.index(0.9)])
+    found: dict[str, dict[str, float]] = {f"{step:g}": {} for step in STEPS}
+    stage_B = np.arange(IMAGES) * (len(SEVERITIES) + 1) // IMAGES
     for name in CORRUPTIONS:
-        order = _permuted(images, rng)[:IMAGES]
-        stage_B = np.arange(IMAGES) * stages // IMAGES
-        scores_BM = np.empty((IMAGES, len(METHODS)))
-        for stage in range(stages):
+        order, parts = _permuted(images, rng)[:IMAGES], []
+        for stage in range(len(SEVERITIES) + 1):
             members = order[torch.from_numpy(stage_B == stage)]
-            scores_BM[stage_B == stage] = stream.scores(
-                members if stage == 0 else corrupt_images(members, name, stage)
-            )[1]
+            parts.append(stream.scores(corrupt_images(members, name, stage) if stage else members)[1])
+        scores_B = np.concatenate(parts)[:, METHODS.index("lac")]
         for step in STEPS:
-            found = window_coverage(scores_BM[:, 0], float(stream.thresholds_ML[0, level]), coverage=0.9, step=step)
-            lowest[f"{step:g}"][name] = float(found.min())
-    return lowest
+            is_covered_B, _ = follow_one(scores_B, threshold, coverage=0.9, step=step)
+            found[f"{step:g}"][name] = min(_windows(is_covered_B))
+    scores_MBC, scores_BM = stream.scores(_permuted(images, rng)[:IMAGES])
+    for step in STEPS:
+        _, threshold_B = follow_one(scores_BM[:, METHODS.index("lac")], threshold, coverage=0.9, step=step)
+        sizes_B = (scores_MBC[METHODS.index("lac")] <= threshold_B[:, None]).sum(axis=1)
+        found[f"{step:g}"]["classes"] = round(float(sizes_B.mean()), 4)
+    return found
 
 
 def follow_rotation(stream: CoverageStream, test: Images) -> dict[str, Any]:
@@ -138,14 +157,22 @@ def count_alarms(stream: CoverageStream, test: Images) -> dict[str, Any]:
     orders = [rng.permutation(len(test)) for _ in range(RUNS)]
     false_alarms = sum(stream.alarm(stream.follow(scores_BM[order])) is not None for order in orders)
     delays: dict[str, list[int | None]] = {}
+    coverage: dict[str, float] = {}
     for degrees in ABRUPT_ANGLES:
         _, rotated_BM = stream.scores(rotate(test, degrees))
+        coverage[str(degrees)] = round(float((rotated_BM[:, :1] <= stream.thresholds_ML[0, 1]).mean()), 4)
         delays[str(degrees)] = []
         for order in orders:
             changed_BM = np.concatenate([scores_BM[order[:BEFORE]], rotated_BM[order[BEFORE : BEFORE + WINDOW]]])
             alarm = stream.alarm(stream.follow(changed_BM))
             delays[str(degrees)].append(None if alarm is None else alarm - BEFORE)
-    return {"runs": RUNS, "images": len(test), "false_alarms": false_alarms, "delays": delays}
+    return {
+        "runs": RUNS,
+        "images": len(test),
+        "false_alarms": false_alarms,
+        "delays": delays,
+        "coverage_lac_0.9": coverage,
+    }
 
 
 def _windows(values_B: Array) -> list[float]:
@@ -171,7 +198,7 @@ def _measure(artifact: Artifact, fashion: FashionMNIST) -> dict[str, Any]:
     calibration = split_data(fashion.train, images_per_part=split, validate=False).calibration
     return {
         "step": STEP,
-        "lowest_coverage_by_step": compare_steps(stream, calibration),
+        "steps": compare_steps(stream, calibration),
         "rotation": follow_rotation(stream, fashion.test),
         "alarms": count_alarms(stream, fashion.test),
     }

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -41,6 +42,7 @@ class CoverageFile:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
+        self._path = None if folder is None else str(folder / _FILE)  # a text: it is used for each prediction
         self._in_process = threading.Lock()
         self._kept: tuple[Version, str, States] = ((), "", {})
         if folder is not None:
@@ -48,8 +50,8 @@ class CoverageFile:
 
     def read(self, model: str) -> States:
         """Read the state of a model by estimator; the file is read only if it has changed."""
-        if self._folder is not None and (version := _version(self._folder)) != self._kept[0]:
-            self._kept = (version, *_load(self._folder))
+        if self._path is not None and (version := _version(self._path)) != self._kept[0]:
+            self._kept = (version, *_load(self._path))
         _, owner, states = self._kept
         return states if owner == model else {}
 
@@ -57,36 +59,36 @@ class CoverageFile:
     def changing(self, model: str) -> Iterator[dict[Estimator, Coverage]]:
         """Yield the state of a model by estimator, to be changed; other workers wait until it is written."""
         with self._in_process, nullcontext() if self._folder is None else _locked(self._folder):
-            owner, before = self._kept[1:] if self._folder is None else _load(self._folder)
+            owner, before = self._kept[1:] if self._path is None else _load(self._path)
             states = dict(before) if owner == model else {}
             yield states
             if owner != model or states != before:
                 self._write(model, states)
 
     def _write(self, model: str, states: States) -> None:
-        if self._folder is None:
+        if self._path is None:
             self._kept = ((), model, states)
             return
         content = {"model": model, "states": {name: state.to_json() for name, state in states.items()}}
         try:
-            write_atomically(self._folder / _FILE, json.dumps(content).encode())
+            write_atomically(Path(self._path), json.dumps(content).encode())
         except OSError as error:
             LOGGER.error("state of the coverage not written", extra={"fields": {"reason": str(error)}})
 
 
-def _version(folder: Path) -> Version:
-    """What changes whenever the file is replaced; empty without a file."""
+def _version(path: str) -> Version:
+    """What changes whenever a file is replaced; empty without a file."""
     try:
-        found = (folder / _FILE).stat()
+        found = os.stat(path)  # noqa: PTH116 - in half of the time of `Path.stat`
     except FileNotFoundError:
         return ()
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def _load(folder: Path) -> tuple[str, States]:
+def _load(path: str) -> tuple[str, States]:
     """The model of the state, and the state; none if the file is missing or damaged."""
     try:
-        content = json.loads((folder / _FILE).read_bytes())
+        content = json.loads(Path(path).read_bytes())
         stored = {name: content["states"].get(name) for name in ESTIMATORS}
         states = {name: Coverage.from_json(fields) for name, fields in stored.items() if fields is not None}
         return str(content["model"]), states
