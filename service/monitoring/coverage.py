@@ -94,7 +94,7 @@ def _load(path: str) -> tuple[str, States]:
         return str(content["model"]), states
     except FileNotFoundError:
         return "", {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         LOGGER.warning(
             "damaged state of the coverage: it starts anew", extra={"fields": {"file": _FILE, "reason": str(error)}}
         )

@@ -12,9 +12,11 @@ from model import load_artifact
 from model.adaptive_conformal import LIMIT, METHODS, STEP, adapt, move_threshold, next_offsets
 from model.calibration import COVERAGES
 
+FITTED = load_artifact().calibrations[0]
 CALIBRATION = replace(
-    load_artifact().calibrations[0],
+    FITTED,
     set_scores={
+        **FITTED.set_scores,
         "lac": dict(zip(COVERAGES, (0.3, 0.5, 0.7, 0.9), strict=True)),
         "aps": dict(zip(COVERAGES, (0.6, 0.8, 0.9, None), strict=True)),
     },
