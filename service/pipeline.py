@@ -19,6 +19,7 @@ from service.inference.pixels import Pixels
 from service.inference.predictor import Prediction, Predictions, Predictor
 from service.inference.preparation import Input, prepare_all
 from service.inference.upload import RawImage, Upload
+from service.monitoring.coverage import CoverageFile, CoverageMonitor
 from service.monitoring.drift import Reference
 from service.monitoring.logs import LOGGER
 from service.monitoring.timings import Timings
@@ -95,10 +96,13 @@ class Batch(NamedTuple):
 class Pipeline:
     """Turns images into answers. An answer depends on image and parameters only, not on other images of the batch.
 
+    With adaptive prediction sets it also depends on the feedback so far.
+
     Args:
         artifact: the model.
         limits: limits on image files; the pixel limit also applies to all files of a request together.
         observer: receives each answered prediction.
+        coverage: receives feedback, and adapts prediction sets to it if that is wanted; None for sets that stay.
         novelty_together: whether to score the novelty of several images at once, in a tenth of the time; the scores
             then differ by rounding from those of each image alone.
 
@@ -113,6 +117,7 @@ class Pipeline:
         limits: ImageLimits,
         *,
         observer: Observer | None = None,
+        coverage: CoverageMonitor | None = None,
         novelty_together: bool = False,
     ) -> None:
         self.model, self.classes = artifact.sha256, artifact.classes
@@ -127,7 +132,9 @@ class Pipeline:
         self.limits = limits
         self._predictor = Predictor(artifact)
         self.input = self._predictor.input
-        self._policy = DecisionPolicy(artifact, together=novelty_together)
+        self.coverage = coverage or CoverageMonitor(CoverageFile(None), artifact, adaptive=False)
+        adaptations = self.coverage.adaptation if self.coverage.adaptive else None
+        self._policy = DecisionPolicy(artifact, together=novelty_together, adaptations=adaptations)
         self._observer = observer
         self._predictor.warm_up()
         self._check(artifact)

@@ -62,6 +62,7 @@ class ReloadableModel:
 
     def _use(self, pipeline: Pipeline) -> None:
         self._metrics.model(pipeline.model, pipeline.recipe, pipeline.classes)
+        pipeline.coverage.begin()
         self.pipeline = pipeline
 
     async def follow(self) -> None:

@@ -18,8 +18,9 @@ from service.http.cors import cors_options
 from service.http.request_body import image_of, images_of
 from service.inference.artifacts import load_named
 from service.inference.limits import ImageLimits
+from service.monitoring.coverage import CoverageFile, CoverageMonitor
 from service.monitoring.logs import write_log
-from service.monitoring.metrics import Metrics, PredictionCollector
+from service.monitoring.metrics import CoverageCollector, Metrics, PredictionCollector
 from service.monitoring.observer import PredictionObserver
 from service.monitoring.prediction_log import PredictionLog
 from service.pipeline import Pipeline, Run
@@ -140,11 +141,18 @@ def _metrics() -> Metrics:
 @functools.cache
 def _prediction_log() -> PredictionLog:
     try:
-        return PredictionLog(
-            Path(SETTINGS.recent_folder) if SETTINGS.recent_folder else _shared_folder(), SETTINGS.recent_predictions
-        )
+        return PredictionLog(_recent_folder(), SETTINGS.recent_predictions)
     except OSError as error:
         raise SystemExit(f"mcd: MCD_RECENT_FOLDER: can't be written ({error})") from error
+
+
+@functools.cache
+def _coverage_file() -> CoverageFile:
+    return CoverageFile(_recent_folder())
+
+
+def _recent_folder() -> Path | None:
+    return Path(SETTINGS.recent_folder) if SETTINGS.recent_folder else _shared_folder()
 
 
 def _shared_folder() -> Path | None:
@@ -174,6 +182,7 @@ def _model() -> ReloadableModel:
     _metrics().derive(
         PredictionCollector(_prediction_log(), lambda: model.pipeline.reference, images=SETTINGS.drift_images)
     )
+    _metrics().derive(CoverageCollector(lambda: model.pipeline.coverage))
     return model
 
 
@@ -182,6 +191,7 @@ def _load() -> Pipeline:
         limits = ImageLimits(SETTINGS.max_pixels, SETTINGS.max_aspect_ratio)
         artifact = load_named(SETTINGS.model)
         observer = PredictionObserver(_metrics(), _prediction_log(), artifact.classes)
-        return Pipeline(artifact, limits, observer=observer)
+        coverage = CoverageMonitor(_coverage_file(), artifact, adaptive=SETTINGS.adaptive)
+        return Pipeline(artifact, limits, observer=observer, coverage=coverage)
     except (TypeError, ValueError) as error:
         raise ModelError(f"the model can't be served: {error}") from error

@@ -68,6 +68,7 @@ class Settings(BaseModel):
         str, Field(description="folder that keeps them across restarts; empty: they are not kept")
     ] = ""
     drift_images: Annotated[int, Field(ge=1, description="recent images of a mode that drift is computed from")] = 1000
+    adaptive: Annotated[bool, Field(description="whether prediction sets follow the feedback")] = False
     otlp_endpoint: Annotated[str, Field(description="URL that receives traces by OTLP over HTTP; empty: no traces")] = (
         ""
     )

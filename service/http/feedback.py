@@ -62,7 +62,8 @@ class FeedbackEndpoint:
             feedback = FeedbackRequest.model_validate(parse_json(body, self._settings, pipeline.input))
         except ValidationError as error:
             raise invalid_document(error) from error
-        true_class, among = feedback.class_of(pipeline.classes), classes_key(pipeline.classes)
+        classes = pipeline.classes
+        true_class, among = feedback.class_of(classes), classes_key(classes)
         if feedback.image_hash is not None:
             field, value = "image", int(feedback.image_hash, 16)
         else:
@@ -80,5 +81,5 @@ class FeedbackEndpoint:
             )
         if len(images) > 1:
             raise invalid(("request_id", f"belongs to {len(images)} images: send the image_hash of one instead"))
-        outcomes = self._prediction_log.note_class(is_meant, true_class)
+        outcomes = pipeline.coverage.note_class(self._prediction_log, is_meant, images.pop(), true_class)
         return FeedbackAnswer(predictions=len(outcomes), right=int((outcomes == RIGHT).sum()))

@@ -4,11 +4,12 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
 from model import Artifact
+from model.adaptive_conformal import adapt
 from model.calibration import RANDOM_METHODS, Calibration, Estimator, SetMethod, find_calibration
 from model.novelty import FeatureNovelty
 from service.inference.pixels import Pixels
@@ -37,6 +38,25 @@ class DecisionOptions:
     false_alarm_rate: float
 
 
+class Adaptation(NamedTuple):
+    """How a threshold of prediction sets follows the feedback.
+
+    Attributes:
+        images: number of images with feedback so far.
+        offset: by how much the calibrated threshold is moved, in log-odds.
+    """
+
+    images: int
+    offset: float
+
+
+class Adaptations(Protocol):
+    """A source of the current adaptations."""
+
+    def __call__(self, estimator: Estimator, method: SetMethod, coverage: float) -> Adaptation | None:
+        """Return the adaptation of a threshold; None if it does not follow feedback."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NoveltyScore:
     """How unlike ordinary images an image is; above the threshold it counts as novel."""
@@ -58,6 +78,7 @@ class Decision:
         calibration: calibration of the prediction's estimator.
         probabilities: calibrated probabilities in class order.
         prediction_set: names of the classes in the prediction set, most probable first.
+        adaptation: how the set's threshold follows the feedback; None if it does not.
         confidence_threshold: minimum calibrated confidence of an answer.
         reason: reason to abstain; None to answer.
         novelty: novelty of the image.
@@ -67,6 +88,7 @@ class Decision:
     calibration: Calibration | None
     probabilities: list[float] | None
     prediction_set: list[str] | None
+    adaptation: Adaptation | None
     confidence_threshold: float | None
     reason: Reason | None
     novelty: NoveltyScore | None
@@ -81,6 +103,7 @@ class Decisions:
         calibration: calibration of the predictions' estimator.
         probs_BC: calibrated probabilities.
         sets: for each image, names of the classes in the prediction set, most probable first.
+        adaptation: how the sets' threshold follows the feedback; None if it does not.
         confidence_threshold: minimum calibrated confidence of an answer.
         reasons: for each image, the reason to abstain; None to answer.
         novelty_B: novelty scores.
@@ -91,6 +114,7 @@ class Decisions:
     calibration: Calibration | None = None
     probs_BC: np.ndarray | None = None
     sets: Sequence[list[str]] | None = None
+    adaptation: Adaptation | None = None
     confidence_threshold: float | None = None
     reasons: Sequence[Reason | None]
     novelty_B: np.ndarray | None
@@ -111,6 +135,7 @@ class Decisions:
                 calibration=self.calibration,
                 probabilities=probabilities,
                 prediction_set=members,
+                adaptation=self.adaptation,
                 confidence_threshold=self.confidence_threshold,
                 reason=reason,
                 novelty=None if score is None else NoveltyScore(score=score, threshold=self.novelty_threshold),
@@ -127,10 +152,12 @@ class DecisionPolicy:
         artifact: the model.
         together: whether to score the novelty of all images at once, in a tenth of the time; the scores then differ
             by rounding from those of each image alone.
+        adaptations: of the thresholds to feedback; None for the calibrated thresholds.
     """
 
-    def __init__(self, artifact: Artifact, *, together: bool = False) -> None:
+    def __init__(self, artifact: Artifact, *, together: bool = False, adaptations: Adaptations | None = None) -> None:
         self._classes, self._together = artifact.classes, together
+        self._adaptations = adaptations
         self._calibrations = artifact.calibrations
         self._artifact = artifact
 
@@ -139,7 +166,7 @@ class DecisionPolicy:
         return find_calibration(self._calibrations, predicted.estimator, predicted.samples)
 
     def decide(self, predictions: Predictions, pixels_BHW: Pixels, options: DecisionOptions, *, seed: int) -> Decisions:
-        """Decide on each prediction; equal predictions, pixels and seeds give equal decisions.
+        """Decide on each prediction; equal predictions, pixels, seeds and adaptations give equal decisions.
 
         Args:
             predictions: predictions for the images.
@@ -163,7 +190,10 @@ class DecisionPolicy:
                 warnings=(not_calibrated, no_flags) if has_no_threshold else (not_calibrated,),
             )
         probs_BC = calibration.probabilities(predictions.probs_BC)
-        sets = self._sets(calibration, probs_BC, pixels_BHW, options, seed)
+        adaptation = None
+        if self._adaptations is not None:
+            adaptation = self._adaptations(predictions.estimator, options.set_method, options.coverage)
+        sets = self._sets(calibration, adaptation, probs_BC, pixels_BHW, options, seed)
         is_answered_B = calibration.is_answered(probs_BC.max(axis=1), risk=options.max_risk)
         confidence_threshold = calibration.confidences[options.max_risk]
         unlimited = calibration.classes_without_threshold(options.coverage) if options.set_method == "mondrian" else []
@@ -180,6 +210,7 @@ class DecisionPolicy:
             calibration=calibration,
             probs_BC=probs_BC,
             sets=sets,
+            adaptation=None if sets is None else adaptation,
             confidence_threshold=confidence_threshold,
             reasons=[
                 "novelty" if is_novel else None if is_answered else "risk"
@@ -191,8 +222,16 @@ class DecisionPolicy:
         )
 
     def _sets(
-        self, calibration: Calibration, probs_BC: np.ndarray, pixels_BHW: Pixels, options: DecisionOptions, seed: int
+        self,
+        calibration: Calibration,
+        adaptation: Adaptation | None,
+        probs_BC: np.ndarray,
+        pixels_BHW: Pixels,
+        options: DecisionOptions,
+        seed: int,
     ) -> list[list[str]] | None:
+        if adaptation is not None:
+            calibration = adapt(calibration, adaptation.offset, coverage=options.coverage, method=options.set_method)
         is_random = options.set_method in RANDOM_METHODS
         uniform_B = np.array([_uniform(pixels, seed) if is_random else 0.0 for pixels in pixels_BHW])
         in_set_BC = calibration.prediction_set(

@@ -4,6 +4,7 @@ Values of histograms and counters are collected first and counted a little later
 in the files that the Prometheus client shares among workers, would take a twentieth of a prediction's time.
 """
 
+import itertools
 import math
 import os
 import platform
@@ -17,10 +18,12 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0
 from prometheus_client.registry import Collector
 
-from model.calibration import Estimator
+from model.adaptive_conformal import METHODS
+from model.calibration import COVERAGES, Estimator
 from service import __version__
 from service.inference.decision import Decision, Reason
 from service.inference.predictor import ESTIMATORS, Prediction
+from service.monitoring.coverage import CoverageMonitor
 from service.monitoring.drift import STATISTICS, Reference, summarize_feedback
 from service.monitoring.multiprocess_files import finish_merge, merged
 from service.monitoring.prediction_log import PredictionLog
@@ -294,6 +297,38 @@ class PredictionCollector(Collector):
         yield _family("feedback_accuracy_ratio", "Accuracy on recent images with feedback.", value=feedback.accuracy)
         error = "Expected calibration error on recent images with feedback."
         yield _family("feedback_calibration_error_ratio", error, value=feedback.calibration_error)
+
+
+class CoverageCollector(Collector):
+    """Gauges of the coverage by feedback, from the state that all workers share.
+
+    Args:
+        coverage: returns the coverage of the current model.
+    """
+
+    def __init__(self, coverage: Callable[[], CoverageMonitor]) -> None:
+        self._coverage = coverage
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the gauges."""
+        by_set = ("mode", "set_method", "coverage")
+        measured = "Fraction of the prediction sets, of the newest images with feedback, that have the true class."
+        moved = "Log-odds by which feedback moves the threshold of the prediction sets with MCD_ADAPTIVE=true."
+        evidence = "Evidence that the prediction sets lost their coverage; it ever reaches 1/a with probability a else."
+        images = _family("coverage_feedback_images", "Images with feedback that the coverage is from.", ("mode",))
+        covered = _family("coverage_ratio", measured, (*by_set, "sets"))
+        offset = _family("coverage_threshold_offset", moved, by_set)
+        lost = _family("coverage_evidence_ratio", evidence, ("mode",))
+        for estimator, state, found in self._coverage().states():
+            mode = MODES[estimator]
+            images.add_metric([mode], state.images)
+            lost.add_metric([mode], found)
+            for (row, method), (column, level) in itertools.product(enumerate(METHODS), enumerate(COVERAGES)):
+                labels = [mode, method, str(level)]
+                offset.add_metric(labels, state.offsets_ML[row, column])
+                for name, values_ML in (("static", state.static_ML), ("adaptive", state.adaptive_ML)):
+                    covered.add_metric([*labels, name], values_ML[row, column] if state.images else math.nan)
+        yield from (images, covered, offset, lost)
 
 
 def _family(

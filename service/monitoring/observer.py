@@ -43,5 +43,6 @@ class PredictionObserver:
                 samples=prediction.samples,
                 predicted=prediction.class_index,
                 estimator=ESTIMATORS.index(prediction.estimator),
-            )
+            ),
+            decision.probabilities or (),
         )

@@ -58,6 +58,16 @@ class CalibrationAnswer(BaseModel):
     samples: int
 
 
+class AdaptiveAnswer(BaseModel):
+    """How the threshold of the prediction set follows the feedback: after how many images, and how far it has moved.
+
+    The offset is in log-odds of the nonconformity score; sets are larger where it is positive.
+    """
+
+    images: int
+    offset: float
+
+
 class NoveltyAnswer(BaseModel):
     """How unlike ordinary images the image is; `flagged` if the score is above the threshold.
 
@@ -74,6 +84,7 @@ class Answer(BaseModel):
 
     `sample_probabilities`, if requested, are the uncalibrated class probabilities of each mask. Lists by class are in
     class order; if they have the most probable classes only, `classes` names these, the most probable first.
+    `adaptive` is there if prediction sets follow the feedback.
     """
 
     label: str
@@ -97,6 +108,7 @@ class Answer(BaseModel):
     warnings: list[str]
     sample_probabilities: Annotated[list[list[float]] | None, Field(exclude_if=lambda value: value is None)] = None
     classes: Annotated[list[str] | None, Field(exclude_if=lambda value: value is None)] = None
+    adaptive: Annotated[AdaptiveAnswer | None, Field(exclude_if=lambda value: value is None)] = None
 
     @classmethod
     def of(
@@ -142,6 +154,7 @@ class Answer(BaseModel):
             warnings=[*image.warnings, *prediction.warnings, *decision.warnings],
             sample_probabilities=_sample_probabilities(prediction, listed) if parameters.return_samples else None,
             classes=None if listed is None else [classes[index] for index in listed],
+            adaptive=None if decision.adaptation is None else AdaptiveAnswer(**decision.adaptation._asdict()),
         )
 
 

@@ -86,6 +86,19 @@ def test_gauges_sum_over_workers(client):
     assert now[key("mcd_ready")] == 1
 
 
+def test_workers_share_what_feedback_has_taught(server, client):
+    """Each request has a connection of its own, so that either worker gets some."""
+    counted = key("mcd_coverage_feedback_images", mode="eval")
+    before = scrape(client)[counted]
+    images_B = np.random.default_rng(78).integers(0, 256, (12, 28, 28), dtype=np.uint8)
+    answers = client.post("/predict_batch", **npy_request(images_B)).json()["results"]
+    for told, answer in enumerate(answers, start=1):
+        body = {"image_hash": answer["preprocessing"]["image_hash"], "class_index": 3}
+        assert httpx.post(f"{server.url}/feedback", json=body, timeout=30).status_code == 200
+        with httpx.Client(base_url=server.url, timeout=30) as fresh:
+            assert scrape(fresh)[counted] == before + told
+
+
 def test_traffic_adds_no_series(client):
     before = scrape(client)
     send_mixed_traffic(client)

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import time
@@ -112,3 +113,47 @@ def test_a_file_of_another_size_is_replaced(tmp_path):
 def test_keys_differ():
     assert len({key(f"{number}") for number in range(100_000)}) == 100_000
     assert all(0 <= key(text) < 2**64 for text in ("", "a", "é" * 128))
+
+
+PROBABILITIES = """
+import sys, time
+from pathlib import Path
+from service.monitoring.prediction_log import PredictionLog, Record
+recent = PredictionLog(Path(sys.argv[1]), 5)
+recent.add(Record(time.time(), 0, 7, 0, 0, 0, 0, 0, 0, 1, 0), [0.25, 0.75])
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+
+def kept(recent: PredictionLog, image: int, classes: int) -> list[list[float]]:
+    return [probs_C.tolist() for _, probs_C in recent.with_probabilities(is_image(image), classes)]
+
+
+def test_probabilities_are_kept_with_their_prediction(recent):
+    record = Record(**FIELDS | {"time": time.time(), "image": 7})
+    assert kept(recent, 7, 3) == []
+    recent.add(record, [0.5, 0.25, 0.25])
+    recent.add(record)
+    recent.add(record._replace(image=8), [0.125, 0.125, 0.75])
+    assert kept(recent, 7, 3) == [[0.5, 0.25, 0.25]]
+    assert kept(recent, 8, 3) == [[0.125, 0.125, 0.75]]
+    assert kept(recent, 7, 2) == []
+    recent.add(record, [0.5, 0.5])  # after a reload to a network of two classes
+    assert (kept(recent, 7, 2), kept(recent, 8, 3)) == ([[0.5, 0.5]], [])
+    for _ in range(5):
+        recent.add(record._replace(image=9))
+    assert kept(recent, 7, 2) == []
+
+
+def test_probabilities_are_shared_and_taken_over(tmp_path):
+    command = [sys.executable, "-c", PROBABILITIES, str(tmp_path)]
+    recent = PredictionLog(tmp_path, 5)
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "ready\n"
+        assert kept(recent, 7, 2) == [[0.25, 0.75]]
+        other.kill()
+    for path in tmp_path.glob(f"*-{os.getpid()}"):
+        path.unlink()
+    assert kept(PredictionLog(tmp_path, 5), 7, 2) == [[0.25, 0.75]]
+    assert len(list(tmp_path.iterdir())) == 2
