@@ -582,6 +582,11 @@ def _read_novelty(folder: Path, card: Mapping[str, Any], config: MLPConfig | Non
         actual = len(novelty.gaussians[name].whiten_FF)
         if actual != size:
             raise ArtifactError(f"{folder / NOVELTY}: {name}: expected {size} features, got {actual}")
+    if novelty.poses is not None:
+        try:
+            novelty.poses.check(_input_of(card).shape)
+        except ValueError as error:
+            raise ArtifactError(f"{folder / NOVELTY}: {error}") from error
     return novelty
 
 

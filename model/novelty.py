@@ -3,17 +3,21 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
 from model.calibration import optional_float
 from model.chain import Array, Stages
+from model.poses import PoseView
 from model.uncertainty import entropy
 
 FALSE_ALARM_RATES = (0.001, 0.01, 0.05)
 STATISTICS = 5  # of features
 FEATURES = ("image", "first layer", "activations")
+View = Literal["appearance", "features", "pose"]
+# What users read of the feature vectors.
+_VIEWS: dict[str, View] = {"image": "appearance", "first layer": "features", "activations": "features"}
 _DARK_BELOW = 0.02
 _LANES = 16  # float32 numbers in the longest vector register of a processor; each image gets one lane
 
@@ -123,21 +127,26 @@ def _multiply_in_lanes(features_BF: Array, matrix_FG: Array) -> Array:
 
 @dataclass(frozen=True)
 class Novelty:
-    """Model of the novelty score: the largest score over the three views.
+    """Model of the novelty score: the largest score over the views.
+
+    The views are the distributions of three feature vectors, "image" as "appearance" and the others as "features", and
+    "pose" if the model has it.
 
     Attributes:
         gaussians: distributions of each of `FEATURES`.
         thresholds: by false-alarm rate, the score that this fraction of in-distribution images exceeds; None where
             the calibration had too few images.
+        poses: the view for poses; None if it was not fitted.
     """
 
     gaussians: Mapping[str, ClassGaussians]
     thresholds: Mapping[float, float | None]
+    poses: PoseView | None = None
 
     def score(self, chain: Stages, images_B: Array) -> Array:
-        """Score images in [0, 1] with the network to which the distributions were fitted.
+        """Score images in [0, 1] with the network to which the views were fitted.
 
-        A score does not depend on the other images of the batch; it differs from that of `score_alone` by rounding.
+        A score does not depend on the other images of the batch; it differs from that of `views_alone` by rounding.
 
         Args:
             chain: the network, applied to vectors of pixels.
@@ -146,32 +155,49 @@ class Novelty:
         Returns:
             Scores (B,).
         """
-        padded_B = np.pad(images_B, [(0, -len(images_B) % _LANES), (0, 0), (0, 0), (0, 0)])
-        views = extract_features(chain, padded_B, _multiply_in_lanes)
-        scores: Array = np.max(
-            [self.gaussians[name].score(views[name], _multiply_in_lanes) for name in FEATURES], axis=0
-        )
-        return scores[: len(images_B)]
+        scores_B: Array = np.max([*self.views(chain, images_B).values()], axis=0)
+        return scores_B
 
-    def score_alone(self, chain: Stages, image_1: Array) -> float:
-        """Score one image, (1, 1, H, W), in half the time of `score`."""
-        views = extract_features(chain, image_1)
-        return max(float(self.gaussians[name].score(views[name], _multiply_sparse_row)[0]) for name in FEATURES)
+    @property
+    def view_names(self) -> tuple[View, ...]:
+        """Names of the views, in the order of `views`."""
+        return ("appearance", "features") if self.poses is None else ("appearance", "features", "pose")
+
+    def views(self, chain: Stages, images_B: Array) -> dict[View, Array]:
+        """The scores (B,) of each view; see `score`."""
+        padded_B = np.pad(images_B, [(0, -len(images_B) % _LANES), (0, 0), (0, 0), (0, 0)])
+        features = extract_features(chain, padded_B, _multiply_in_lanes)
+        return self._views(features, images_B, _multiply_in_lanes)
+
+    def views_alone(self, chain: Stages, image_1: Array) -> dict[View, Array]:
+        """The scores (1,) of each view of one image, (1, 1, H, W), in half the time of `views`."""
+        return self._views(extract_features(chain, image_1), image_1, _multiply_sparse_row)
+
+    def _views(self, features: Mapping[str, Array], images_B: Array, multiply: Multiply) -> dict[View, Array]:
+        scores: dict[View, Array] = {}
+        for name, view in _VIEWS.items():
+            score_B = self.gaussians[name].score(features[name], multiply)[: len(images_B)]
+            scores[view] = np.maximum(scores[view], score_B) if view in scores else score_B
+        if self.poses is not None:
+            scores["pose"] = self.poses.score(images_B)
+        return scores
 
     def arrays(self) -> dict[str, Array]:
         """Return the arrays by name, for a file."""
-        return {
+        arrays = {
             f"{name} {kind}": np.ascontiguousarray(array)
             for name, gaussian in self.gaussians.items()
             for kind, array in (("whiten", gaussian.whiten_FF), ("means", gaussian.means_KF))
         }
+        return arrays if self.poses is None else arrays | self.poses.arrays()
 
     def to_json(self) -> dict[str, Any]:
         """Return scales and thresholds, for the card."""
-        return {
+        fields = {
             "scales": {name: [gaussian.median, gaussian.percentile_99] for name, gaussian in self.gaussians.items()},
             "thresholds": _thresholds_to_json(self.thresholds),
         }
+        return fields if self.poses is None else fields | {"poses": self.poses.to_json()}
 
     @classmethod
     def from_parts(cls, fields: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
@@ -189,9 +215,10 @@ class Novelty:
                 median, percentile_99 = map(float, fields["scales"][name])
                 gaussians[name] = ClassGaussians(whiten_FF, means_KF, median, percentile_99)
             thresholds = _thresholds_from_json(fields["thresholds"])
+            poses = PoseView.from_parts(fields["poses"], arrays) if "poses" in fields else None
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected a novelty score, got one with a bad {error}") from error
-        return cls(gaussians, thresholds)
+        return cls(gaussians, thresholds, poses)
 
 
 @dataclass(frozen=True)

@@ -137,7 +137,7 @@ class Scorer:
             "prediction_set": list(sets),
             "abstain": [reason is not None for reason in decisions.reasons],
             "abstain_reason": decisions.reasons,
-            "novelty": decisions.novelty_B,
+            "novelty": None if decisions.novelty is None else decisions.novelty.score_B,
             "image_hash": [one.image_hash for one in inputs],
             "warnings": [[*one.warnings, *common] for one in inputs],
             "samples": np.full(len(inputs), predictions.samples),

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -11,7 +11,7 @@ import numpy as np
 from model import Artifact
 from model.adaptive_conformal import adapt
 from model.calibration import RANDOM_METHODS, Calibration, Estimator, SetMethod, find_calibration
-from model.novelty import FeatureNovelty
+from model.novelty import FeatureNovelty, View
 from service.inference.pixels import Pixels
 from service.inference.predictor import Prediction, Predictions
 
@@ -59,15 +59,48 @@ class Adaptations(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class NoveltyScore:
-    """How unlike ordinary images an image is; above the threshold it counts as novel."""
+    """How unlike ordinary images an image is by the view with the highest score; above the threshold it is novel."""
 
     score: float
     threshold: float | None
+    view: View
 
     @property
     def flagged(self) -> bool:
         """Whether the image counts as novel."""
         return self.threshold is not None and self.score > self.threshold
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoveltyScores:
+    """How unlike ordinary images B images are, see `NoveltyScore`.
+
+    Attributes:
+        views: scores (B,) by view.
+        threshold: score above which an image counts as novel; None if the calibration has none.
+    """
+
+    views: Mapping[View, np.ndarray]
+    threshold: float | None
+
+    @property
+    def score_B(self) -> np.ndarray:
+        """The highest score of each image."""
+        return np.asarray(np.max([*self.views.values()], axis=0))
+
+    @property
+    def flagged_B(self) -> np.ndarray:
+        """Whether each image counts as novel."""
+        return self.score_B > (math.inf if self.threshold is None else self.threshold)
+
+    def each(self) -> list[NoveltyScore]:
+        """Split into one score for each image."""
+        names = [*self.views]
+        highest_B = np.argmax([*self.views.values()], axis=0)
+        return [
+            NoveltyScore(score=score, threshold=self.threshold, view=names[index])
+            for score, index in zip(self.score_B.tolist(), highest_B.tolist(), strict=True)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +139,7 @@ class Decisions:
         adaptation: how the sets' threshold follows the feedback; None if it does not.
         confidence_threshold: minimum calibrated confidence of an answer.
         reasons: for each image, the reason to abstain; None to answer.
-        novelty_B: novelty scores.
-        novelty_threshold: score above which an image counts as novel.
+        novelty: novelty scores; None if the model has none.
         warnings: notes on parts of the decisions that are not available.
     """
 
@@ -117,8 +149,7 @@ class Decisions:
     adaptation: Adaptation | None = None
     confidence_threshold: float | None = None
     reasons: Sequence[Reason | None]
-    novelty_B: np.ndarray | None
-    novelty_threshold: float | None
+    novelty: NoveltyScores | None
     warnings: tuple[str, ...]
 
     def each(self) -> list[Decision]:
@@ -128,7 +159,7 @@ class Decisions:
             missing if self.probs_BC is None else self.probs_BC.tolist(),
             self.sets or missing,
             self.reasons,
-            missing if self.novelty_B is None else self.novelty_B.tolist(),
+            missing if self.novelty is None else self.novelty.each(),
         )
         return [
             Decision(
@@ -138,10 +169,10 @@ class Decisions:
                 adaptation=self.adaptation,
                 confidence_threshold=self.confidence_threshold,
                 reason=reason,
-                novelty=None if score is None else NoveltyScore(score=score, threshold=self.novelty_threshold),
+                novelty=novelty,
                 warnings=self.warnings,
             )
-            for probabilities, members, reason, score in zip(*columns, strict=True)
+            for probabilities, members, reason, novelty in zip(*columns, strict=True)
         ]
 
 
@@ -175,18 +206,15 @@ class DecisionPolicy:
             seed: random seed of the prediction sets of `RANDOM_METHODS`.
         """
         calibration = self.calibration(predictions)
-        novelty_B, threshold = self._novelties(pixels_BHW, options)
-        is_novel_B = np.zeros(len(pixels_BHW), bool)
-        if novelty_B is not None and threshold is not None:
-            is_novel_B = novelty_B > threshold
-        has_no_threshold = novelty_B is not None and threshold is None
+        novelty = self._novelties(pixels_BHW, options)
+        is_novel_B = np.zeros(len(pixels_BHW), bool) if novelty is None else novelty.flagged_B
+        has_no_threshold = novelty is not None and novelty.threshold is None
         no_flags = f"a false_alarm_rate of {options.false_alarm_rate:g} is not calibrated: no image is flagged as novel"
         if calibration is None:
             not_calibrated = self._not_calibrated(predictions.estimator, predictions.samples)
             return Decisions(
                 reasons=["novelty" if is_novel else None for is_novel in is_novel_B.tolist()],
-                novelty_B=novelty_B,
-                novelty_threshold=threshold,
+                novelty=novelty,
                 warnings=(not_calibrated, no_flags) if has_no_threshold else (not_calibrated,),
             )
         probs_BC = calibration.probabilities(predictions.probs_BC)
@@ -216,8 +244,7 @@ class DecisionPolicy:
                 "novelty" if is_novel else None if is_answered else "risk"
                 for is_novel, is_answered in zip(is_novel_B.tolist(), is_answered_B.tolist(), strict=True)
             ],
-            novelty_B=novelty_B,
-            novelty_threshold=threshold,
+            novelty=novelty,
             warnings=tuple(warning for is_missing, warning in missing if is_missing),
         )
 
@@ -250,26 +277,28 @@ class DecisionPolicy:
         more = f" and {len(unlimited) - _NAMED_CLASSES} more" if len(unlimited) > _NAMED_CLASSES else ""
         return f"each set contains {named}{more}: too few calibration images of these classes for this coverage"
 
-    def _novelties(self, pixels_BHW: Pixels, options: DecisionOptions) -> tuple[np.ndarray | None, float | None]:
-        """Novelty scores of the images, and their threshold; None if they are not available."""
+    def _novelties(self, pixels_BHW: Pixels, options: DecisionOptions) -> NoveltyScores | None:
+        """Novelty scores of the images; None if they are not available."""
         novelty, chain = self._artifact.novelty, self._artifact.chain
         if novelty is None:
-            return None, None
+            return None
         threshold = novelty.thresholds[options.false_alarm_rate]
         images_B = self._artifact.input.normalize(pixels_BHW)
         if isinstance(novelty, FeatureNovelty):
             probs_BC, features_BF = self._artifact.engine.predict_with_features(images_B)
-            return novelty.score(features_BF, probs_BC), threshold
+            return NoveltyScores(views={"features": novelty.score(features_BF, probs_BC)}, threshold=threshold)
         if chain is None:
-            return None, None
-        scores_B = np.empty(len(images_B))
+            return None
+        views: dict[View, np.ndarray] = {view: np.empty(len(images_B)) for view in novelty.view_names}
         inexact_B = np.ones(len(images_B), bool)
         if self._together:
-            scores_B[:] = novelty.score(chain, images_B)
-            inexact_B = np.abs(scores_B - (math.inf if threshold is None else threshold)) < _ROUNDING
+            views = novelty.views(chain, images_B)
+            score_B = NoveltyScores(views=views, threshold=threshold).score_B
+            inexact_B = np.abs(score_B - (math.inf if threshold is None else threshold)) < _ROUNDING
         for index in np.flatnonzero(inexact_B):  # rounding must not move an image across the threshold
-            scores_B[index] = novelty.score_alone(chain, images_B[index : index + 1])
-        return scores_B, threshold
+            for view, score_1 in novelty.views_alone(chain, images_B[index : index + 1]).items():
+                views[view][index] = score_1[0]
+        return NoveltyScores(views=views, threshold=threshold)
 
     def _not_calibrated(self, estimator: Estimator, samples: int) -> str:
         calibrated = [str(one.samples) for one in self._calibrations if one.estimator == estimator]

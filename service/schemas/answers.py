@@ -7,6 +7,7 @@ from pydantic import BaseModel, Field
 
 from model import Moments, Uncertainty
 from model.calibration import Estimator
+from model.novelty import View
 from service.inference.decision import Decision, Reason
 from service.inference.predictor import Prediction
 from service.inference.preparation import Input
@@ -71,12 +72,14 @@ class AdaptiveAnswer(BaseModel):
 class NoveltyAnswer(BaseModel):
     """How unlike ordinary images the image is; `flagged` if the score is above the threshold.
 
-    The threshold is null if the calibration images were too few for it.
+    The threshold is null if the calibration images were too few for it. `view` names the view with the highest score:
+    `appearance` (brightness and contrast), `features` (what the network's layers compute), or `pose`.
     """
 
     score: float
     threshold: float | None
     flagged: bool
+    view: View
 
 
 class Answer(BaseModel):
@@ -244,7 +247,7 @@ def _novelty_answer(decision: Decision) -> NoveltyAnswer | None:
     novelty = decision.novelty
     if novelty is None:
         return None
-    return NoveltyAnswer(score=novelty.score, threshold=novelty.threshold, flagged=novelty.flagged)
+    return NoveltyAnswer(score=novelty.score, threshold=novelty.threshold, flagged=novelty.flagged, view=novelty.view)
 
 
 def _uncertainty_answer(

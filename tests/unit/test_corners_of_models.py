@@ -64,4 +64,4 @@ def test_novelty_is_scored_on_pixels_in_parts_of_255(together):
     policy = DecisionPolicy(artifact, together=together)
     found = policy.decide(Predictor(artifact).predict(pixels_BHW), pixels_BHW, options, seed=0)
     expected = artifact.novelty.score(LiveChain(artifact.network), (pixels_BHW[:, None] / 255).astype(np.float32))
-    assert np.allclose(found.novelty_B, expected, rtol=1e-5)
+    assert np.allclose(found.novelty.score_B, expected, rtol=1e-5)

@@ -85,24 +85,23 @@ def test_a_method_that_an_older_card_lacks_gives_no_set(artifact):
     one = next(one for one in artifact.calibrations if one.estimator == "eval")
     old = replace(one, set_scores={name: one.set_scores[name] for name in ("lac", "aps")})
     for method in ("raps", "mondrian"):
-        found = decide(replace(artifact, calibrations=(old,)), predicted(0.9, samples=0), set_method=method)
+        found = decide(replace(artifact, calibrations=(old,)), predicted(artifact, 0.9, samples=0), set_method=method)
         assert found.prediction_set is None
         assert found.warnings == (f"a coverage of 0.9 is not calibrated for set_method={method}",)
 
 
 def test_classes_with_too_few_images_are_in_each_set_and_named(artifact):
     one = next(one for one in artifact.calibrations if one.estimator == "eval")
-    thresholds = one.set_scores["mondrian"][0.9]
-    few = replace(one, set_scores=one.set_scores | {"mondrian": {0.9: (None,) * 6 + thresholds[6:]}})
-    found = decide(replace(artifact, calibrations=(few,)), predicted(0.99, samples=0), set_method="mondrian")
-    assert set(found.prediction_set) == {"sneaker", *artifact.classes[:6]}
-    assert found.prediction_set[0] == "sneaker"
-    (warning,) = found.warnings
-    assert warning == (
-        "each set contains t-shirt/top, trouser, pullover, dress, coat and 1 more: too few calibration images of these "
-        "classes for this coverage"
+    thresholds = (*[None] * PREDICTED, *[0.5] * (len(artifact.classes) - PREDICTED))
+    few = replace(one, set_scores=one.set_scores | {"mondrian": {0.9: thresholds}})
+    found = decide(replace(artifact, calibrations=(few,)), predicted(artifact, 0.99, samples=0), set_method="mondrian")
+    assert found.prediction_set[0] == artifact.classes[PREDICTED]
+    assert set(found.prediction_set) == {artifact.classes[PREDICTED], *artifact.classes[:PREDICTED]}
+    named = ", ".join(artifact.classes[:5])
+    assert found.warnings == (
+        f"each set contains {named} and 1 more: too few calibration images of these classes for this coverage",
     )
-    assert decide(replace(artifact, calibrations=(few,)), predicted(0.99, samples=0)).warnings == ()
+    assert decide(replace(artifact, calibrations=(few,)), predicted(artifact, 0.99, samples=0)).warnings == ()
 
 
 def test_a_risk_without_guarantee_leaves_each_image_to_a_person_and_says_so(artifact):
@@ -125,10 +124,10 @@ def test_a_false_alarm_rate_without_threshold_flags_no_image_and_says_so(artifac
     assert len(found.warnings) == (1 if is_calibrated else 2)
 
 
-@pytest.mark.parametrize("method", ["aps", "raps"])
-def test_adaptive_sets_depend_on_pixels_and_seed_alone(artifact, method):
+@pytest.mark.parametrize(("method", "confidence"), [("aps", 0.4), ("raps", 0.5)])
+def test_adaptive_sets_depend_on_pixels_and_seed_alone(artifact, method, confidence):
     """Of a doubtful image, whose set by the method has a class more or less as the random number falls."""
-    prediction = predicted(artifact, 0.4)
+    prediction = predicted(artifact, confidence)
 
     def size(seed: int, pixels: np.ndarray | None = None) -> int:
         return len(decide(artifact, prediction, pixels, seed=seed, set_method=method).prediction_set)

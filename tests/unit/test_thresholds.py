@@ -122,8 +122,8 @@ def test_an_image_is_novel_only_above_the_threshold(served, together):
 def test_scores_near_the_threshold_are_those_of_images_alone(monkeypatch, offset, exact):
     artifact, pixels = load_artifact(), np.zeros((3, 28, 28), np.uint8)
     predictions = Predictor(artifact).predict(pixels)
-    monkeypatch.setattr(Novelty, "score", lambda *_: np.array([9.0, 5 + offset, 1.0]))
-    monkeypatch.setattr(Novelty, "score_alone", lambda *_: 5 - offset)
+    monkeypatch.setattr(Novelty, "views", lambda *_: {"features": np.array([9.0, 5 + offset, 1.0])})
+    monkeypatch.setattr(Novelty, "views_alone", lambda *_: {"features": np.array([5 - offset])})
     found = scored(artifact, predictions, pixels, 5.0, together=True)
     expected = 5 - offset if exact else 5 + offset
     assert [one.novelty.score for one in found] == [9.0, expected, 1.0]

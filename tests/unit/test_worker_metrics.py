@@ -117,8 +117,8 @@ def test_sampled_masks_information_and_votes_are_counted(metrics, served):
 
 def test_decisions_are_counted_by_what_was_decided(metrics):
     metrics.model(MODEL, "default", CLASSES)
-    novel = NoveltyScore(score=1.75, threshold=1.0)
-    typical = NoveltyScore(score=-0.5, threshold=1.0)
+    novel = NoveltyScore(score=1.75, threshold=1.0, view="features")
+    typical = NoveltyScore(score=-0.5, threshold=1.0, view="features")
     metrics.prediction(MODEL, prediction(), decision(reason="novelty", novelty=novel, prediction_set=["coat", "boot"]))
     metrics.prediction(MODEL, prediction(), decision(probabilities=[0.05, 0.9, 0.05], novelty=typical))
     found = values(metrics)
