@@ -335,14 +335,16 @@ def add_to_card(
     folder: Path,
     entries: Mapping[str, Any],
     *,
+    novelty: Novelty | FeatureNovelty | None = None,
     failures: Sequence[Mapping[str, Any]] = (),
     pictures: bytes = b"",
 ) -> None:
-    """Add entries to the card of a saved artifact, and known failures.
+    """Add entries to the card of a saved artifact, a novelty model and known failures.
 
     Args:
         folder: of the artifact.
         entries: further entries of the card.
+        novelty: novelty model, instead of the one that the artifact may have.
         failures: kinds of failures: "text", and "images", the captions of its pictures.
         pictures: PNG file with the pictures of all kinds, square and side by side, in the order of the captions; empty
             if there are none.
@@ -351,6 +353,10 @@ def add_to_card(
         ArtifactError: there is no card that can be read.
     """
     card = _read_card(folder / CARD) | dict(entries)
+    if novelty is not None:
+        content = safetensors.numpy.save(novelty.arrays())
+        write_atomically(folder / NOVELTY, content)
+        card["novelty"] = _file_entry(NOVELTY, {NOVELTY: content}) | novelty.to_json()
     if failures:
         card["failures"] = {"kinds": list(failures)}
     if pictures:

@@ -1,5 +1,7 @@
 """Fit the model of the novelty score."""
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy import ndimage
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from model.chain import Array, Stages
 from model.network.chain import LiveChain
 from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, extract_features
+from model.poses import PoseView
 from training.calibrate import conformal_quantile
 from training.data import Images
 
@@ -17,7 +20,13 @@ _IMAGES_PER_VARIATION = 500
 _SCALES, _BLURS, _GAINS = (0.95, 1.0), (0.0, 0.6), (0.8, 1.0)
 
 
-def fit_novelty(network: nn.Sequential, train: Images, calibration_images: Images) -> Novelty:
+def fit_novelty(
+    network: nn.Sequential,
+    train: Images,
+    calibration_images: Images,
+    *,
+    poses: Callable[[Images, Images, Array], PoseView] | None = None,
+) -> Novelty:
     """Fit the distributions of features to training images, and scales and thresholds to calibration images.
 
     Fashion-MNIST's images were all produced in one way. The view "image" is therefore also fitted to an augmented copy
@@ -27,6 +36,7 @@ def fit_novelty(network: nn.Sequential, train: Images, calibration_images: Image
         network: linear layers, ReLU and dropout.
         train: labelled images to which the network was fitted.
         calibration_images: images held out of training.
+        poses: fits the view for poses to training images, calibration images, and their scores by the other views.
     """
     chain, rng = LiveChain(network), np.random.default_rng(_SEED)
     train_views, calibration_views = (
@@ -42,7 +52,11 @@ def fit_novelty(network: nn.Sequential, train: Images, calibration_images: Image
             np.concatenate([views[name] for views in calibration_views[:copies]]),
         )
     scores_B = np.max([gaussians[name].score(calibration_views[0][name]) for name in FEATURES], axis=0)
-    return Novelty(gaussians, {rate: conformal_quantile(scores_B, 1 - rate) for rate in FALSE_ALARM_RATES})
+    view = None
+    if poses is not None:
+        view = poses(train, calibration_images, scores_B)
+        scores_B = np.maximum(scores_B, view.score(calibration_images.inputs_B.numpy()))
+    return Novelty(gaussians, {rate: conformal_quantile(scores_B, 1 - rate) for rate in FALSE_ALARM_RATES}, view)
 
 
 def augmented_copies(images_B: Array, rng: np.random.Generator) -> Array:

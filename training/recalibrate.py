@@ -1,5 +1,6 @@
 """Calibrates artifacts of ours again without training: `python -m training.recalibrate FOLDER...`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,11 +9,14 @@ import typer
 
 from model import Artifact, load_artifact
 from model.artifact import ArtifactError, add_to_card
+from model.novelty import Novelty
 from training.calibrate import fit_calibrations
 from training.data import DataError, FashionMNIST, load_fashion_mnist, split_data
 from training.estimates import Estimators, estimate
 from training.failures import fashion_failures, record_failures
 from training.measure import measure, measure_class_coverage
+from training.novelty import fit_novelty
+from training.poses import fit_poses
 from training.recipes import RECIPES
 from training.terminal import console, error_console
 from training.train import METRIC_SAMPLES
@@ -21,10 +25,10 @@ app = typer.Typer(add_completion=False)
 
 
 def recalibrate(folder: Path, fashion: FashionMNIST) -> None:
-    """Fit the calibrations of an artifact, measure it on the test images, and write both into its card.
+    """Fit calibrations and novelty score of an artifact, measure it on the test images, and write all into its card.
 
     Calibration images, masks and random numbers are those of the training run, so what is fitted as it was then has the
-    same numbers. Network and novelty score stay as they are.
+    same numbers. The network stays as it is; so does the novelty score of networks other than MLPs.
 
     Args:
         folder: of the artifact.
@@ -36,8 +40,12 @@ def recalibrate(folder: Path, fashion: FashionMNIST) -> None:
     artifact = load_artifact(folder)
     count = calibration_images(artifact)
     estimators, labels_B = Estimators.of_artifact(artifact), fashion.test.labels_B.numpy()
-    images = split_data(fashion.train, images_per_part=count, validate=False).calibration
-    calibrations = fit_calibrations([estimators], images, console=console)
+    splits = split_data(fashion.train, images_per_part=count, validate=False)
+    calibrations = fit_calibrations([estimators], splits.calibration, console=console)
+    novelty = None
+    if isinstance(artifact.novelty, Novelty):
+        poses = partial(fit_poses, console=console)
+        novelty = fit_novelty(artifact.network, splits.training, splits.calibration, poses=poses)
     estimates = estimate(
         estimators, fashion.test, samples=(METRIC_SAMPLES,), seed=0, console=console, label="test images"
     )
@@ -48,7 +56,7 @@ def recalibrate(folder: Path, fashion: FashionMNIST) -> None:
         ),
     }
     fitted = [calibration.to_json() for calibration in calibrations]
-    add_to_card(folder, {"calibrations": fitted, "metrics": artifact.card["metrics"] | measured})
+    add_to_card(folder, {"calibrations": fitted, "metrics": artifact.card["metrics"] | measured}, novelty=novelty)
     if "failures" in artifact.card:
         record_failures(folder, fashion_failures(load_artifact(folder), fashion.test, estimates, console=console))
 
@@ -74,7 +82,7 @@ def main(
         Path | None, typer.Option(help="Folder of Fashion-MNIST.", show_default="$MCD_DATA_DIR, or found")
     ] = None,
 ) -> None:
-    """Fit temperature, prediction sets and abstention of trained artifacts again; measure them on the test images."""
+    """Fit calibrations and novelty score of trained artifacts again, and measure them on the test images."""
     torch.set_num_threads(1)
     try:
         fashion = load_fashion_mnist(data)

@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Annotated, Any
@@ -34,6 +35,7 @@ from training.fit import Epoch, Fit
 from training.measure import measure, measure_class_coverage
 from training.novelty import fit_novelty
 from training.plots import learning_curves
+from training.poses import fit_poses
 from training.recipes import RECIPES, Recipe
 from training.tables import prediction_tables
 from training.terminal import console, error_console
@@ -276,7 +278,8 @@ class _Trained:
     def fit_novelty(self, splits: Splits) -> Novelty | FeatureNovelty | None:
         """Fit the novelty model that the network's architecture allows."""
         if isinstance(self._config, MLPConfig):
-            return fit_novelty(self._network, splits.training, splits.calibration)
+            poses = partial(fit_poses, console=console)
+            return fit_novelty(self._network, splits.training, splits.calibration, poses=poses)
         inputs_B = splits.calibration.inputs_B.numpy()
         probs_BC, features_BF = self.estimators.masks.predict_with_features(inputs_B)
         return fit_feature_novelty(features_BF, probs_BC, seed=0)

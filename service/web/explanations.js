@@ -59,6 +59,12 @@ export function summary(prediction) {
   };
 }
 
+const UNUSUAL = {
+  appearance: "brightness, contrast or texture of the image is too different from ordinary images",
+  features: "what the network finds in the image is too different from ordinary images",
+  pose: "the pose is unusual: what is shown may be turned, moved, smaller or covered",
+};
+
 function agreementSentence(prediction) {
   const { label, samples } = prediction;
   const agreeing = agreeingMasks(prediction);
@@ -83,7 +89,7 @@ function abstentionSentence({ abstain_reason: reason, abstain_threshold: thresho
     return `A person should decide: if the service also answered below ${percent(threshold)} confidence, ` +
       `more than ${roundPercent(maxRisk)} of its answers would be wrong.`;
   }
-  return "A person should decide: the image is too different from ordinary images " +
+  return `A person should decide: ${UNUSUAL[novelty.view]} ` +
     `(novelty score ${novelty.score.toFixed(2)}, threshold ${novelty.threshold.toFixed(2)}).`;
 }
 

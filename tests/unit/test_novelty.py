@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from bars import images
 from PIL import Image
 from scipy.spatial.distance import mahalanobis
 from stages import prepare
@@ -14,7 +15,7 @@ from model.artifact import ArtifactError, save_artifact
 from model.network.chain import LiveChain
 from model.novelty import FALSE_ALARM_RATES, FEATURES, ClassGaussians, Novelty, _multiply_sparse_row, extract_features
 from service.inference.general_decoder import Decoded
-from training.data import Images, as_inputs
+from training.data import as_inputs
 from training.novelty import augmented_copies, fit_novelty
 
 CONFIG = MLPConfig(hidden=(8, 6), dropout=(0.1, 0.4), classes=3)
@@ -187,16 +188,6 @@ def bars() -> nn.Sequential:
     torch.manual_seed(70)
     layers = [nn.Linear(784, 20), nn.ReLU(), nn.Dropout(0.2), nn.Linear(20, 12), nn.ReLU(), nn.Dropout(0.4)]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(12, 4)).requires_grad_(requires_grad=False)
-
-
-def images(count: int, seed: int) -> Images:
-    """Bright bars, at the place of their class."""
-    rng = np.random.default_rng(seed)
-    labels_B = np.arange(count) % 4
-    pixels_BHW = rng.integers(0, 30, (count, 28, 28))
-    for pixels_HW, label in zip(pixels_BHW, labels_B, strict=True):
-        pixels_HW[:, 7 * label : 7 * label + 5] += rng.integers(120, 200)
-    return Images(torch.from_numpy(pixels_BHW.astype(np.uint8)), torch.from_numpy(labels_B))
 
 
 def test_unusual_images_score_high_and_false_alarms_keep_their_rate(bars):

@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Page
 
 from model.calibration import SetMethod
+from model.novelty import View
 
 ANSWER = {
     "label": "k4", "class_index": 1, "confidence": 0.976, "probabilities": [0.024, 0.976], "mode": "mc", "samples": 2,
@@ -13,7 +14,7 @@ ANSWER = {
                     "expected_entropy": 0.1, "mutual_information": 0.1},
     "calibrated": True, "prediction_set": [], "coverage": 0.8, "set_method": "lac", "abstain": True,
     "abstain_reason": "risk", "abstain_threshold": None, "max_risk": 0.05,
-    "novelty": {"score": 1.23, "threshold": None, "flagged": False},
+    "novelty": {"score": 1.23, "threshold": None, "flagged": False, "view": "features"},
     "sample_probabilities": [[0.1, 0.9], [0.02, 0.98]], "warnings": [],
 }  # fmt: skip
 
@@ -45,10 +46,22 @@ def test_a_novelty_score_is_compared_with_its_threshold_if_there_is_one(shared_p
     _, unit, sentence = explained(shared_page, "Novelty score")
     assert unit == "no threshold"
     assert "there is no threshold, and no image is flagged" in sentence
-    novelty = {"score": 1.23, "threshold": 2.5, "flagged": False}
+    novelty = {"score": 1.23, "threshold": 2.5, "flagged": False, "view": "pose"}
     _, unit, sentence = explained(shared_page, "Novelty score", novelty=novelty)
     assert unit == "threshold 2.50"
     assert "Above the threshold, the image is out-of-distribution." in sentence
+
+
+def test_novelty_is_explained_by_the_view_that_finds_it(shared_page):
+    sentences = {
+        view: call(
+            shared_page, "summary", abstain_reason="novelty",
+            novelty={"score": 3.0, "threshold": 2.5, "flagged": True, "view": view},
+        )["sentence"]
+        for view in get_args(View)
+    }  # fmt: skip
+    assert len(set(sentences.values())) == len(sentences)
+    assert "turned, moved, smaller or covered (novelty score 3.00, threshold 2.50)" in sentences["pose"]
 
 
 def test_an_empty_set_of_a_probable_class_is_explained_without_calling_it_improbable(shared_page):
