@@ -244,8 +244,22 @@ def detection_table(card: Card) -> Table:
     return Table("Novelty score", columns, rows, note)
 
 
+def pose_table(card: Card) -> Table:
+    """Tabulate the variations that the novelty score takes for ordinary."""
+    found = look_up(card, "novelty", "poses", "ordinary")
+    rows = [
+        [str(name), " to ".join(map(str, limits)) if isinstance(limits, list) else in_words(limits)]
+        for name, limits in (found.items() if isinstance(found, Mapping) else ())
+    ]
+    note = (
+        "Images that are varied further are unlike those of the training. The novelty score learned to find images "
+        "that are turned, moved, reduced or covered in part; others it may not find."
+    )
+    return Table("Ordinary variations", ["variation", "up to"], rows, note, text_columns=2)
+
+
 # Of the quantitative analyses.
-TABLES = (score_table, set_table, class_table, answer_table, guarantee_table, detection_table)
+TABLES = (score_table, set_table, class_table, answer_table, guarantee_table, detection_table, pose_table)
 
 
 def missing_guarantees(card: Card) -> list[str]:

@@ -200,3 +200,17 @@ def test_what_the_novelty_score_finds_is_on_the_page():
     for words in ("out-of-distribution images", "noise", "0.875", "75.0"):
         assert words in text
     assert "out-of-distribution images" not in Outline(card_page(CARD, head="")).text
+
+
+def test_the_ordinary_variations_of_poses_are_on_the_page():
+    ordinary = {"rotation, degrees": 3.5, "scale": [0.93, 1.04], "mirrored horizontally": True}
+    text = Outline(card_page(CARD | {"novelty": {"poses": {"ordinary": ordinary}}}, head="")).text
+    for words in (
+        "Ordinary variations",
+        "rotation, degrees",
+        "3.5",
+        "0.93 to 1.04",
+        "turned, moved, reduced or covered",
+    ):
+        assert words in text
+    assert "Ordinary variations" not in Outline(card_page(CARD, head="")).text
