@@ -49,7 +49,8 @@ def main(
     - set: the classes that may be true; it contains the true class of 90 % of ordinary images
     - abstain: no, or why to ask a person: risk (the confidence is too low), novelty (unlike ordinary images)
     - mutual information: of class and dropout masks, in nats; "-" in eval mode
-    - novelty: how unlike ordinary images this image is; about 0 is typical
+    - novelty: how unlike ordinary images this image is; about 0 is typical. Where it is too much, what is unusual: pose
+      (it may be turned, moved, smaller or covered), appearance (brightness, contrast, texture), or features
 
     --json prints the whole answer of POST /predict and the name of the file.
 
@@ -111,7 +112,7 @@ def _cells(answer: Answer) -> tuple[str, ...]:
         "-" if answer.prediction_set is None else ", ".join(answer.prediction_set) or "empty",
         answer.abstain_reason or "no",
         "-" if spread is None else f"{spread.mutual_information:.3f}",
-        "-" if novelty is None else f"{novelty.score:.2f}",
+        "-" if novelty is None else f"{novelty.score:.2f}" + (f" ({novelty.view})" if novelty.flagged else ""),
     )
 
 

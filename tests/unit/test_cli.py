@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import rgb
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cli.main import app
@@ -110,7 +111,11 @@ def test_predict_prints_a_row_for_each_image(answer):
     assert boot.startswith(f" {BOOT}  ankle boot  ")
 
 
-def test_predict_shows_why_to_abstain():
+def test_predict_shows_why_to_abstain(tmp_path):
+    Image.open(BOOT).rotate(40).save(tmp_path / "turned.png")
+    turned = mcd("predict", tmp_path / "turned.png").stdout.splitlines()[-1]
+    assert "  novelty  " in turned
+    assert turned.rstrip().endswith(" (pose)")
     printed = mcd("predict", ROOT / "docs" / "images" / "page-light.png")
     assert "  novelty  " in printed.stdout.splitlines()[-1]
 
