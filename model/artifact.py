@@ -581,13 +581,11 @@ def _read_novelty(folder: Path, card: Mapping[str, Any], config: MLPConfig | Non
         novelty = novelty_from_parts(card["novelty"], tensors)
     except ValueError as error:
         raise ArtifactError(f"{folder / CARD}: novelty: {error}") from error
-    if isinstance(novelty, FeatureNovelty):
-        return novelty
-    sizes = {"first layer": config.hidden[0], "activations": sum(config.hidden)} if config and config.hidden else {}
-    for name, size in sizes.items():
-        actual = len(novelty.gaussians[name].whiten_FF)
-        if actual != size:
-            raise ArtifactError(f"{folder / NOVELTY}: {name}: expected {size} features, got {actual}")
+    if isinstance(novelty, Novelty) and config and config.hidden:
+        for name, size in {"first layer": config.hidden[0], "activations": sum(config.hidden)}.items():
+            actual = len(novelty.gaussians[name].whiten_FF)
+            if actual != size:
+                raise ArtifactError(f"{folder / NOVELTY}: {name}: expected {size} features, got {actual}")
     if novelty.poses is not None:
         try:
             novelty.poses.check(_input_of(card).shape)

@@ -225,10 +225,10 @@ class Novelty:
 class FeatureNovelty:
     """Model of the novelty score of any network, for few calibration images: from its features and its entropy.
 
-    Score = scaled distance + scaled entropy, each scaled so that 0 is the median of calibration images and 1 their 95th
-    percentile. The distance is the squared Mahalanobis distance of five statistics of the features before the last
-    layer: hundreds of images determine five variables well, and thousands of features badly. The entropy is that of the
-    class probabilities in eval mode.
+    The view "features" = scaled distance + scaled entropy, each scaled so that 0 is the median of calibration images
+    and 1 their 95th percentile. The distance is the squared Mahalanobis distance of five statistics of the features
+    before the last layer: hundreds of images determine five variables well, and thousands of features badly. The
+    entropy is that of the class probabilities in eval mode. With the view "pose", the score is the larger of both.
 
     Attributes:
         scale: typical absolute value of a feature.
@@ -236,6 +236,7 @@ class FeatureNovelty:
         precision_SS: inverse of their covariance.
         scales: median and 95th percentile of "distance" and of "entropy".
         thresholds: as in `Novelty`.
+        poses: the view for poses; None if it was not fitted.
     """
 
     scale: float
@@ -243,32 +244,48 @@ class FeatureNovelty:
     precision_SS: Array
     scales: Mapping[str, tuple[float, float]]
     thresholds: Mapping[float, float | None]
+    poses: PoseView | None = None
 
-    def score(self, features_BF: Array, probs_BC: Array) -> Array:
-        """Score images; a score does not depend on the other images.
+    def score(self, features_BF: Array, probs_BC: Array, images_B: Array) -> Array:
+        """The largest score (B,) over the views, float64; see `views`."""
+        scores_B: Array = np.max([*self.views(features_BF, probs_BC, images_B).values()], axis=0)
+        return scores_B
+
+    def views(self, features_BF: Array, probs_BC: Array, images_B: Array) -> dict[View, Array]:
+        """Score images by each view; a score does not depend on the other images.
 
         Args:
             features_BF: features before the last layer, in eval mode.
             probs_BC: class probabilities in eval mode.
+            images_B: the images as the network takes them, of shape (B, C, H, W).
 
         Returns:
-            Scores (B,), float64.
+            Scores (B,) of "features" and, if the model has the view, of "pose", float64.
         """
+        scores: dict[View, Array] = {"features": self.score_features(features_BF, probs_BC)}
+        if self.poses is not None:
+            scores["pose"] = self.poses.score(images_B)
+        return scores
+
+    def score_features(self, features_BF: Array, probs_BC: Array) -> Array:
+        """The scores (B,) of the view "features"; see `views`."""
         distance_B = feature_distance(features_BF, self.scale, self.mean_S, self.precision_SS)
         return combine_scores(distance_B, probs_BC, self.scales)
 
     def arrays(self) -> dict[str, Array]:
         """Return the arrays by name, for a file."""
-        return {"mean": self.mean_S, "precision": self.precision_SS}
+        arrays = {"mean": self.mean_S, "precision": self.precision_SS}
+        return arrays if self.poses is None else arrays | self.poses.arrays()
 
     def to_json(self) -> dict[str, Any]:
         """Return scales and thresholds, for the card."""
-        return {
+        fields = {
             "kind": "features",
             "scale": self.scale,
             "scales": {name: list(pair) for name, pair in self.scales.items()},
             "thresholds": _thresholds_to_json(self.thresholds),
         }
+        return fields if self.poses is None else fields | {"poses": self.poses.to_json()}
 
     @classmethod
     def from_parts(cls, fields: Mapping[str, Any], arrays: Mapping[str, Array]) -> Self:
@@ -290,13 +307,14 @@ class FeatureNovelty:
                 precision_SS=precision_SS,
                 scales={name: (pair[0], pair[1]) for name, pair in scales.items()},
                 thresholds=_thresholds_from_json(fields["thresholds"]),
+                poses=PoseView.from_parts(fields["poses"], arrays) if "poses" in fields else None,
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected a novelty score, got one with a bad {error}") from error
 
 
 def combine_scores(distance_B: Array, probs_BC: Array, scales: Mapping[str, tuple[float, float]]) -> Array:
-    """The score of `FeatureNovelty`, (B,), of distances and class probabilities."""
+    """The view "features" of `FeatureNovelty`, (B,), of distances and class probabilities."""
     score_B = np.zeros(len(distance_B))
     for name, value_B in (("distance", distance_B), ("entropy", entropy(probs_BC.astype(np.float64)))):
         median, percentile_95 = scales[name]

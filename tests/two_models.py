@@ -38,4 +38,4 @@ class Served:
         if "moments" in self.methods:
             return self.artifact.novelty.score(LiveChain(self.network), inputs_B)
         probs_BC, features_BF = self.artifact.engine.predict_with_features(inputs_B)
-        return self.artifact.novelty.score(features_BF, probs_BC)
+        return self.artifact.novelty.score(features_BF, probs_BC, inputs_B)

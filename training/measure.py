@@ -168,7 +168,7 @@ def ood_scores(artifact: Artifact, images: Images, estimates: Estimates, *, samp
 def _novelty(artifact: Artifact, inputs_B: Array) -> Array:
     if isinstance(artifact.novelty, FeatureNovelty):
         probs_BC, features_BF = artifact.engine.predict_with_features(inputs_B)
-        return artifact.novelty.score(features_BF, probs_BC)
+        return artifact.novelty.score(features_BF, probs_BC, inputs_B)
     if artifact.novelty is None or artifact.chain is None:
         raise ValueError("expected an artifact with a novelty model")
     return artifact.novelty.score(artifact.chain, inputs_B)

@@ -9,11 +9,12 @@ import typer
 
 from model import Artifact, load_artifact
 from model.artifact import ArtifactError, add_to_card
-from model.novelty import Novelty
+from model.novelty import FeatureNovelty, Novelty
 from training.calibrate import fit_calibrations
 from training.data import DataError, FashionMNIST, load_fashion_mnist, split_data
 from training.estimates import Estimators, estimate
 from training.failures import fashion_failures, record_failures
+from training.feature_novelty import fit_graph_novelty
 from training.measure import measure, measure_class_coverage
 from training.novelty import fit_novelty
 from training.poses import fit_poses
@@ -28,7 +29,7 @@ def recalibrate(folder: Path, fashion: FashionMNIST) -> None:
     """Fit calibrations and novelty score of an artifact, measure it on the test images, and write all into its card.
 
     Calibration images, masks and random numbers are those of the training run, so what is fitted as it was then has the
-    same numbers. The network stays as it is; so does the novelty score of networks other than MLPs.
+    same numbers. The network stays as it is.
 
     Args:
         folder: of the artifact.
@@ -42,10 +43,12 @@ def recalibrate(folder: Path, fashion: FashionMNIST) -> None:
     estimators, labels_B = Estimators.of_artifact(artifact), fashion.test.labels_B.numpy()
     splits = split_data(fashion.train, images_per_part=count, validate=False)
     calibrations = fit_calibrations([estimators], splits.calibration, console=console)
-    novelty = None
+    novelty: Novelty | FeatureNovelty | None = None
+    poses = partial(fit_poses, console=console)
     if isinstance(artifact.novelty, Novelty):
-        poses = partial(fit_poses, console=console)
         novelty = fit_novelty(artifact.network, splits.training, splits.calibration, poses=poses)
+    elif artifact.novelty is not None:
+        novelty = fit_graph_novelty(artifact.engine, splits.training, splits.calibration, poses=poses)
     estimates = estimate(
         estimators, fashion.test, samples=(METRIC_SAMPLES,), seed=0, console=console, label="test images"
     )

@@ -30,7 +30,7 @@ from training.data import CLASSES, FILES, DataError, FashionMNIST, Images, Split
 from training.estimates import Estimators, estimate
 from training.examples import make_example
 from training.failures import fashion_failures, record_failures
-from training.feature_novelty import fit_feature_novelty
+from training.feature_novelty import fit_graph_novelty
 from training.fit import Epoch, Fit
 from training.measure import measure, measure_class_coverage
 from training.novelty import fit_novelty
@@ -277,12 +277,10 @@ class _Trained:
 
     def fit_novelty(self, splits: Splits) -> Novelty | FeatureNovelty | None:
         """Fit the novelty model that the network's architecture allows."""
+        poses = partial(fit_poses, console=console)
         if isinstance(self._config, MLPConfig):
-            poses = partial(fit_poses, console=console)
             return fit_novelty(self._network, splits.training, splits.calibration, poses=poses)
-        inputs_B = splits.calibration.inputs_B.numpy()
-        probs_BC, features_BF = self.estimators.masks.predict_with_features(inputs_B)
-        return fit_feature_novelty(features_BF, probs_BC, seed=0)
+        return fit_graph_novelty(self.estimators.masks, splits.training, splits.calibration, poses=poses)
 
     def save(self, folder: Path, card: dict[str, Any], **fitted: Any) -> None:
         """Write the artifact; `fitted` are the keyword arguments of `save_artifact`."""

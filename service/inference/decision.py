@@ -286,7 +286,7 @@ class DecisionPolicy:
         images_B = self._artifact.input.normalize(pixels_BHW)
         if isinstance(novelty, FeatureNovelty):
             probs_BC, features_BF = self._artifact.engine.predict_with_features(images_B)
-            return NoveltyScores(views={"features": novelty.score(features_BF, probs_BC)}, threshold=threshold)
+            return NoveltyScores(views=novelty.views(features_BF, probs_BC, images_B), threshold=threshold)
         if chain is None:
             return None
         views: dict[View, np.ndarray] = {view: np.empty(len(images_B)) for view in novelty.view_names}

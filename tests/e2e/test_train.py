@@ -440,6 +440,7 @@ def test_the_convolutional_recipe_ends_in_a_compiled_artifact_that_can_be_evalua
     artifact = load_artifact(tmp_path / "run" / "artifact")
     assert (artifact.config, artifact.input) == (None, FASHION_MNIST)
     assert isinstance(artifact.novelty, FeatureNovelty)
+    assert artifact.novelty.poses is not None
     assert {("eval", 0), ("moments", 0), ("masks", 100)} <= {
         (one.estimator, one.samples) for one in artifact.calibrations
     }

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from bars import images
+from pose_views import view
 from rich.console import Console
 from scipy.special import softmax
 from torch import nn
@@ -16,7 +17,6 @@ from model import MLPConfig, build_mlp, load_artifact
 from model.artifact import ArtifactError, save_artifact
 from model.chain import Array
 from model.network.chain import LiveChain
-from model.network.compile import to_onnx
 from model.novelty import FALSE_ALARM_RATES, Novelty
 from model.poses import PoseView
 from model.session import open_session
@@ -25,15 +25,6 @@ from training.novelty import fit_novelty
 from training.poses import ORDINARY, Transforms, fit_poses
 
 QUIET = Console(quiet=True)
-
-
-def view(side: int = 28, outputs: int = 3) -> PoseView:
-    torch.manual_seed(5)
-    network = nn.Sequential(nn.Conv2d(1, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.LazyLinear(outputs))
-    example_B = torch.rand(2, 1, side, side)
-    network(example_B)
-    content = to_onnx(network.eval(), (example_B,), ({0: torch.export.Dim("images")},), ["image"], ["logits"])
-    return PoseView(content, 0.5, 2.0, 3.0, {"shift, pixels": 2})
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +94,7 @@ def test_an_artifact_keeps_the_view(fitted, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        (view(side=20), r"poses: expected a graph from image \(1, 28, 28\) to logits, got .*20, 20"),
+        (view((1, 20, 20)), r"poses: expected a graph from image \(1, 28, 28\) to logits, got .*20, 20"),
         (view(outputs=1), "poses: expected 2 logits or more, got 1"),
         (replace(view(), content=b"no graph"), "poses: ONNX Runtime can't read it"),
     ],

@@ -116,7 +116,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
     novelty = fit_feature_novelty(features_NF, calibrated["eval", 0]["probs_BC"], seed)
     detection: dict[str, dict[str, float]] = {}
     if novelty is not None:
-        inside_N = novelty.score(tested_features_NF, tested["eval", 0]["probs_BC"])
+        inside_N = novelty.score_features(tested_features_NF, tested["eval", 0]["probs_BC"])
         detection = measure_other_images(engine, novelty, spec, inside_N, others)
     reported = max(count for count in samples if count <= _TYPICAL_SAMPLES)
     metrics = measure(tested, testing.labels_N, samples=reported, seed=SEED, calibrations=calibrations)

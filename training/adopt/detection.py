@@ -77,8 +77,9 @@ def measure_other_images(
 def _score(engine: Graph, novelty: FeatureNovelty, spec: InputSpec, pixels: Iterator[Array]) -> Array:
     scores = []
     for one in pixels:
-        probs_1C, features_1F = engine.predict_with_features(spec.normalize(one[None]))
-        scores.append(novelty.score(features_1F, probs_1C))
+        image_1 = spec.normalize(one[None])
+        probs_1C, features_1F = engine.predict_with_features(image_1)
+        scores.append(novelty.score(features_1F, probs_1C, image_1))
     return np.concatenate(scores)
 
 

@@ -77,7 +77,7 @@ def show_novelty(novelty: FeatureNovelty | None, features_NF: np.ndarray, probs_
     if novelty is None:
         console.print(f"no novelty score: it needs {LEAST_IMAGES} calibration images with features that differ")
         return
-    scores_N = novelty.score(features_NF, probs_NC)
+    scores_N = novelty.score_features(features_NF, probs_NC)
     for rate, threshold in novelty.thresholds.items():
         if threshold is None:
             console.print(

@@ -18,8 +18,9 @@ def artifact(rgb_folder):
 
 
 def scores_of(artifact, pixels_B: np.ndarray) -> np.ndarray:
-    probs_BC, features_BF = artifact.engine.predict_with_features(rgb.SPEC.normalize(pixels_B))
-    return artifact.novelty.score(features_BF, probs_BC)
+    images_B = rgb.SPEC.normalize(pixels_B)
+    probs_BC, features_BF = artifact.engine.predict_with_features(images_B)
+    return artifact.novelty.score(features_BF, probs_BC, images_B)
 
 
 def test_folders_and_arrays_are_found_and_long_ones_thinned_out(tmp_path):
