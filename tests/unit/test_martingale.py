@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -21,14 +21,23 @@ def evidence_after(missed_RT: np.ndarray, tolerated: float) -> np.ndarray:
 
 
 @given(missed=st.lists(st.booleans(), min_size=1, max_size=30), tolerated=st.floats(0.01, 0.5))
-def test_the_recursion_is_the_sum_over_starts(missed, tolerated):
-    expected = []
+@example(missed=[True] * 8 + [False], tolerated=0.03125)
+def test_below_its_cap_the_evidence_is_a_sum_over_starts(missed, tolerated):
+    expected_KT = []
     for odds in ODDS:
         q = tolerated * odds / (1 - tolerated + tolerated * odds)
         factors = [q / tolerated if one else (1 - q) / (1 - tolerated) for one in missed]
-        expected.append(sum(start_weight(start) * math.prod(factors[start:]) for start in range(len(missed))))
-    found = evidence_after(np.array([missed]), tolerated)[0, -1]
-    assert found == pytest.approx(np.minimum(expected, CAP).mean(), rel=1e-9)
+        expected_KT.append(
+            [
+                sum(start_weight(start) * math.prod(factors[start:image]) for start in range(image))
+                for image in range(1, len(missed) + 1)
+            ]
+        )
+    capped = np.max(expected_KT, axis=0) > CAP
+    until = int(capped.argmax()) if capped.any() else len(missed)
+    found_T = evidence_after(np.array([missed]), tolerated)[0]
+    assert found_T[:until] == pytest.approx(np.mean(expected_KT, axis=0)[:until], rel=1e-9)
+    assert (found_T <= CAP).all()
 
 
 @given(tolerated=st.floats(0.001, 0.6), probability=st.floats(0, 1), evidence=st.floats(0, 100))
