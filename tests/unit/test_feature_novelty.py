@@ -210,7 +210,7 @@ def convolutional() -> tuple[Graph, FeatureNovelty]:
     torch.manual_seed(8)
     network = build_cnn(CNNConfig(channels=(3, 4, 5), hidden=8)).eval()
     graph = compile_to_files(network, torch.rand(1, 28, 28)).graph()
-    poses = partial(fit_poses, console=Console(quiet=True), epochs=30)
+    poses = partial(fit_poses, console=Console(quiet=True), epochs=20)
     return graph, fit_graph_novelty(graph, images(1000, 82), images(1000, 83), poses=poses)
 
 
