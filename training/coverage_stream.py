@@ -18,7 +18,7 @@ from training import plots
 from training.data import DataError, FashionMNIST, Images, load_fashion_mnist, split_data
 from training.estimates import Estimators, estimate
 from training.shifts import CORRUPTIONS, SEVERITIES, corrupt_images, rotate
-from training.terminal import console, error_console
+from training.terminal import console, exit_with_error
 
 Array = np.ndarray
 
@@ -213,8 +213,7 @@ def main(
     try:
         found = _measure(load_artifact(artifact) if artifact else load_artifact(), load_fashion_mnist())
     except (DataError, ValueError) as error:
-        error_console.print(f"error: {error}", style="bold red")
-        raise typer.Exit(1) from error
+        exit_with_error(str(error))
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "coverage.json", (json.dumps(found, indent=1) + "\n").encode())
     write_atomically(out / "coverage.png", _plot(found["rotation"]))

@@ -28,7 +28,7 @@ from training.ood import DOWNLOADS, download_images, read_images, synthetic_imag
 from training.report import Evaluation, as_json, write_report
 from training.shifts import ANGLES, CORRUPTIONS, SEVERITIES, shifted_images
 from training.tables import all_tables
-from training.terminal import console, error_console
+from training.terminal import ArtifactArgument, DataOption, console, error_console, exit_with_error
 
 Array = np.ndarray
 
@@ -165,15 +165,11 @@ def evaluate_artifact(
 
 @app.command()
 def main(  # noqa: PLR0913 - one argument an option
-    artifact: Annotated[
-        Path | None, typer.Argument(help="Folder of the artifact.", show_default="the embedded one")
-    ] = None,
+    artifact: ArtifactArgument = None,
     *,
     samples: Annotated[int, typer.Option(min=2, help="Dropout masks to average.")] = 100,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of the masks.")] = 0,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of Fashion-MNIST.", show_default="$MCD_DATA_DIR, or found")
-    ] = None,
+    data: DataOption = None,
     beside: Annotated[
         list[str] | None,
         typer.Option(help="NAME=FOLDER of another artifact to compare with; several with one name are an ensemble."),
@@ -212,8 +208,7 @@ def main(  # noqa: PLR0913 - one argument an option
         if report is not None:
             write_report(report, evaluation)
     except (DataError, OSError, TypeError, ValueError) as error:
-        error_console.print(f"error: {error}", style="bold red")
-        raise typer.Exit(1) from error
+        exit_with_error(str(error))
     for table in all_tables(evaluation.figures):
         console.print(table.as_rich())
     if report is not None:

@@ -4,8 +4,6 @@ Some transformations were shown to the view for poses in training; others were n
 """
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -19,7 +17,7 @@ from training.estimates import Estimators, estimate
 from training.measure import decide, measure_decisions, ood_scores
 from training.shifts import corrupt_images, rotate
 from training.tables import FigureTable, format_number
-from training.terminal import console, error_console
+from training.terminal import ArtifactArgument, DataOption, console, exit_with_error
 from training.train import METRIC_SAMPLES
 from training.vision import functional
 
@@ -92,20 +90,15 @@ TRANSFORMATIONS: dict[str, tuple[str, Callable[[Images], Images]]] = {
 
 @app.command()
 def main(
-    artifact: Annotated[
-        Path | None, typer.Argument(help="Folder of the artifact.", show_default="the embedded one")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of Fashion-MNIST.", show_default="$MCD_DATA_DIR, or found")
-    ] = None,
+    artifact: ArtifactArgument = None,
+    data: DataOption = None,
 ) -> None:
     """Print which parts of transformed test images the service answers by default, and answers wrongly."""
     torch.set_num_threads(1)
     try:
         loaded, test = load_artifact(artifact), load_fashion_mnist(data).test
     except (DataError, ArtifactError, OSError) as error:
-        error_console.print(f"error: {error}", style="bold red")
-        raise typer.Exit(1) from error
+        exit_with_error(str(error))
     estimators, rows = Estimators.of_artifact(loaded), []
     for name, (kind, transform) in TRANSFORMATIONS.items():
         images = transform(test)
@@ -115,8 +108,7 @@ def main(
             loaded, found, ood_scores(loaded, images, found, samples=METRIC_SAMPLES), samples=METRIC_SAMPLES
         )
         if decided is None:
-            error_console.print("error: the artifact has no calibration or no novelty score", style="bold red")
-            raise typer.Exit(1)
+            exit_with_error("the artifact has no calibration or no novelty score")
         measured = measure_decisions(decided, found, labels_B, samples=METRIC_SAMPLES)
         wrong = measured["answered"] * measured.get("error", 0.0)
         rows.append([name, kind, *map(format_number, (measured["novel"], measured["answered"], wrong))])

@@ -19,7 +19,7 @@ from training.measure import measure, measure_class_coverage
 from training.novelty import fit_novelty
 from training.poses import fit_poses
 from training.recipes import RECIPES
-from training.terminal import console, error_console
+from training.terminal import DataOption, console, exit_with_error
 from training.train import METRIC_SAMPLES
 
 app = typer.Typer(add_completion=False)
@@ -81,9 +81,7 @@ def calibration_images(artifact: Artifact) -> int:
 @app.command()
 def main(
     folders: Annotated[list[Path], typer.Argument(help="Folders of artifacts, whose cards are written again.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of Fashion-MNIST.", show_default="$MCD_DATA_DIR, or found")
-    ] = None,
+    data: DataOption = None,
 ) -> None:
     """Fit calibrations and novelty score of trained artifacts again, and measure them on the test images."""
     torch.set_num_threads(1)
@@ -93,8 +91,7 @@ def main(
             recalibrate(folder, fashion)
             console.print(f"{folder}: calibrated")
     except (DataError, ArtifactError, OSError) as error:
-        error_console.print(f"error: {error}", style="bold red")
-        raise typer.Exit(1) from error
+        exit_with_error(str(error))
 
 
 if __name__ == "__main__":

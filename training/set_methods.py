@@ -1,8 +1,5 @@
 """Compares the methods of prediction sets on calibration images alone: `python -m training.set_methods`."""
 
-from pathlib import Path
-from typing import Annotated
-
 import numpy as np
 import torch
 import typer
@@ -16,7 +13,7 @@ from training.estimates import Estimators, estimate
 from training.measure import prediction_sets
 from training.recalibrate import calibration_images
 from training.tables import FigureTable, format_number
-from training.terminal import console, error_console
+from training.terminal import ArtifactArgument, DataOption, console, exit_with_error
 from training.train import METRIC_SAMPLES
 
 Array = np.ndarray
@@ -84,12 +81,8 @@ def _measure(covered_B: Array, size_B: Array, labels_B: Array) -> dict[str, floa
 
 @app.command()
 def main(
-    artifact: Annotated[
-        Path | None, typer.Argument(help="Folder of the artifact.", show_default="the embedded one")
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of Fashion-MNIST.", show_default="$MCD_DATA_DIR, or found")
-    ] = None,
+    artifact: ArtifactArgument = None,
+    data: DataOption = None,
 ) -> None:
     """Print coverage and size of the prediction sets of each method, cross-fitted on the calibration images."""
     torch.set_num_threads(1)
@@ -97,8 +90,7 @@ def main(
         loaded, fashion = load_artifact(artifact), load_fashion_mnist(data)
         images = split_data(fashion.train, images_per_part=calibration_images(loaded), validate=False).calibration
     except (DataError, ArtifactError, OSError) as error:
-        error_console.print(f"error: {error}", style="bold red")
-        raise typer.Exit(1) from error
+        exit_with_error(str(error))
     found = estimate(
         Estimators.of_artifact(loaded), images, samples=(METRIC_SAMPLES,), seed=0, console=console, label="predicting"
     )

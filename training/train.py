@@ -4,7 +4,6 @@ import io
 import json
 import shlex
 import shutil
-import sys
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -38,7 +37,7 @@ from training.plots import learning_curves
 from training.poses import fit_poses
 from training.recipes import RECIPES, Recipe
 from training.tables import prediction_tables
-from training.terminal import console, error_console
+from training.terminal import DataOption, console, exit_with_error
 from training.versions import software_versions
 
 CHECKPOINT = "checkpoint.pt"
@@ -92,9 +91,7 @@ def main(  # noqa: PLR0913 - one argument an option
         Path | None,
         typer.Option(help="Folder for artifact, checkpoint, log and curves.", show_default="runs/RECIPE-seedSEED"),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of Fashion-MNIST.", show_default="$MCD_DATA_DIR, or found")
-    ] = None,
+    data: DataOption = None,
     validate: Annotated[
         bool,
         typer.Option(
@@ -153,10 +150,10 @@ def main(  # noqa: PLR0913 - one argument an option
         _run_epochs(run, fit)
         _write_results(run, fit, splits, data_set, publish=publish)
     except (DataError, _RunError, OSError) as error:
-        _exit_with_error(str(error), 1)
+        exit_with_error(str(error))
     except KeyboardInterrupt:
         saved = f"the finished epochs are in {folder}" if (folder / CHECKPOINT).exists() else "no epoch was finished"
-        _exit_with_error(f"interrupted; {saved}: go on with --resume", 130)
+        exit_with_error(f"interrupted; {saved}: go on with --resume", 130)
 
 
 class _RunError(Exception):
@@ -361,11 +358,6 @@ def _epoch_line(epoch: Epoch, run: Run) -> str:
         f"accuracy {epoch.train_accuracy:.4f}  |  {run.held_out_name} loss {epoch.held_out_loss:.4f}  "
         f"accuracy {epoch.held_out_accuracy:.4f}"
     )
-
-
-def _exit_with_error(message: str, code: int) -> None:
-    error_console.print(f"error: {message}", style="bold red")
-    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from known_calibration import CALIBRATION
 
-from model import load_artifact
 from model.adaptive_conformal import LIMIT, METHODS, STEP, adapt, move_threshold, next_offsets
 from model.calibration import COVERAGES
 
-FITTED = load_artifact().calibrations[0]
-CALIBRATION = replace(
-    FITTED,
-    set_scores={
-        **FITTED.set_scores,
-        "lac": dict(zip(COVERAGES, (0.3, 0.5, 0.7, 0.9), strict=True)),
-        "aps": dict(zip(COVERAGES, (0.6, 0.8, 0.9, None), strict=True)),
-    },
-)
 UNIT = st.floats(0, 1)
 
 

@@ -2,26 +2,16 @@
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from known_calibration import CALIBRATION
 
-from model import load_artifact
 from model.adaptive_conformal import METHODS, move_threshold
 from model.calibration import COVERAGES, nonconformity_scores
 from model.coverage import WINDOW, Coverage, thresholds, tolerated_misses, true_scores
 from model.martingale import ODDS, next_evidence, tolerated_miss
 
-FITTED = load_artifact().calibrations[0]
-CALIBRATION = replace(
-    FITTED,
-    set_scores={
-        **FITTED.set_scores,
-        "lac": dict(zip(COVERAGES, (0.3, 0.5, 0.7, 0.9), strict=True)),
-        "aps": dict(zip(COVERAGES, (0.6, 0.8, 0.9, None), strict=True)),
-    },
-)
 STEP = 0.4
 
 

@@ -20,7 +20,7 @@ from training.studies.stack import DivergenceError
 from training.studies.study import Findings, Plan, Study
 from training.studies.table import ResultsTable, ResultsTableError
 from training.studies.workers import WorkUnit, missing_units, run_units
-from training.terminal import console, error_console
+from training.terminal import DataOption, console, exit_with_error
 
 Name = StrEnum("Name", {name.upper().replace("-", "_"): name for name in [*STUDIES, "all"]})
 app = typer.Typer(add_completion=False)
@@ -41,9 +41,7 @@ def main(  # noqa: PLR0913 - one argument an option
         Path | None,
         typer.Option(help="Folder of table, text and pictures.", show_default="runs/studies, or runs/studies-quick"),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of Fashion-MNIST.", show_default="$MCD_DATA_DIR, or found")
-    ] = None,
+    data: DataOption = None,
     mnist: Annotated[
         Path | None, typer.Option(help="File of MNIST's test images.", show_default="the cache, or downloaded")
     ] = None,
@@ -69,11 +67,11 @@ def main(  # noqa: PLR0913 - one argument an option
         findings = interpret_all(list(STUDIES.values()), plan, table)
         write(folder, as_page(list(STUDIES.values()), findings, plan, table), findings)
     except (DataError, ResultsTableError, DivergenceError, OSError, BrokenProcessPool) as error:
-        _exit_with_error(str(error), 1)
+        exit_with_error(str(error))
     except KeyboardInterrupt:
         path = folder / FOLDER / RESULTS
         progress = f"finished results are in {path}" if path.exists() else "nothing was finished"
-        _exit_with_error(f"interrupted; {progress}; run the same command to continue", 130)
+        exit_with_error(f"interrupted; {progress}; run the same command to continue", 130)
     all_hold = _print_checks(chosen, findings)
     console.print(f"text {folder / PAGE}, table {folder / FOLDER / RESULTS}")
     sys.exit(0 if all_hold else 1)
@@ -101,11 +99,6 @@ def _print_checks(studies: list[Study], findings: dict[str, Findings]) -> bool:
         )
     console.print(table)
     return all(check.holds for _, check in checks)
-
-
-def _exit_with_error(message: str, code: int) -> None:
-    error_console.print(f"error: {message}", style="bold red")
-    sys.exit(code)
 
 
 if __name__ == "__main__":
