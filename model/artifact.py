@@ -226,6 +226,7 @@ def load_artifact(path: str | os.PathLike[str] | None = None) -> Artifact:
     )
     if spec is not None:
         _check_known_answer(folder, artifact)
+    _check_poses(folder, artifact)
     return artifact
 
 
@@ -586,12 +587,19 @@ def _read_novelty(folder: Path, card: Mapping[str, Any], config: MLPConfig | Non
             actual = len(novelty.gaussians[name].whiten_FF)
             if actual != size:
                 raise ArtifactError(f"{folder / NOVELTY}: {name}: expected {size} features, got {actual}")
-    if novelty.poses is not None:
-        try:
-            novelty.poses.check(_input_of(card).shape)
-        except ValueError as error:
-            raise ArtifactError(f"{folder / NOVELTY}: {error}") from error
     return novelty
+
+
+def _check_poses(folder: Path, artifact: Artifact) -> None:
+    """Check that the view for poses takes the network's images, and its features if it takes any."""
+    novelty = artifact.novelty
+    if novelty is None or novelty.poses is None:
+        return
+    features = artifact.engine.features if isinstance(novelty, FeatureNovelty) else 0
+    try:
+        novelty.poses.check(artifact.input.shape, features)
+    except ValueError as error:
+        raise ArtifactError(f"{folder / NOVELTY}: {error}") from error
 
 
 def _read_failures(folder: Path, card: Mapping[str, Any]) -> bytes | None:

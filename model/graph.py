@@ -113,6 +113,9 @@ class Graph:
         spec: what the graph takes.
         files: contents of the files `network.onnx` and, if the first part is separate, `prefix.onnx`.
 
+    Attributes:
+        features: number of features that the last linear layer takes; 0 if the network does not end with one.
+
     Raises:
         ValueError: the graph can't be read, or its inputs and outputs are not those of the description.
     """
@@ -125,7 +128,7 @@ class Graph:
         self._prefix = open_session(PREFIX, files[PREFIX]) if PREFIX in files else None
         self._shared = threading.local()
         self._check_interface()
-        self._has_features = "features" in {entry.name for entry in self._main.get_outputs()}
+        self.features: int = {entry.name: entry.shape[-1] for entry in self._main.get_outputs()}.get("features", 0)
         sites = {f"mask_{index}": site for index, site in enumerate(spec.sites)}
         self._masks = _MaskCache(sites)
         self._ones = {name: np.ones((1, *site.shape), np.float32) for name, site in sites.items()}
@@ -174,7 +177,7 @@ class Graph:
             TypeError, ValueError: as in `predict`.
         """
         self._check_images(images_B)
-        names = ["probs", "features"] if self._has_features else ["probs"]
+        names = ["probs", "features"] if self.features else ["probs"]
         parts = [self._main.run(names, self._values(images) | self._ones) for images in self._groups(images_B, masks=1)]
         probs_BC, *features = (np.concatenate(one)[:, 0] for one in zip(*parts, strict=True))
         return probs_BC, features[0] if features else np.empty((len(images_B), 0), np.float32)

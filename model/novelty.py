@@ -264,7 +264,7 @@ class FeatureNovelty:
         """
         scores: dict[View, Array] = {"features": self.score_features(features_BF, probs_BC)}
         if self.poses is not None:
-            scores["pose"] = self.poses.score(images_B)
+            scores["pose"] = self.poses.score(images_B, features_BF)
         return scores
 
     def score_features(self, features_BF: Array, probs_BC: Array) -> Array:

@@ -19,8 +19,8 @@ _TOGETHER = 256  # images
 class PoseView:
     """A small network, as a graph, that tells ordinary images from transformed ones.
 
-    It maps images (B, C, H, W) to 1 + M logits: of an ordinary image, and of M kinds of transformed images. With their
-    probabilities p_0 and p_1 ... p_M,
+    It maps images (B, C, H, W), and features (B, F) of the main network if it takes them, to 1 + M logits: of an
+    ordinary image, and of M kinds of transformed images. With their probabilities p_0 and p_1 ... p_M,
 
         score = log(p_1 + ... + p_M) - log p_0
 
@@ -45,36 +45,48 @@ class PoseView:
         """Leave the session out of copies, which open their own."""
         return {name: value for name, value in self.__dict__.items() if name != "_session"}
 
-    def check(self, image: tuple[int, ...]) -> None:
-        """Check that the graph takes images of a shape, (C, H, W).
+    def check(self, image: tuple[int, ...], features: int = 0) -> None:
+        """Check that the graph takes images of a shape, (C, H, W), and perhaps so many features.
 
         Raises:
-            ValueError: the graph can't be read, or is for other images.
+            ValueError: the graph can't be read, or is for other images or features.
         """
         inputs, outputs = (
             [(one.name, *one.shape[1:]) for one in found]
             for found in (self._session.get_inputs(), self._session.get_outputs())
         )
-        if inputs != [("image", *image)] or [name for name, *_ in outputs] != ["logits"] or len(outputs[0]) != 2:
+        taken = [("image", *image)], [("image", *image), ("features", features)]
+        if inputs not in taken or [name for name, *_ in outputs] != ["logits"] or len(outputs[0]) != 2:
             raise ValueError(f"{NAME}: expected a graph from image {image} to logits, got {inputs} -> {outputs}")
         if outputs[0][1] < 2:
             raise ValueError(f"{NAME}: expected 2 logits or more, got {outputs[0][1]}")
 
-    def score(self, images_B: Array) -> Array:
+    def score(self, images_B: Array, features_BF: Array | None = None) -> Array:
         """Score images, (B,). A score does not depend on the other images of the batch.
 
         Args:
             images_B: float32 images of shape (B, C, H, W), as the main network takes them.
+            features_BF: what its last layer takes in eval mode, float32; needed if the graph takes features.
         """
-        scaled_B: Array = (self.log_odds(images_B) - self.median) / (self.high - self.median) * self.scaled_high
+        return self.scaled(self.log_odds(images_B, features_BF))
+
+    def scaled(self, log_odds_B: Array) -> Array:
+        """Scale log-odds (B,) to scores (B,)."""
+        scaled_B: Array = (log_odds_B - self.median) / (self.high - self.median) * self.scaled_high
         return scaled_B
 
-    def log_odds(self, images_B: Array) -> Array:
+    def log_odds(self, images_B: Array, features_BF: Array | None = None) -> Array:
         """The score before it is scaled, (B,)."""
+        inputs, together = {"image": images_B}, _TOGETHER
+        if self._takes_features:
+            if features_BF is None:
+                raise ValueError(f"{NAME}: the features of the images are needed")
+            inputs["features"], together = features_BF, 1  # the rounding of long sums depends on the size of a batch
         log_odds_B = np.empty(len(images_B))
-        for first in range(0, len(images_B), _TOGETHER):
-            (logits_BL,) = self._session.run(["logits"], {"image": images_B[first : first + _TOGETHER]})
-            log_odds_B[first : first + _TOGETHER] = np.logaddexp.reduce(logits_BL[:, 1:], axis=1) - logits_BL[:, 0]
+        for first in range(0, len(images_B), together):
+            rows = slice(first, first + together)
+            (logits_BL,) = self._session.run(["logits"], {name: one_B[rows] for name, one_B in inputs.items()})
+            log_odds_B[rows] = np.logaddexp.reduce(logits_BL[:, 1:], axis=1) - logits_BL[:, 0]
         return log_odds_B
 
     def arrays(self) -> dict[str, Array]:
@@ -96,6 +108,10 @@ class PoseView:
         if not (high > median and scaled_high > 0):
             raise ValueError(f"{NAME}: expected a scale that rises from its median, got {fields['scale']}")
         return cls(arrays[NAME].tobytes(), median, high, scaled_high, dict(fields["ordinary"]))
+
+    @cached_property
+    def _takes_features(self) -> bool:
+        return len(self._session.get_inputs()) > 1
 
     @cached_property
     def _session(self) -> Any:

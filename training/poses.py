@@ -2,7 +2,8 @@
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,7 +37,8 @@ _BATCH, _COVERED = 384, 128
 _RATE, _WEIGHT_DECAY, _AVERAGED_STEPS = 4e-3, 0.02, 500
 _CHANNELS = 16
 _LOST = 0.08  # part of an image's brightness that a cover must hide to count
-_KERNEL = 2  # pixels to either side
+_KERNEL = 2  # pixels of the blur to either side
+_SIDE = 28  # pixels of the images in which lengths are given
 
 
 def fit_poses(
@@ -57,38 +59,86 @@ def fit_poses(
     """
     transforms = Transforms(seed=0)
     plain_B, compressed_B = train.inputs_B, _compress(train)
-    steps = max(epochs * len(train) // _BATCH, 1)
-    with torch.random.fork_rng(devices=()), Progress(console=console, transient=True) as progress:
+
+    def draw() -> tuple[tuple[Tensor], Tensor]:
+        images_B, kinds_B = transforms.draw_batch(plain_B, compressed_B)
+        return (images_B,), kinds_B
+
+    with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        network = _build_network(plain_B.shape[-1])
-        averaged = AveragedModel(network, avg_fn=_average, use_buffers=True)
-        optimizer = torch.optim.AdamW(network.parameters(), weight_decay=_WEIGHT_DECAY)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total_steps=steps + 1)
+        network = convolutions(plain_B.shape[1:])
+        steps = max(epochs * len(train) // _BATCH, 1)
+        network = train_network(network, draw, steps=steps, rate=_RATE, weight_decay=_WEIGHT_DECAY, console=console)
+    example_B = plain_B[:2]
+    axes = ({0: torch.export.Dim("images")},)
+    content = to_onnx(network, (example_B,), axes, ["image"], ["logits"])
+    log_odds_B = PoseView(content, 0.0, 1.0, 1.0, ORDINARY).log_odds(calibration_images.inputs_B.numpy())
+    return scaled_view(content, log_odds_B, other_scores_B, ORDINARY)
+
+
+def scaled_view(content: bytes, log_odds_B: Array, other_scores_B: Array, ordinary: Mapping[str, object]) -> PoseView:
+    """Scale a trained view by scores of calibration images that its network was not trained with.
+
+    Args:
+        content: the network's graph.
+        log_odds_B: log-odds of the images.
+        other_scores_B: their scores by the other views.
+        ordinary: the variations that count as ordinary.
+    """
+    median, high = np.quantile(log_odds_B, [0.5, _HIGH])
+    scaled_high = np.quantile(other_scores_B, _HIGH_OF_OTHERS)
+    return PoseView(content, float(median), float(high), float(scaled_high), ordinary)
+
+
+def train_network(
+    network: nn.Module,
+    draw: Callable[[], tuple[Sequence[Tensor], Tensor]],
+    *,
+    steps: int,
+    rate: float,
+    weight_decay: float,
+    console: Console,
+) -> nn.Module:
+    """Train a network to tell kinds of images, and average its weights over the last 500 steps.
+
+    Args:
+        network: from the inputs of a batch to logits of the kinds; it is changed.
+        draw: draws a batch: the inputs, and the kinds.
+        steps: number of batches.
+        rate: highest learning rate.
+        weight_decay: of AdamW.
+        console: console for the progress bar.
+
+    Returns:
+        The average, in eval mode.
+    """
+    averaged = AveragedModel(network, avg_fn=_average, use_buffers=True)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
+    with Progress(console=console, transient=True) as progress:
         for _ in progress.track(range(steps), description="poses"):
-            images_B, kinds_B = transforms.draw_batch(plain_B, compressed_B)
+            inputs, kinds_B = draw()
             optimizer.zero_grad()
-            functional.cross_entropy(network(images_B), kinds_B).backward()
+            functional.cross_entropy(network(*inputs), kinds_B).backward()
             optimizer.step()
             schedule.step()
             averaged.update_parameters(network)
-    example_B = plain_B[:2]
-    axes = ({0: torch.export.Dim("images")},)
-    content = to_onnx(averaged.module.eval(), (example_B,), axes, ["image"], ["logits"])
-    log_odds_B = PoseView(content, 0.0, 1.0, 1.0, ORDINARY).log_odds(calibration_images.inputs_B.numpy())
-    median, high = np.quantile(log_odds_B, [0.5, _HIGH])
-    scaled_high = np.quantile(other_scores_B, _HIGH_OF_OTHERS)
-    return PoseView(content, float(median), float(high), float(scaled_high), ORDINARY)
+    return averaged.module.eval()
 
 
 class Transforms:
-    """Draws random variations and transformations of images (B, 1, H, W) in [0, 1].
+    """Draws random variations and transformations of images (B, C, H, W) in [0, 1].
+
+    Lengths are in pixels of an image of 28 x 28, and in proportion for other sizes.
 
     Args:
         seed: of all that is drawn.
+        padding: what comes from outside an image that is turned, moved or reduced: black, or the colour of its edge.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, padding: Literal["zeros", "border"] = "zeros") -> None:
         self._generator = torch.Generator().manual_seed(seed)
+        self._padding = padding
 
     def draw_batch(self, plain_B: Tensor, compressed_B: Tensor) -> tuple[Tensor, Tensor]:
         """Draw images and their kinds: 0 ordinary, 1 turned, moved or reduced, 2 covered.
@@ -110,11 +160,12 @@ class Transforms:
     def vary(self, images_B: Tensor) -> Tensor:
         """Vary images within `ORDINARY`, but for mirroring."""
         count, between = len(images_B), self._between
-        moved_B = _affine(
+        moved_B = affine(
             images_B,
             between(count, -3.5, 3.5),
             torch.stack([between(count, -2, 2), between(count, -2, 2)]),
             between(count, 0.93, 1.04),
+            self._padding,
         )
         return self._expose(self._choose(0.6, images_B, moved_B))
 
@@ -140,11 +191,12 @@ class Transforms:
         )
         is_reduced_B = (kind_B == 3) | (between(count, 0, 1) < 0.2)
         return self._expose(
-            _affine(
+            affine(
                 images_B,
                 torch.where(is_turned_B, turned_B, between(count, -3.5, 3.5)),
                 shift_2B,
                 torch.where(is_reduced_B, between(count, 0.45, 0.82), between(count, 0.93, 1.04)),
+                self._padding,
             )
         )
 
@@ -154,11 +206,11 @@ class Transforms:
         Returns:
             The images, and for each whether the rectangle hides enough of its brightness.
         """
-        count, size = len(images_B), images_B.shape[-1]
-        place = torch.arange(size)
+        count = len(images_B)
         rows_BH, columns_BW = (
-            (place - self._between(count, 0, size)[:, None]).abs() * 2 <= self._between(count, 5, 18)[:, None]
-            for _ in range(2)
+            (torch.arange(size) * (_SIDE / size) - self._between(count, 0, _SIDE)[:, None]).abs() * 2
+            <= self._between(count, 5, 18)[:, None]
+            for size in images_B.shape[2:]
         )
         hidden_B1HW = (rows_BH[:, :, None] & columns_BW[:, None, :]).unsqueeze(1)
         lost_B = (images_B * hidden_B1HW).sum((1, 2, 3)) / images_B.sum((1, 2, 3)).clamp_min(1e-3)
@@ -210,26 +262,38 @@ def _each(values_B: Tensor) -> Tensor:
     return values_B[:, None, None, None]
 
 
-def _affine(images_B: Tensor, degrees_B: Tensor, shift_2B: Tensor, scale_B: Tensor) -> Tensor:
-    """Turn, move (in pixels) and scale images about their centers; uncovered pixels are black."""
+def affine(images_B: Tensor, degrees_B: Tensor, shift_2B: Tensor, scale_B: Tensor, padding: str) -> Tensor:
+    """Turn, move and scale images (B, C, H, W) about their centers.
+
+    Args:
+        images_B: the images.
+        degrees_B: angles.
+        shift_2B: shifts to the left and upwards, in 28ths of the sides.
+        scale_B: factors of the size.
+        padding: what comes from outside an image, see `torch.nn.functional.grid_sample`.
+    """
+    height, width = images_B.shape[2:]
     radians_B = torch.deg2rad(degrees_B)
     cos_B, sin_B = torch.cos(radians_B) / scale_B, torch.sin(radians_B) / scale_B
-    right_B, down_B = shift_2B * 2 / images_B.shape[-1]
-    theta_B23 = torch.stack([torch.stack([cos_B, -sin_B, right_B], 1), torch.stack([sin_B, cos_B, down_B], 1)], 1)
+    right_B, down_B = shift_2B * 2 / _SIDE
+    across_B = torch.stack([cos_B, -sin_B * (height / width), right_B], 1)
+    theta_B23 = torch.stack([across_B, torch.stack([sin_B * (width / height), cos_B, down_B], 1)], 1)
     grid = functional.affine_grid(theta_B23, list(images_B.shape), align_corners=False)
-    return functional.grid_sample(images_B, grid, align_corners=False)
+    return functional.grid_sample(images_B, grid, padding_mode=padding, align_corners=False)
 
 
 def _blur(images_B: Tensor, deviation_B: Tensor) -> Tensor:
-    """Blur each image by a Gaussian of its own standard deviation, in pixels."""
-    count, size = len(images_B), images_B.shape[-1]
-    distance_K = torch.arange(-_KERNEL, _KERNEL + 1)
-    kernel_BK = torch.exp(-(distance_K**2) / (2 * deviation_B[:, None] ** 2))
-    kernel_BK = kernel_BK / kernel_BK.sum(1, keepdim=True)
-    channels_1BHW = images_B.reshape(1, count, size, size)
-    for kernel, padding in ((kernel_BK[:, None, :, None], (_KERNEL, 0)), (kernel_BK[:, None, None, :], (0, _KERNEL))):
-        channels_1BHW = functional.conv2d(channels_1BHW, kernel, padding=padding, groups=count)
-    return channels_1BHW.reshape(images_B.shape)
+    """Blur each image by a Gaussian of its own standard deviation."""
+    count, channels, height, width = images_B.shape
+    unit = width / _SIDE
+    reach = math.ceil(_KERNEL * unit)
+    distance_K = torch.arange(-reach, reach + 1)
+    kernel_BK = torch.exp(-(distance_K**2) / (2 * (unit * deviation_B[:, None]) ** 2))
+    kernel_BK = (kernel_BK / kernel_BK.sum(1, keepdim=True)).repeat_interleave(channels, 0)
+    planes_1BHW = images_B.reshape(1, count * channels, height, width)
+    for kernel, padding in ((kernel_BK[:, None, :, None], (reach, 0)), (kernel_BK[:, None, None, :], (0, reach))):
+        planes_1BHW = functional.conv2d(planes_1BHW, kernel, padding=padding, groups=count * channels)
+    return planes_1BHW.reshape(images_B.shape)
 
 
 def _compress(images: Images) -> Tensor:
@@ -242,15 +306,18 @@ def _compress(images: Images) -> Tensor:
     return Images(torch.from_numpy(decoded_BHW), images.labels_B).inputs_B
 
 
-def _build_network(size: int) -> nn.Sequential:
-    """Build a convolutional network from images (B, 1, size, size) to three logits."""
+def convolutions(shape: Sequence[int], dropout: float = 0.0) -> nn.Sequential:
+    """Build a convolutional network from images (B, *shape) to three logits."""
     layers: list[nn.Module] = []
-    inputs, channels, kernel = 1, _CHANNELS, 5
+    inputs, *sides = shape
+    channels, kernel = _CHANNELS, 5
     for _ in range(3):
         convolution = nn.Conv2d(inputs, channels, kernel, stride=2, padding=kernel // 2)
         layers += [convolution, nn.BatchNorm2d(channels), nn.ReLU()]
-        inputs, channels, kernel, size = channels, 2 * channels, 3, math.ceil(size / 2)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs * size**2, 64), nn.ReLU(), nn.Linear(64, 3))
+        inputs, channels, kernel = channels, 2 * channels, 3
+        sides = [math.ceil(side / 2) for side in sides]
+    units = inputs * math.prod(sides)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(units, 64), nn.ReLU(), nn.Linear(64, 3))
 
 
 def _average(average: Tensor, current: Tensor, steps: Tensor) -> Tensor:

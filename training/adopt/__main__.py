@@ -85,6 +85,13 @@ def main(  # noqa: PLR0913 - one argument an option
             help="NAME=PATH of out-of-distribution images to measure the novelty score with: a folder, .npy or IDX."
         ),
     ] = None,
+    poses: Annotated[
+        bool,
+        typer.Option(
+            "--poses",
+            help="Train the novelty score to find images that are turned, moved, reduced or covered: minutes more.",
+        ),
+    ] = False,
     intended_use: Annotated[str, typer.Option(help="What the network is for, a text for the model card.")] = "",
     pictures: Annotated[
         bool, typer.Option(help="Show test images on card and page, which everybody sees who can reach the service.")
@@ -111,7 +118,7 @@ def main(  # noqa: PLR0913 - one argument an option
         command = shlex.join(["mcd", "adopt", *sys.argv[1 + (sys.argv[1:2] == ["adopt"]) :]])
         adopt(
             found, labelled, spec, out,
-            fraction=calibration_fraction, seed=seed, inject=inject_dropout,
+            fraction=calibration_fraction, seed=seed, inject=inject_dropout, poses=poses,
             statements=Statements(command, intended_use, pictures), others=read_other_images(ood or []),
         )  # fmt: skip
         console.print(f"artifact {out}, model card {out / MODEL_CARD / PAGE}")

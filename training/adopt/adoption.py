@@ -19,13 +19,13 @@ from model.graph import Graph
 from model.input_spec import InputSpec
 from model.network.compile import Compiled
 from training.adopt.compiling import compile_source
-from training.adopt.detection import measure_other_images
 from training.adopt.errors import ImagesError, OutputError
 from training.adopt.examples import choose_examples
 from training.adopt.guarantees import check_guarantees, guarantees_as_json, missing_guarantees
 from training.adopt.inputs import check_images, prepare_image
 from training.adopt.labelled_images import LabelledImages
 from training.adopt.model_card import Statements, write_model_card
+from training.adopt.novelty import Scored, fit_novelty, measure_novelty
 from training.adopt.printing import (
     show_detection,
     show_guarantees,
@@ -39,7 +39,6 @@ from training.adopt.stored_images import StoredImage, as_png
 from training.adopt.wording import counted
 from training.calibrate import fit_calibration
 from training.estimates import Estimates, Estimators
-from training.feature_novelty import fit_feature_novelty
 from training.measure import measure, measure_class_coverage
 from training.tables import prediction_tables
 from training.terminal import console
@@ -61,6 +60,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
     fraction: float,
     seed: int,
     inject: float | None,
+    poses: bool,
     statements: Statements,
     others: Mapping[str, Sequence[StoredImage]],
 ) -> None:
@@ -76,6 +76,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
         fraction: of the images to calibrate with; the others test the guarantees.
         seed: of the split.
         inject: probability of the dropout to insert into a network that has none; None to insert none.
+        poses: whether the novelty score gets a view for poses.
         statements: for the card.
         others: out-of-distribution images by name, to measure the novelty score with.
 
@@ -105,19 +106,22 @@ def adopt(  # noqa: PLR0913 - one argument an option
 
     parts = labelled.split(seed, fraction)
     samples = _affordable(seconds, len(labelled))
-    (calibrated, features_NF), (tested, tested_features_NF) = _measure(
-        estimators, parts, spec, samples, out / PROGRESS / _identity(compiled, spec)
-    )
+    progress = out / PROGRESS / _identity(compiled, spec)
+    (calibrated, features_NF), (tested, tested_features_NF) = _measure(estimators, parts, spec, samples, progress)
     calibrating, testing = parts
     calibrations = [
         fit_calibration(**rows, labels_B=calibrating.labels_N, estimator=estimator, samples=count)
         for (estimator, count), rows in calibrated.items()
     ]
-    novelty = fit_feature_novelty(features_NF, calibrated["eval", 0]["probs_BC"], seed)
-    detection: dict[str, dict[str, float]] = {}
-    if novelty is not None:
-        inside_N = novelty.score_features(tested_features_NF, tested["eval", 0]["probs_BC"])
-        detection = measure_other_images(engine, novelty, spec, inside_N, others)
+    scored = [
+        Scored(part.images, features, found["eval", 0]["probs_BC"])
+        for part, features, found in (
+            (calibrating, features_NF, calibrated),
+            (testing, tested_features_NF, tested),
+        )
+    ]
+    novelty = fit_novelty(engine, spec, scored[0], seed, folder=progress if poses else None)
+    inside_N, detection = measure_novelty(engine, spec, novelty, scored[1], others)
     reported = max(count for count in samples if count <= _TYPICAL_SAMPLES)
     metrics = measure(tested, testing.labels_N, samples=reported, seed=SEED, calibrations=calibrations)
     by_class = measure_class_coverage(
@@ -153,7 +157,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
     show_guarantees(guarantees, reported)
     for line in missing:
         console.print(f"no guarantee for {line}")
-    show_novelty(novelty, tested_features_NF, tested["eval", 0]["probs_BC"])
+    show_novelty(novelty, inside_N)
     show_detection(detection)
 
 

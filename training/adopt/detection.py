@@ -1,9 +1,11 @@
 """How well the novelty score of an adopted network finds images of other kinds."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from model.graph import Graph
 from model.input_spec import InputSpec
@@ -12,13 +14,15 @@ from training.adopt.errors import ImagesError
 from training.adopt.image_arrays import images_of_array, is_array_file
 from training.adopt.inputs import prepare_image
 from training.adopt.labelled_images import image_files
+from training.adopt.poses import as_pixels, as_unit_range
 from training.adopt.printing import show_progress
 from training.adopt.stored_images import ImageFile, StoredImage
 from training.metrics import detection_metrics
+from training.poses import affine
 
 Array = np.ndarray
 
-_MOST_IMAGES = 1000  # of one kind
+_MOST_IMAGES, _MOST_TRANSFORMED = 1000, 200  # of one kind
 _NOISE_IMAGES, _NOISE_SEED = 100, 0
 
 
@@ -36,7 +40,7 @@ def read_other_images(arguments: Sequence[str]) -> dict[str, list[StoredImage]]:
         name, equals, source = argument.partition("=")
         if not (name and equals and source) or name in kinds:
             raise ImagesError(f"--ood must be NAME=PATH, each name once, got {argument}")
-        kinds[name] = _spread(_find(Path(source)))
+        kinds[name] = _spread(_find(Path(source)), _MOST_IMAGES)
     return kinds
 
 
@@ -45,7 +49,7 @@ def measure_other_images(
     novelty: FeatureNovelty,
     spec: InputSpec,
     inside_N: Array,
-    kinds: Mapping[str, Sequence[StoredImage]],
+    kinds: Mapping[str, Iterable[Array]],
 ) -> dict[str, dict[str, float]]:
     """Measure the novelty score on uniform noise, and on other kinds of images.
 
@@ -54,17 +58,14 @@ def measure_other_images(
         novelty: its novelty model.
         spec: what it takes.
         inside_N: novelty scores of test images.
-        kinds: out-of-distribution images by name.
+        kinds: uint8 pixels of out-of-distribution images, (H, W) or (H, W, 3), by name.
 
     Returns:
         By name: "images", their number; `detection_metrics`; and "flagged at RATE" for each false-alarm rate that has a
         threshold, the share of the images whose score exceeds it.
     """
     noise = np.random.default_rng(_NOISE_SEED).integers(0, 256, (_NOISE_IMAGES, *spec.pixel_shape), np.uint8)
-    scores = {"noise": _score(engine, novelty, spec, iter(noise))}
-    for name, images in kinds.items():
-        indices = show_progress(range(len(images)), f"{name}: {len(images):,} images")
-        scores[name] = _score(engine, novelty, spec, (prepare_image(images[index], spec) for index in indices))
+    scores = {name: _score(engine, novelty, spec, pixels) for name, pixels in ({"noise": noise} | dict(kinds)).items()}
     thresholds = {rate: threshold for rate, threshold in novelty.thresholds.items() if threshold is not None}
     return {
         name: {"images": len(outside_N)}
@@ -74,7 +75,52 @@ def measure_other_images(
     }
 
 
-def _score(engine: Graph, novelty: FeatureNovelty, spec: InputSpec, pixels: Iterator[Array]) -> Array:
+def prepared(kinds: Mapping[str, Sequence[StoredImage]], spec: InputSpec) -> dict[str, Iterator[Array]]:
+    """Prepare stored images as the network takes them, one after the other, with a progress bar for each kind."""
+
+    def prepare(name: str, images: Sequence[StoredImage]) -> Iterator[Array]:
+        for index in show_progress(range(len(images)), f"{name}: {len(images):,} images"):
+            yield prepare_image(images[index], spec)
+
+    return {name: prepare(name, images) for name, images in kinds.items()}
+
+
+def transformed(images: Sequence[StoredImage], spec: InputSpec) -> dict[str, Iterator[Array]]:
+    """Transform images, at most two hundred, in ways that the view for poses is to find."""
+
+    def transform(name: str, images: Sequence[StoredImage]) -> Iterator[Array]:
+        for index in show_progress(range(len(images)), f"{name}: {len(images):,} images"):
+            image_1 = as_unit_range(prepare_image(images[index], spec)[None])
+            yield as_pixels(_TRANSFORMATIONS[name](image_1))[0]
+
+    chosen = _spread(images, _MOST_TRANSFORMED)
+    return {name: transform(name, chosen) for name in _TRANSFORMATIONS}
+
+
+def _affine(degrees: float = 0.0, *, shift: float = 0.0, scale: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """Turn, move (in 28ths of the sides) and scale an image."""
+    degrees_1, shift_21, scale_1 = torch.tensor([degrees]), torch.full((2, 1), shift), torch.tensor([scale])
+    return lambda image_1: affine(image_1, degrees_1, shift_21, scale_1, "border")
+
+
+def _cover(image_1: Tensor) -> Tensor:
+    """Make the middle of an image black: three sevenths of its sides."""
+    height, width = image_1.shape[2:]
+    covered_1 = image_1.clone()
+    covered_1[..., 2 * height // 7 : -(2 * height // 7), 2 * width // 7 : -(2 * width // 7)] = 0
+    return covered_1
+
+
+_TRANSFORMATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{f"test images turned by {degrees:g}°": _affine(degrees) for degrees in (15.0, 90.0, 180.0, 270.0)},
+    "test images moved by a seventh of the sides": _affine(shift=4.0),
+    "test images reduced to 70 %": _affine(scale=0.7),
+    "test images covered in the middle": _cover,
+    "test images upside down, by a mirror": lambda image_1: image_1.flip(2),
+}
+
+
+def _score(engine: Graph, novelty: FeatureNovelty, spec: InputSpec, pixels: Iterable[Array]) -> Array:
     scores = []
     for one in pixels:
         image_1 = spec.normalize(one[None])
@@ -95,6 +141,6 @@ def _find(source: Path) -> Sequence[StoredImage]:
     return images
 
 
-def _spread(images: Sequence[StoredImage]) -> list[StoredImage]:
-    count = min(len(images), _MOST_IMAGES)
+def _spread(images: Sequence[StoredImage], most: int) -> list[StoredImage]:
+    count = min(len(images), most)
     return [images[index * len(images) // count] for index in range(count)]

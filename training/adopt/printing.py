@@ -72,12 +72,11 @@ def show_guarantees(guarantees: Sequence[Guarantee], samples: int) -> None:
     console.print(table)
 
 
-def show_novelty(novelty: FeatureNovelty | None, features_NF: np.ndarray, probs_NC: np.ndarray) -> None:
-    """Print the false alarms among the test images, or why there is no score."""
+def show_novelty(novelty: FeatureNovelty | None, scores_N: np.ndarray) -> None:
+    """Print the false alarms among the test images, which have these scores, or why there is no score."""
     if novelty is None:
         console.print(f"no novelty score: it needs {LEAST_IMAGES} calibration images with features that differ")
         return
-    scores_N = novelty.score_features(features_NF, probs_NC)
     for rate, threshold in novelty.thresholds.items():
         if threshold is None:
             console.print(

@@ -1,16 +1,16 @@
 """What a compiled network says of labelled images: by each estimator, and its features."""
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from model.artifact import write_atomically
 from model.graph import Graph
 from model.uncertainty import summarize
+from training.adopt.saved import load_or_compute
 from training.adopt.stored_images import StoredImage
 from training.estimates import Estimates, Estimators
 
@@ -48,13 +48,7 @@ def measure_images(
     for index in track(range(len(groups))):
         described = json.dumps([list(samples), [image.identity() for image in groups[index]]])
         saved = folder / f"{hashlib.sha256(described.encode()).hexdigest()[:32]}.npz"
-        if not saved.exists():
-            buffer = io.BytesIO()
-            np.savez(buffer, **_measure(estimators, groups[index], prepare, samples))
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(saved, buffer.getvalue())
-        with np.load(saved, allow_pickle=False) as arrays:
-            parts.append(dict(arrays))
+        parts.append(load_or_compute(saved, partial(_measure, estimators, groups[index], prepare, samples)))
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     estimates: Estimates = {("eval", 0): {"probs_BC": joined["eval"], "information_B": np.zeros(len(images))}}
     for count in samples:

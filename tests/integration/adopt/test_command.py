@@ -179,6 +179,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_poses_add_a_view_and_what_it_finds_to_the_card(folder, monkeypatch):
+    done = run(folder, "posed", monkeypatch, "--poses", "--calibration-fraction", "0.8", "--no-pictures")
+    assert done.exit_code == 0, done.output
+    artifact = load_artifact("adopted")
+    assert {*artifact.card["novelty"]["poses"]["ordinary"]} >= {"rotation, degrees", "scale"}
+    found = artifact.card["metrics"]["ood"]
+    assert found["test images turned by 90°"]["images"] == found["test images upside down, by a mirror"]["images"] == 26
+    assert "test images turned by 90°" in " ".join(done.stdout.split())
+    page = Path("adopted", "model-card", "index.html").read_text()
+    assert "Ordinary variations" in page
+    assert "turned by 90°" in page
+
+
 @pytest.mark.parametrize(("name", "times"), [("98.png", 2), ("card.json", 1)], ids=["measuring", "saving"])
 def test_an_interrupted_adoption_goes_on_to_the_same_artifact(folder, whole, monkeypatch, name, times):
     place = f"interrupted at {name}"

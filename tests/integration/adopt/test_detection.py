@@ -7,7 +7,7 @@ from PIL import Image
 
 from model import load_artifact
 from model.card_page.contents import detection_table
-from training.adopt.detection import measure_other_images, read_other_images
+from training.adopt.detection import measure_other_images, prepared, read_other_images
 from training.adopt.errors import ImagesError
 from training.adopt.stored_images import as_png
 
@@ -61,7 +61,11 @@ def test_each_kind_is_scored_as_the_service_scores_it(artifact, tmp_path):
         Image.fromarray(pixels).resize((240, 200)).save(tmp_path / f"{index}.png")
     inside_N, outside_N = scores_of(artifact, usual_B), scores_of(artifact, flat_B)
     found = measure_other_images(
-        artifact.engine, artifact.novelty, rgb.SPEC, inside_N, read_other_images([f"flat={tmp_path}"])
+        artifact.engine,
+        artifact.novelty,
+        rgb.SPEC,
+        inside_N,
+        prepared(read_other_images([f"flat={tmp_path}"]), rgb.SPEC),
     )
     assert list(found) == ["noise", "flat"]
     assert [row["images"] for row in found.values()] == [100, 30]
