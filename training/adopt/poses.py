@@ -197,7 +197,7 @@ class PoseFit:
 def as_unit_range(pixels_BHW: Array) -> Tensor:
     """Turn uint8 pixels, (B, H, W) or (B, H, W, 3), into float32 images in [0, 1] of shape (B, C, H, W)."""
     pixels_BHWC = pixels_BHW.reshape(*pixels_BHW.shape[:3], -1)
-    return torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).contiguous() / 255
+    return torch.from_numpy(pixels_BHWC.astype(np.float32)).permute(0, 3, 1, 2).contiguous() / 255
 
 
 def as_pixels(images_B: Tensor) -> Array:
