@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import entr
@@ -48,7 +48,7 @@ class Uncertainty:
     standard_error: Any
 
 
-def summarize(probs_SBC: ArrayOrTensor, *, masks: Masks = "stratified") -> Uncertainty:
+def summarize(probs_SBC: ArrayOrTensor, *, masks: Masks = "stratified", members: int = 1) -> Uncertainty:
     """Average S passes and split their predictive entropy, in nats.
 
     H[mean] = E[H] + I, total = aleatoric + epistemic (Houlsby et al. 2011, arXiv:1112.5745, equation 2; Gal 2016,
@@ -64,22 +64,30 @@ def summarize(probs_SBC: ArrayOrTensor, *, masks: Masks = "stratified") -> Uncer
     the mean log-odds relative to that of independent passes. The squared standard error is (V - L + r L) / S, with r at
     most 1. docs/method.md derives the formulas.
 
+    Pass s of an ensemble is one of member s mod M. All members have the same weight, and the standard error is that of
+    these members: v, and the estimate from the log-odds, are sums over the members, divided by M^2. With fewer than two
+    passes of each member, the passes are summarized as independent ones, whose spread contains that of the members.
+
     Args:
         probs_SBC: softmax output of each pass, a tensor or an array of shape (S, B, C); every row sums to 1.
         masks: the design of the passes, see `keep_masks`; passes in train mode are "independent".
+        members: number M of the networks of an ensemble.
 
     Raises:
         ValueError: the input does not have three axes, has fewer than two passes or a row that is not a probability
-            distribution, or the design is unknown.
+            distribution, the design is unknown, or there are no members.
     """
     check_masks(masks)
+    if members < 1:
+        raise ValueError(f"members must be at least 1, got {members}")
     probs_BCS = _validated(probs_SBC)
     images, classes, passes = probs_BCS.shape
+    if passes < 2 * members:
+        masks, members = "independent", 1
     chunk = max(_MAX_CHUNK_SIZE // max(classes * passes, 1), 1)
-    if images <= chunk:
-        merged = _summarize(probs_BCS, masks)
-    else:
-        parts = [_summarize(probs_BCS[first : first + chunk], masks) for first in range(0, images, chunk)]
+    parts = [_summarize(probs_BCS[first : first + chunk], masks, members) for first in range(0, max(images, 1), chunk)]
+    merged = parts[0]
+    if len(parts) > 1:
         merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if is_tensor(probs_SBC):
         merged = {name: like(probs_SBC, array) for name, array in merged.items()}
@@ -154,8 +162,60 @@ def _constants(passes: int, masks: Masks) -> _Constants:
     )
 
 
-def _summarize(given_BCS: Array, masks: Masks) -> dict[str, Array]:
-    """Summarize images with the passes on the last axis, in few NumPy calls, whose overhead dominates."""
+def _summarize(given_BCS: Array, masks: Masks, members: int) -> dict[str, Array]:
+    """Summarize images with the passes of all members on the last axis."""
+    mean_BC, variance_BC, expected_B, variance_of_mean_BC, from_log_odds_BC = _moments(given_BCS, masks, members)
+    positive_BC = mean_BC + _EPSILON
+    predictive_B = -np.vecdot(mean_BC, np.log(positive_BC))
+    entropy_bias_B = np.vecdot(variance_of_mean_BC, _HALF / positive_BC)
+    return {
+        "mean": mean_BC,
+        "variance": variance_BC,
+        "predictive_entropy": predictive_B,
+        "expected_entropy": expected_B,
+        # Entropy is concave, so the difference is negative only by rounding (-1e-16).
+        "mutual_information": np.maximum(predictive_B - expected_B, _ZERO) + entropy_bias_B,
+        "standard_error": np.sqrt(np.maximum(variance_of_mean_BC, from_log_odds_BC)),
+    }
+
+
+class _Moments(NamedTuple):
+    """Mean, variance and mean entropy of passes; and the variance of the mean, from blocks and from log-odds."""
+
+    mean_BC: Array
+    variance_BC: Array
+    expected_B: Array
+    variance_of_mean_BC: Array
+    from_log_odds_BC: Array
+
+
+def _moments(given_BCS: Array, masks: Masks, members: int) -> _Moments:
+    """The moments of an ensemble's passes, of which each member has as many or one more than the next."""
+    if members == 1:
+        return _moments_of_one(given_BCS, masks)
+    images, classes, passes = given_BCS.shape
+    each, more = divmod(passes, members)
+    parts = []
+    for first, count in ((0, more), (more, members - more)):  # members with one more pass, and the others
+        if count:
+            taken = np.arange(each + (first < more))[None] * members + np.arange(first, first + count)[:, None]
+            of_members_BMCN = given_BCS[:, :, taken].transpose(0, 2, 1, 3)
+            found = _moments_of_one(of_members_BMCN.reshape(images * count, classes, taken.shape[1]), masks)
+            parts.append([one.reshape(images, count, *one.shape[1:]) for one in found])
+    mean_BMC, variance_BMC, expected_BM, of_mean_BMC, from_log_odds_BMC = (
+        np.concatenate(one, axis=1) for one in zip(*parts, strict=True)
+    )
+    return _Moments(
+        mean_BC=mean_BMC.mean(axis=1),
+        variance_BC=variance_BMC.mean(axis=1) + mean_BMC.var(axis=1),
+        expected_B=expected_BM.mean(axis=1),
+        variance_of_mean_BC=of_mean_BMC.mean(axis=1) / members,
+        from_log_odds_BC=from_log_odds_BMC.mean(axis=1) / members,
+    )
+
+
+def _moments_of_one(given_BCS: Array, masks: Masks) -> _Moments:
+    """The moments of one network's passes, in few NumPy calls, whose overhead dominates."""
     images, classes, passes = given_BCS.shape
     constants = _constants(passes, masks)
     shape = images, 2 * classes, passes  # D = 2 C: probabilities, then log-odds
@@ -183,19 +243,7 @@ def _summarize(given_BCS: Array, masks: Masks) -> dict[str, Array]:
     log_odds_variance_BC = _variance_from_log_odds(
         means_BD[:, classes:], deviation_BDS[:, classes:], towards_half_BC, ratio_BC, constants
     )
-
-    positive_BC = mean_BC + _EPSILON
-    predictive_B = -np.vecdot(mean_BC, np.log(positive_BC))
-    entropy_bias_B = np.vecdot(variance_of_mean_BC, _HALF / positive_BC)
-    return {
-        "mean": mean_BC,
-        "variance": variance_BD[:, :classes],
-        "predictive_entropy": predictive_B,
-        "expected_entropy": expected_B,
-        # Entropy is concave, so the difference is negative only by rounding (-1e-16).
-        "mutual_information": np.maximum(predictive_B - expected_B, _ZERO) + entropy_bias_B,
-        "standard_error": np.sqrt(np.maximum(variance_of_mean_BC, log_odds_variance_BC)),
-    }
+    return _Moments(mean_BC, variance_BD[:, :classes], expected_B, variance_of_mean_BC, log_odds_variance_BC)
 
 
 def _check(probs_BCS: Array, sums_B1S: Array) -> None:
