@@ -142,6 +142,11 @@ class Graph:
         at_once = (_BATCH_BYTES if spec.batched else _CHUNK_BYTES) // (spec.mask_bytes * spec.members)
         self._chunk = max(at_once, 1) * spec.members
 
+    @property
+    def members(self) -> int:
+        """Number of networks."""
+        return self.spec.members
+
     @contextmanager
     def share_prefix(self) -> Iterator[None]:
         """Within this context, the calls of this thread compute the prefix once for each image, in bounded memory."""
@@ -250,7 +255,7 @@ class Graph:
             `probs_SBC`, float32, and their summary as arrays.
         """
         probs_SBC = self.sample(images_B, samples, seed, masks=masks)
-        return probs_SBC, summarize(probs_SBC, masks=masks, members=self.spec.members)
+        return probs_SBC, summarize(probs_SBC, masks=masks, members=self.members)
 
     def estimate(
         self, images_B: Array, samples: int = 100, seed: int = 0, *, masks: Masks = "stratified"
@@ -291,7 +296,7 @@ class Graph:
             new = range(sum(map(len, parts_SBC)), samples)
             parts_SBC.append(self._run("probs", images_B, (new, seed, masks)).transpose(1, 0, 2))
             probs_SBC = np.concatenate(parts_SBC)
-            return probs_SBC, summarize(probs_SBC, masks=masks, members=self.spec.members)
+            return probs_SBC, summarize(probs_SBC, masks=masks, members=self.members)
 
         return sample_until(sample, tolerance=tolerance, max_samples=max_samples)
 

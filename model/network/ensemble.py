@@ -9,13 +9,13 @@ import numpy as np
 import onnx
 from torch import Tensor, nn
 
+from model.artifact import NO_MOMENTS
 from model.graph import MAIN, PREFIX, Graph, GraphSpec, Site
 from model.network.compile import Compiled, compile_to_files
 from model.network.tracing import CompileError
 
 Renamer = Callable[[str], str]
 
-NO_MOMENTS = "moments are of one network, and this is an ensemble of {}: sample masks"
 _CHECKED_PASSES = 7  # of each member
 _CHECKED_IMAGES = 3
 _TOLERANCE = 1e-6  # of a probability; the operators are the same, but kernels may be chosen otherwise

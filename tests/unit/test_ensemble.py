@@ -236,7 +236,7 @@ def test_the_description_of_one_network_stays_as_it_is(parts, members):
 
 def test_an_ensemble_has_no_moments(parts):
     assert parts.chain is None
-    assert parts.no_chain == "moments are of one network, and this is an ensemble of 3: sample masks"
+    assert parts.no_chain == "moments are of one network, and this is an ensemble of 3"
 
 
 @pytest.mark.parametrize("masks", DESIGNS)

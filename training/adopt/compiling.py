@@ -69,7 +69,9 @@ def compile_source(network: nn.Module | Artifact, image_1: np.ndarray, p: float 
 
 
 def _of_artifact(artifact: Artifact, image_1: np.ndarray) -> Source:
-    if artifact.config is not None:  # of ours: a graph that is compiled again has the layers for moments, too
+    if (
+        artifact.config is not None and artifact.members == 1
+    ):  # of ours: a graph that is compiled again has the layers for moments, too
         compiled = compile_to_files(artifact.network, image_1)
         return Source(compiled, _entries(compiled))
     spec = artifact.engine.spec
