@@ -71,8 +71,9 @@ def _check_alike(number: int, spec: GraphSpec, first: GraphSpec) -> None:
         "the number of classes": (spec.classes, first.classes),
         "its dropout": tuple(", ".join(map(_in_words, one.sites)) for one in (spec, first)),
         "whether images are computed together": (spec.batched, first.batched),
-        "its own members": (spec.members, 1),
     }
+    if spec.members > 1:
+        raise CompileError(f"member {number} is an ensemble of {spec.members} networks: give these one by one")
     for name, (found, expected) in compared.items():
         if found != expected:
             raise CompileError(

@@ -199,7 +199,7 @@ def test_other_networks_are_refused(kinds):
         ({"image": (1, 9, 9)}, r"member 2 differs from the first in the shape of images, \[1, 9, 9\] instead of"),
         ({"classes": 5}, "the number of classes, 5 instead of 4"),
         ({"sites": (first.spec.sites[0]._replace(p=0.25), *first.spec.sites[1:])}, "its dropout, .* p 0.25"),
-        ({"members": 2}, "its own members, 2 instead of 1"),
+        ({"members": 2}, "member 2 is an ensemble of 2 networks: give these one by one"),
     ):
         with pytest.raises(CompileError, match=message):
             join_networks([first, dataclasses.replace(first, spec=dataclasses.replace(first.spec, **change))])
