@@ -190,28 +190,28 @@ class _Moments(NamedTuple):
 
 
 def _moments(given_BCS: Array, masks: Masks, members: int) -> _Moments:
-    """The moments of an ensemble's passes, of which each member has as many or one more than the next."""
+    """The moments of an ensemble's passes; all members have the same weight."""
     if members == 1:
         return _moments_of_one(given_BCS, masks)
-    images, classes, passes = given_BCS.shape
-    each, more = divmod(passes, members)
+    images, classes, _ = given_BCS.shape
     parts = []
-    for first, count in ((0, more), (more, members - more)):  # members with one more pass, and the others
-        if count:
-            taken = np.arange(each + (first < more))[None] * members + np.arange(first, first + count)[:, None]
-            of_members_BMCN = given_BCS[:, :, taken].transpose(0, 2, 1, 3)
-            found = _moments_of_one(of_members_BMCN.reshape(images * count, classes, taken.shape[1]), masks)
-            parts.append([one.reshape(images, count, *one.shape[1:]) for one in found])
-    mean_BMC, variance_BMC, expected_BM, of_mean_BMC, from_log_odds_BMC = (
-        np.concatenate(one, axis=1) for one in zip(*parts, strict=True)
-    )
-    return _Moments(
-        mean_BC=mean_BMC.mean(axis=1),
-        variance_BC=variance_BMC.mean(axis=1) + mean_BMC.var(axis=1),
-        expected_B=expected_BM.mean(axis=1),
-        variance_of_mean_BC=of_mean_BMC.mean(axis=1) / members,
-        from_log_odds_BC=from_log_odds_BMC.mean(axis=1) / members,
-    )
+    for passes_MN in _passes_of_members(given_BCS.shape[2], members):
+        of_members_BMCN = given_BCS.take(passes_MN, axis=2).transpose(0, 2, 1, 3)
+        found = _moments_of_one(of_members_BMCN.reshape(-1, classes, passes_MN.shape[1]), masks)
+        parts.append([one.reshape(images, len(passes_MN), *one.shape[1:]) for one in found])
+    joined = parts[0] if len(parts) == 1 else [np.concatenate(ones, axis=1) for ones in zip(*parts, strict=True)]
+    mean_BC, variance_BC, expected_B, of_mean_BC, from_log_odds_BC = (np.add.reduce(one, 1) / members for one in joined)
+    deviation_BMC = joined[0] - mean_BC[:, None]
+    variance_BC += np.add.reduce(deviation_BMC * deviation_BMC, axis=1) / members
+    return _Moments(mean_BC, variance_BC, expected_B, of_mean_BC / members, from_log_odds_BC / members)
+
+
+@lru_cache
+def _passes_of_members(passes: int, members: int) -> list[Array]:
+    """Indices of the passes of each member: of members with one more pass than the others, and of these."""
+    one_more = passes % members
+    groups = np.arange(one_more), np.arange(one_more, members)
+    return [np.array([np.arange(first, passes, members) for first in group]) for group in groups if len(group)]
 
 
 def _moments_of_one(given_BCS: Array, masks: Masks) -> _Moments:
