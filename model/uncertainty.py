@@ -19,6 +19,7 @@ _MAX_CHUNK_SIZE = 2**15  # float64 numbers that fit into a cache; the system map
 _ZERO, _HALF, _ONE = np.array(0.0), np.array(0.5), np.array(1.0)
 _EPSILON = np.array(1e-30)  # added to probabilities before logarithms are taken
 _MIN_COMPLEMENT = np.array(1e-16)  # of 1 - p, at the resolution of float64
+_LEAST_PASSES = 3  # of a member, to estimate the spread of its passes
 _ONES_BLOCK = np.ones(BLOCK)
 # The standard normal distribution at 19 points up to 4.5 standard deviations, which one mask in 150,000 exceeds.
 _Z = np.linspace(-4.5, 4.5, 19)
@@ -65,8 +66,9 @@ def summarize(probs_SBC: ArrayOrTensor, *, masks: Masks = "stratified", members:
     most 1. docs/method.md derives the formulas.
 
     Pass s of an ensemble is one of member s mod M. All members have the same weight, and the standard error is that of
-    these members: v, and the estimate from the log-odds, are sums over the members, divided by M^2. With fewer than two
-    passes of each member, the passes are summarized as independent ones, whose spread contains that of the members.
+    these members: v, and the estimate from the log-odds, are sums over the members, divided by M^2. With fewer than
+    three passes of each member, the passes are summarized as independent ones, whose spread contains that of the
+    members.
 
     Args:
         probs_SBC: softmax output of each pass, a tensor or an array of shape (S, B, C); every row sums to 1.
@@ -82,7 +84,7 @@ def summarize(probs_SBC: ArrayOrTensor, *, masks: Masks = "stratified", members:
         raise ValueError(f"members must be at least 1, got {members}")
     probs_BCS = _validated(probs_SBC)
     images, classes, passes = probs_BCS.shape
-    if passes < 2 * members:
+    if passes < _LEAST_PASSES * members:
         masks, members = "independent", 1
     chunk = max(_MAX_CHUNK_SIZE // max(classes * passes, 1), 1)
     parts = [_summarize(probs_BCS[first : first + chunk], masks, members) for first in range(0, max(images, 1), chunk)]
