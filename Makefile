@@ -37,7 +37,7 @@ MEMBERS := model/pretrained $(addprefix training/ensemble/seed-,$(SEEDS))
 # BentoML reports usage unless told not to.
 export BENTOML_DO_NOT_TRACK ?= True
 
-.PHONY: install serve unit test test-all fuzz observe soak mutants check format train adopt ensemble bulk evaluate studies bench \
+.PHONY: install serve unit test test-all fuzz observe soak mutants check format train adopt ensemble join bulk evaluate studies bench \
 	pictures bento bento-check lock clean
 
 # Everything that development needs.
@@ -125,6 +125,10 @@ ensemble: $(FOR_TRAINING)
 			&& cp -r runs/seed-$$seed/artifact/* training/ensemble/seed-$$seed/ || exit 1; \
 	done
 
+# The included model and the seeds as one model.
+join: $(FOR_TRAINING)
+	$(BIN)/python -m training.join $(MEMBERS) --out runs/ensemble
+
 # Scores what IN names: a folder, a pattern, Parquet, npy or IDX (docs/bulk.md).
 bulk: $(FOR_BULK)
 	$(BIN)/python -m service.bulk '$(IN)' '$(OUT)' --resume --report '$(OUT).html'
@@ -151,6 +155,7 @@ bench: $(BENCH)/installed
 	$(BENCH)/bin/python -m benchmarks.overload
 	$(BENCH)/bin/python -m benchmarks.scaling
 	$(BENCH)/bin/python -m benchmarks.worst
+	$(BENCH)/bin/python -W ignore -m benchmarks.ensemble
 	$(BENCH)/bin/python -m benchmarks.bulk
 
 $(BENCH)/installed: pyproject.toml constraints.txt benchmarks/requirements.txt

@@ -3,7 +3,8 @@
 Format 2 has the compiled network, `network.onnx` and for some networks `prefix.onnx`; what moment propagation needs, if
 the network allows it, `quadrature.safetensors` and, for networks of others, `chain.safetensors`; `novelty.safetensors`
 if it was fitted; `failures.png`, pictures of known failures, if some were recorded; up to ten example images,
-`examples/0.png` and so on; and `weights.safetensors` of a network of ours, for further training. Format 1 had weights
+`examples/0.png` and so on; and `weights.safetensors` of a network of ours, for further training. The graph of an
+ensemble has all its networks; the weights are then those of the first, for the novelty score. Format 1 had weights
 only; its graph is compiled when it is first used.
 """
 
@@ -46,8 +47,9 @@ CHAIN = "chain.safetensors"
 FAILURES = "failures.png"
 FILES = (CARD, MAIN, PREFIX, WEIGHTS, NOVELTY, POINTS, CHAIN, FAILURES)
 # Entries of the card, with the hashes of their files, that decide answers.
-_DECIDING = ("graph", "classes", "input", "calibrations", "novelty", "quadrature", "chain")
-_KNOWN_MASKS = 3
+_DECIDING = ("graph", "classes", "input", "calibrations", "novelty", "quadrature", "chain", "weights")
+_KNOWN_MASKS = 3  # of each network
+NO_MOMENTS = "moments are of one network, and this is an ensemble of {}"
 _KNOWN_TOLERANCE = 1e-3  # of an answer, relative to the largest logit: kernels differ between processors
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -67,8 +69,8 @@ class Artifact:
         card: the contents of card.json: classes, recipe, data, metrics, versions, hashes of the files.
         calibrations: one for each calibrated estimator; empty if the network is not calibrated.
         novelty: model of the novelty score; None if the artifact has none.
-        config: architecture of a network of ours; None for others.
-        weights: arrays of a network of ours, by name; empty for others.
+        config: architecture of a network of ours, or of the first one of an ensemble of ours; None for others.
+        weights: arrays of this network by name; empty for others.
         spec: what the graph takes; None in format 1.
         files: contents of the graph's files, by name; empty in format 1.
         points: quasi-random points for moment propagation, (P, C); None if the artifact has none.
@@ -99,14 +101,20 @@ class Artifact:
         """Names of the classes, in the order of the network's outputs."""
         return tuple(self.card["classes"])
 
+    @property
+    def members(self) -> int:
+        """Number of networks, whose predictions are averaged: 1, but for an ensemble."""
+        return 1 if self.spec is None else self.spec.members
+
     @cached_property
     def sha256(self) -> str:
         """Hexadecimal SHA-256 digest that identifies the model.
 
-        Of a network of ours, it is that of the weights. Of others, it is that of all in the card that decides answers:
-        the same network with another calibration, input specification or order of classes is another model.
+        Of a network of ours, it is that of the weights. Of others, and of ensembles, it is that of all in the card that
+        decides answers: the same network with another calibration, input specification or order of classes is another
+        model.
         """
-        if "weights" in self.card:
+        if "weights" in self.card and self.members == 1:
             return str(self.card["weights"]["sha256"])
         deciding = {name: self.card[name] for name in _DECIDING if name in self.card}
         deciding["graph"] = {name: value for name, value in self.card["graph"].items() if name != "known_answers"}
@@ -142,15 +150,22 @@ class Artifact:
         """The network of ours as torch modules, in eval mode: from images (B, *image) in [0, 1] to logits (B, C).
 
         Raises:
-            ArtifactError: the artifact has a graph only.
+            ArtifactError: the artifact has a graph only, or is an ensemble.
         """
+        if self.members > 1:
+            raise ArtifactError(
+                f"the artifact is an ensemble of {self.members} networks: take those of the artifacts that were joined"
+            )
         from model.network.mlp import build_with_weights  # noqa: PLC0415 - needs torch
 
         return build_with_weights(self._architecture(), self.weights)
 
     @cached_property
     def chain(self) -> Chain | None:
-        """The layers of a network of ours as arrays; None for others, and without active dropout."""
+        """The layers of a network of ours as arrays; None for others, and without active dropout.
+
+        Of an ensemble, they are those of its first network, which the novelty score takes.
+        """
         if self.config is None or not any(self.config.dropout):
             return None
         return Chain.of_mlp(self.config, self.weights)
@@ -174,6 +189,8 @@ class Artifact:
         """Why there is no moment propagation, for users; None if there is."""
         if len(self.classes) > MAX_CLASSES:
             return f"moments are for at most {MAX_CLASSES} classes, and the network has {len(self.classes)}"
+        if self.members > 1:
+            return NO_MOMENTS.format(self.members)
         if self.chain is not None or self.tail is not None:
             return None
         if self.config is not None:
@@ -285,7 +302,7 @@ def save_artifact(
     return _write(folder, card, computed, files, calibrations, novelty, examples)
 
 
-def save_compiled(
+def save_compiled(  # noqa: PLR0913 - the optional parts of an artifact
     folder: Path,
     compiled: "Compiled",
     card: Mapping[str, Any],
@@ -294,6 +311,7 @@ def save_compiled(
     calibrations: Sequence[Calibration] = (),
     novelty: Novelty | FeatureNovelty | None = None,
     examples: Sequence[Example] = (),
+    first: Artifact | None = None,
 ) -> dict[str, Any]:
     """Write a compiled network of any architecture with its card; as `save_artifact` does.
 
@@ -305,6 +323,7 @@ def save_compiled(
         calibrations: calibrations of the network's estimators.
         novelty: novelty model fitted to the network.
         examples: images to show, ten at most.
+        first: of an ensemble of networks of ours, the artifact of the first, whose layers a `Novelty` takes.
 
     Returns:
         The card as written.
@@ -315,6 +334,9 @@ def save_compiled(
     _check_classes(folder / CARD, card, compiled.spec.classes)
     files = dict(compiled.files)
     computed = {"format": FORMAT, "graph": _graph_entry(compiled.spec, compiled.files)}
+    if first is not None and first.config is not None:
+        files[WEIGHTS] = safetensors.numpy.save(dict(first.weights))
+        computed |= {"architecture": asdict(first.config), "weights": _file_entry(WEIGHTS, files)}
     if input_spec is not None:
         computed["input"] = input_spec.to_json()
         _check_input(folder / CARD, computed, compiled.spec)
@@ -425,9 +447,9 @@ def _known_image(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _known_answers(graph: Graph) -> dict[str, np.ndarray]:
-    """Logits of the known image in eval mode and under three masks, (K,) and (3, K)."""
+    """Logits of the known image in eval mode and under three masks of each of M networks, (K,) and (3 M, K)."""
     image_1 = _known_image(graph.spec.image)
-    masked = graph.logits(image_1, (range(_KNOWN_MASKS), 0, "stratified"))
+    masked = graph.logits(image_1, (range(_KNOWN_MASKS * graph.members), 0, "stratified"))
     return {"eval": graph.logits(image_1)[0, 0], "masks": masked[:, 0]}
 
 

@@ -5,13 +5,15 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from scipy.special import log_softmax, logsumexp
 
 from model.adaptive import sample_until
 from model.chain import as_vectors
-from model.masks import MaskRange, Masks, check_sampling, keep_masks, survivor_scale
+from model.masks import MaskRange, Masks, check_sampling, keep_masks, member_samples, survivor_scale
 from model.session import open_session
 from model.uncertainty import Uncertainty, summarize
 
@@ -50,6 +52,7 @@ class GraphSpec:
         batched: whether several images can be computed together.
         mask_bytes: memory that the masked part needs for each mask.
         shared: fraction of the operations of an eval-mode forward pass that is done once for all masks.
+        members: number M of networks, whose predictions are averaged; each has these sites.
     """
 
     image: tuple[int, ...]
@@ -58,6 +61,7 @@ class GraphSpec:
     batched: bool
     mask_bytes: int
     shared: float
+    members: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields for the card."""
@@ -68,7 +72,7 @@ class GraphSpec:
             "batched": self.batched,
             "mask_bytes": self.mask_bytes,
             "shared": self.shared,
-        }
+        } | ({"members": self.members} if self.members > 1 else {})
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
@@ -89,6 +93,7 @@ class GraphSpec:
                 batched=bool(fields["batched"]),
                 mask_bytes=_size(fields["mask_bytes"]),
                 shared=float(fields["shared"]),
+                members=_size(fields.get("members", 1)),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"expected a description of a graph, got one with a bad {error}") from error
@@ -109,9 +114,13 @@ class Graph:
     Masks are keyed by (seed, sample, site, unit) and shared by all images. An image's result does not depend on the
     other images, nor on how the masks are divided into chunks. One thread computes.
 
+    The graph of an ensemble has M networks, its members. Sample s is a pass of member s mod M under mask s // M of this
+    member; the sites of member m are numbered from m times their number, so that members have masks of their own.
+
     Args:
         spec: what the graph takes.
         files: contents of the files `network.onnx` and, if the first part is separate, `prefix.onnx`.
+        first_site: number of the first site in the keys of the masks; 0 but for a member of an ensemble alone.
 
     Attributes:
         features: number of features that the last linear layer takes; 0 if the network does not end with one.
@@ -120,7 +129,7 @@ class Graph:
         ValueError: the graph can't be read, or its inputs and outputs are not those of the description.
     """
 
-    def __init__(self, spec: GraphSpec, files: Mapping[str, bytes]) -> None:
+    def __init__(self, spec: GraphSpec, files: Mapping[str, bytes], *, first_site: int = 0) -> None:
         if MAIN not in files:
             raise ValueError(f"expected a file {MAIN}, got {', '.join(sorted(files)) or 'none'}")
         self.spec = spec
@@ -129,11 +138,17 @@ class Graph:
         self._shared = threading.local()
         self._check_interface()
         self.features: int = {entry.name: entry.shape[-1] for entry in self._main.get_outputs()}.get("features", 0)
-        sites = {f"mask_{index}": site for index, site in enumerate(spec.sites)}
-        self._masks = _MaskCache(sites)
+        sites = {f"mask_{index}": site for index, site in enumerate(spec.sites * spec.members)}
+        self._masks = _MaskCache(sites, spec.members, first_site)
         self._ones = {name: np.ones((1, *site.shape), np.float32) for name, site in sites.items()}
         self._value_names = [entry.name for entry in self._main.get_inputs() if entry.name not in sites]
-        self._chunk = max((_BATCH_BYTES if spec.batched else _CHUNK_BYTES) // spec.mask_bytes, 1)
+        at_once = (_BATCH_BYTES if spec.batched else _CHUNK_BYTES) // (spec.mask_bytes * spec.members)
+        self._chunk = max(at_once, 1) * spec.members
+
+    @property
+    def members(self) -> int:
+        """Number of networks."""
+        return self.spec.members
 
     @contextmanager
     def share_prefix(self) -> Iterator[None]:
@@ -145,7 +160,9 @@ class Graph:
             self._shared.values = None
 
     def predict(self, images_B: Array) -> Array:
-        """Predict without dropout, as in eval mode.
+        """Predict without dropout, as in eval mode; an ensemble averages the probabilities of its members.
+
+        The average over members is that of deep ensembles (Lakshminarayanan et al. 2017, arXiv:1612.01474).
 
         Args:
             images_B: float32 images of shape (B, C, H, W).
@@ -157,12 +174,19 @@ class Graph:
             TypeError: the images are not float32.
             ValueError: the images have another shape.
         """
-        probs_BC: Array = self._run("probs", images_B, None)[:, 0]
-        return probs_BC
+        return _mean(self._run("probs", images_B, None))
 
     def logits(self, images_B: Array, mask_range: MaskRange | None = None) -> Array:
-        """Compute logits (S, B, K) under the masks of a range, or (1, B, K) in eval mode; see `sample`."""
-        return self._run("logits", images_B, mask_range).transpose(1, 0, 2)
+        """Compute logits (S, B, K) under the masks of a range, or (1, B, K) in eval mode; see `sample`.
+
+        Those of an ensemble in eval mode are the logarithms of its probabilities.
+        """
+        logits_BSC = self._run("logits", images_B, mask_range)
+        if mask_range is None and self.spec.members > 1:
+            log_probs_BSC = log_softmax(logits_BSC.astype(np.float64), axis=2)
+            log_mean_1BC: Array = logsumexp(log_probs_BSC, axis=1)[None] - np.log(self.spec.members)
+            return log_mean_1BC.astype(np.float32)
+        return logits_BSC.transpose(1, 0, 2)
 
     def predict_with_features(self, images_B: Array) -> tuple[Array, Array]:
         """Predict as `predict` does, and return what the last linear layer takes.
@@ -171,16 +195,18 @@ class Graph:
             images_B: float32 images of shape (B, C, H, W), at least one.
 
         Returns:
-            `probs_BC`, and features (B, F), float32; F is 0 if the network does not end with a linear layer.
+            `probs_BC`, and features (B, F), float32, of an ensemble those of its first member; F is 0 if the network
+            does not end with a linear layer.
 
         Raises:
             TypeError, ValueError: as in `predict`.
         """
         self._check_images(images_B)
         names = ["probs", "features"] if self.features else ["probs"]
-        parts = [self._main.run(names, self._values(images) | self._ones) for images in self._groups(images_B, masks=1)]
-        probs_BC, *features = (np.concatenate(one)[:, 0] for one in zip(*parts, strict=True))
-        return probs_BC, features[0] if features else np.empty((len(images_B), 0), np.float32)
+        groups = self._groups(images_B, masks=self.spec.members)
+        parts = [self._main.run(names, self._values(images) | self._ones) for images in groups]
+        probs_BSC, *features = map(np.concatenate, zip(*parts, strict=True))
+        return _mean(probs_BSC), features[0][:, 0] if features else np.empty((len(images_B), 0), np.float32)
 
     def units(self, images_B: Array) -> Array:
         """Compute what comes before the first mask, one image at a time, so that its bits don't depend on the others.
@@ -232,7 +258,7 @@ class Graph:
             `probs_SBC`, float32, and their summary as arrays.
         """
         probs_SBC = self.sample(images_B, samples, seed, masks=masks)
-        return probs_SBC, summarize(probs_SBC, masks=masks)
+        return probs_SBC, summarize(probs_SBC, masks=masks, members=self.members)
 
     def estimate(
         self, images_B: Array, samples: int = 100, seed: int = 0, *, masks: Masks = "stratified"
@@ -273,27 +299,30 @@ class Graph:
             new = range(sum(map(len, parts_SBC)), samples)
             parts_SBC.append(self._run("probs", images_B, (new, seed, masks)).transpose(1, 0, 2))
             probs_SBC = np.concatenate(parts_SBC)
-            return probs_SBC, summarize(probs_SBC, masks=masks)
+            return probs_SBC, summarize(probs_SBC, masks=masks, members=self.members)
 
         return sample_until(sample, tolerance=tolerance, max_samples=max_samples)
 
     def _run(self, output: str, images_B: Array, mask_range: MaskRange | None) -> Array:
-        """Compute an output (B, S, K) for all images and masks."""
+        """Compute an output (B, S, K) for all images and masks; in eval mode, S is the number of members."""
         self._check_images(images_B)
-        samples, seed, masks = mask_range or (range(1), 0, "stratified")
+        samples, seed, masks = mask_range or (range(self.spec.members), 0, "stratified")
         images, count = len(images_B), len(samples)
+
+        def compute(values: dict[str, Array], chunk: range) -> Array:
+            factors = self._ones if mask_range is None else self._masks.draw(chunk, seed, masks)
+            result_BSC: Array = self._main.run([output], values | factors)[0]
+            return result_BSC if self.spec.members == 1 else result_BSC[:, _rows(chunk, self.spec.members)]
+
         if 0 < images * count <= self._chunk and (images == 1 or self.spec.batched):  # all at once
-            factors = self._ones if mask_range is None else self._masks.draw(samples, seed, masks)
-            result_BSC: Array = self._main.run([output], self._values(images_B) | factors)[0]
-            return result_BSC
+            return compute(self._values(images_B), samples)
         results_BSC = np.empty((images, count, self.spec.classes), np.float32)
         first = 0
         for group in self._groups(images_B, masks=min(self._chunk, count)):
             values, rows = self._values(group), slice(first, first + len(group))
             for start in range(0, count, self._chunk):
                 chunk = samples[start : start + self._chunk]
-                factors = self._ones if mask_range is None else self._masks.draw(chunk, seed, masks)
-                results_BSC[rows, start : start + len(chunk)] = self._main.run([output], values | factors)[0]
+                results_BSC[rows, start : start + len(chunk)] = compute(values, chunk)
             first = rows.stop
         return results_BSC
 
@@ -327,13 +356,14 @@ class Graph:
 
     def _check_interface(self) -> None:
         inputs = {entry.name: entry for entry in self._main.get_inputs()}
-        for index, site in enumerate(self.spec.sites):
+        sites = self.spec.sites * self.spec.members
+        for index, site in enumerate(sites):
             entry = inputs.get(f"mask_{index}")
             if entry is None or tuple(entry.shape[1:]) != site.shape or entry.type != "tensor(float)":
                 found = "none" if entry is None else f"{entry.type} {entry.shape}"
                 raise ValueError(f"{MAIN}: input mask_{index}: expected float (masks, {site.shape}), got {found}")
         values = {entry.name for entry in self._prefix.get_outputs()} if self._prefix else {"image"}
-        expected = values | {f"mask_{index}" for index in range(len(self.spec.sites))}
+        expected = values | {f"mask_{index}" for index in range(len(sites))}
         if inputs.keys() != expected:
             raise ValueError(f"{MAIN}: expected the inputs {sorted(expected)}, got {sorted(inputs)}")
         first = (self._prefix or self._main).get_inputs()
@@ -347,6 +377,29 @@ class Graph:
             raise ValueError(f"{MAIN}: expected an output probs of {self.spec.classes} classes")
 
 
+def _mean(probs_BSC: Array) -> Array:
+    """Average the probabilities of the members in eval mode, in their order: (B, K)."""
+    first_BC: Array = probs_BSC[:, 0]
+    if probs_BSC.shape[1] == 1:
+        return first_BC
+    mean_BC: Array = first_BC.astype(np.float64)
+    for member in range(1, probs_BSC.shape[1]):
+        mean_BC += probs_BSC[:, member]
+    mean_BC /= probs_BSC.shape[1]
+    return mean_BC.astype(np.float32)
+
+
+@lru_cache
+def _rows(samples: range, members: int) -> Array:
+    """Rows of an ensemble's output, which has the masks of one member after those of another, in order of samples.
+
+    A member without samples has one row, as not all operators take none.
+    """
+    own = [member_samples(samples, member, members) for member in range(members)]
+    firsts = np.cumsum([0, *(max(len(one), 1) for one in own)])
+    return np.array([firsts[s % members] + s // members - own[s % members].start for s in samples], np.intp)
+
+
 class _Draw(NamedTuple):
     """Masks of all sites by input; as bytes where they are large."""
 
@@ -356,17 +409,23 @@ class _Draw(NamedTuple):
 
 
 class _MaskCache:
-    """Masks as factors, 0 or 1 / (1 - p), the latest of which are kept; large ones as bytes."""
+    """Masks as factors, 0 or 1 / (1 - p), the latest of which are kept; large ones as bytes.
 
-    def __init__(self, sites: Mapping[str, Site]) -> None:
-        self._sites = sites
+    Args:
+        sites: those of all members, by input.
+        members: number of networks among which samples are divided.
+        first_site: number of the first site.
+    """
+
+    def __init__(self, sites: Mapping[str, Site], members: int, first_site: int) -> None:
+        self._sites, self._members, self._first_site = sites, members, first_site
         self._kept: OrderedDict[tuple[range, int, Masks], _Draw] = OrderedDict()
         self._most = max(_CACHED_DRAWS // len(sites), 8)
         self._bytes = 0
         self._lock = threading.Lock()
 
     def draw(self, samples: range, seed: int, masks: Masks) -> dict[str, Array]:
-        """Masks (S, *shape) by name, float32."""
+        """Masks (S, *shape) by name, float32; of a member, those of its own samples."""
         key = samples, seed, masks
         with self._lock:
             drawn = self._kept.get(key)
@@ -378,12 +437,13 @@ class _MaskCache:
         return self._factors(drawn.masks) if drawn.has_bytes else drawn.masks
 
     def _draw(self, samples: range, seed: int, masks: Masks) -> _Draw:
-        drawn = {
-            name: keep_masks(
-                site.shape, site.p, samples=len(samples), first=samples.start, seed=seed, layer=layer, masks=masks
+        drawn = {}
+        for place, (name, site) in enumerate(self._sites.items()):
+            own = member_samples(samples, place * self._members // len(self._sites), self._members) or range(1)
+            layer = self._first_site + place
+            drawn[name] = keep_masks(
+                site.shape, site.p, samples=len(own), first=own.start, seed=seed, layer=layer, masks=masks
             )
-            for layer, (name, site) in enumerate(self._sites.items())
-        }
         small = {name: keep for name, keep in drawn.items() if keep.size <= _SMALL_MASKS}
         drawn |= self._factors(small)
         return _Draw(drawn, len(small) < len(drawn), sum(one.nbytes for one in drawn.values()))

@@ -110,6 +110,20 @@ def mask_chunks(samples: int, units: int) -> tuple[range, ...]:
     return tuple(range(first, min(first + size, samples)) for first in range(0, samples, size))
 
 
+def member_samples(samples: range, member: int, members: int) -> range:
+    """Find which of its own masks a member of an ensemble gets among samples.
+
+    Sample s belongs to member s mod M, and is mask s // M of this member. So few samples are spread evenly, and each
+    member gets whole blocks of stratified masks.
+
+    Args:
+        samples: of the ensemble.
+        member: 0 .. members - 1.
+        members: number M of networks.
+    """
+    return range(-((member - samples.start) // members), -((member - samples.stop) // members))
+
+
 def check_masks(masks: str) -> None:
     """Raise a ValueError if the design is neither "stratified" nor "independent"."""
     if masks not in _DESIGNS:

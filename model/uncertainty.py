@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import entr
@@ -19,6 +19,7 @@ _MAX_CHUNK_SIZE = 2**15  # float64 numbers that fit into a cache; the system map
 _ZERO, _HALF, _ONE = np.array(0.0), np.array(0.5), np.array(1.0)
 _EPSILON = np.array(1e-30)  # added to probabilities before logarithms are taken
 _MIN_COMPLEMENT = np.array(1e-16)  # of 1 - p, at the resolution of float64
+_LEAST_PASSES = 3  # of a member, to estimate the spread of its passes
 _ONES_BLOCK = np.ones(BLOCK)
 # The standard normal distribution at 19 points up to 4.5 standard deviations, which one mask in 150,000 exceeds.
 _Z = np.linspace(-4.5, 4.5, 19)
@@ -48,7 +49,7 @@ class Uncertainty:
     standard_error: Any
 
 
-def summarize(probs_SBC: ArrayOrTensor, *, masks: Masks = "stratified") -> Uncertainty:
+def summarize(probs_SBC: ArrayOrTensor, *, masks: Masks = "stratified", members: int = 1) -> Uncertainty:
     """Average S passes and split their predictive entropy, in nats.
 
     H[mean] = E[H] + I, total = aleatoric + epistemic (Houlsby et al. 2011, arXiv:1112.5745, equation 2; Gal 2016,
@@ -64,22 +65,31 @@ def summarize(probs_SBC: ArrayOrTensor, *, masks: Masks = "stratified") -> Uncer
     the mean log-odds relative to that of independent passes. The squared standard error is (V - L + r L) / S, with r at
     most 1. docs/method.md derives the formulas.
 
+    Pass s of an ensemble is one of member s mod M. All members have the same weight, and the standard error is that of
+    these members: v, and the estimate from the log-odds, are sums over the members, divided by M^2. With fewer than
+    three passes of each member, the passes are summarized as independent ones, whose spread contains that of the
+    members.
+
     Args:
         probs_SBC: softmax output of each pass, a tensor or an array of shape (S, B, C); every row sums to 1.
         masks: the design of the passes, see `keep_masks`; passes in train mode are "independent".
+        members: number M of the networks of an ensemble.
 
     Raises:
         ValueError: the input does not have three axes, has fewer than two passes or a row that is not a probability
-            distribution, or the design is unknown.
+            distribution, the design is unknown, or there are no members.
     """
     check_masks(masks)
+    if members < 1:
+        raise ValueError(f"members must be at least 1, got {members}")
     probs_BCS = _validated(probs_SBC)
     images, classes, passes = probs_BCS.shape
+    if passes < _LEAST_PASSES * members:
+        masks, members = "independent", 1
     chunk = max(_MAX_CHUNK_SIZE // max(classes * passes, 1), 1)
-    if images <= chunk:
-        merged = _summarize(probs_BCS, masks)
-    else:
-        parts = [_summarize(probs_BCS[first : first + chunk], masks) for first in range(0, images, chunk)]
+    parts = [_summarize(probs_BCS[first : first + chunk], masks, members) for first in range(0, max(images, 1), chunk)]
+    merged = parts[0]
+    if len(parts) > 1:
         merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if is_tensor(probs_SBC):
         merged = {name: like(probs_SBC, array) for name, array in merged.items()}
@@ -154,8 +164,60 @@ def _constants(passes: int, masks: Masks) -> _Constants:
     )
 
 
-def _summarize(given_BCS: Array, masks: Masks) -> dict[str, Array]:
-    """Summarize images with the passes on the last axis, in few NumPy calls, whose overhead dominates."""
+def _summarize(given_BCS: Array, masks: Masks, members: int) -> dict[str, Array]:
+    """Summarize images with the passes of all members on the last axis."""
+    mean_BC, variance_BC, expected_B, variance_of_mean_BC, from_log_odds_BC = _moments(given_BCS, masks, members)
+    positive_BC = mean_BC + _EPSILON
+    predictive_B = -np.vecdot(mean_BC, np.log(positive_BC))
+    entropy_bias_B = np.vecdot(variance_of_mean_BC, _HALF / positive_BC)
+    return {
+        "mean": mean_BC,
+        "variance": variance_BC,
+        "predictive_entropy": predictive_B,
+        "expected_entropy": expected_B,
+        # Entropy is concave, so the difference is negative only by rounding (-1e-16).
+        "mutual_information": np.maximum(predictive_B - expected_B, _ZERO) + entropy_bias_B,
+        "standard_error": np.sqrt(np.maximum(variance_of_mean_BC, from_log_odds_BC)),
+    }
+
+
+class _Moments(NamedTuple):
+    """Mean, variance and mean entropy of passes; and the variance of the mean, from blocks and from log-odds."""
+
+    mean_BC: Array
+    variance_BC: Array
+    expected_B: Array
+    variance_of_mean_BC: Array
+    from_log_odds_BC: Array
+
+
+def _moments(given_BCS: Array, masks: Masks, members: int) -> _Moments:
+    """The moments of an ensemble's passes; all members have the same weight."""
+    if members == 1:
+        return _moments_of_one(given_BCS, masks)
+    images, classes, _ = given_BCS.shape
+    parts = []
+    for passes_MN in _passes_of_members(given_BCS.shape[2], members):
+        of_members_BMCN = given_BCS.take(passes_MN, axis=2).transpose(0, 2, 1, 3)
+        found = _moments_of_one(of_members_BMCN.reshape(-1, classes, passes_MN.shape[1]), masks)
+        parts.append([one.reshape(images, len(passes_MN), *one.shape[1:]) for one in found])
+    joined = parts[0] if len(parts) == 1 else [np.concatenate(ones, axis=1) for ones in zip(*parts, strict=True)]
+    mean_BC, variance_BC, expected_B, of_mean_BC, from_log_odds_BC = (np.add.reduce(one, 1) / members for one in joined)
+    deviation_BMC = joined[0] - mean_BC[:, None]
+    variance_BC += np.add.reduce(deviation_BMC * deviation_BMC, axis=1) / members
+    return _Moments(mean_BC, variance_BC, expected_B, of_mean_BC / members, from_log_odds_BC / members)
+
+
+@lru_cache
+def _passes_of_members(passes: int, members: int) -> list[Array]:
+    """Indices of the passes of each member: of members with one more pass than the others, and of these."""
+    one_more = passes % members
+    groups = np.arange(one_more), np.arange(one_more, members)
+    return [np.array([np.arange(first, passes, members) for first in group]) for group in groups if len(group)]
+
+
+def _moments_of_one(given_BCS: Array, masks: Masks) -> _Moments:
+    """The moments of one network's passes, in few NumPy calls, whose overhead dominates."""
     images, classes, passes = given_BCS.shape
     constants = _constants(passes, masks)
     shape = images, 2 * classes, passes  # D = 2 C: probabilities, then log-odds
@@ -183,19 +245,7 @@ def _summarize(given_BCS: Array, masks: Masks) -> dict[str, Array]:
     log_odds_variance_BC = _variance_from_log_odds(
         means_BD[:, classes:], deviation_BDS[:, classes:], towards_half_BC, ratio_BC, constants
     )
-
-    positive_BC = mean_BC + _EPSILON
-    predictive_B = -np.vecdot(mean_BC, np.log(positive_BC))
-    entropy_bias_B = np.vecdot(variance_of_mean_BC, _HALF / positive_BC)
-    return {
-        "mean": mean_BC,
-        "variance": variance_BD[:, :classes],
-        "predictive_entropy": predictive_B,
-        "expected_entropy": expected_B,
-        # Entropy is concave, so the difference is negative only by rounding (-1e-16).
-        "mutual_information": np.maximum(predictive_B - expected_B, _ZERO) + entropy_bias_B,
-        "standard_error": np.sqrt(np.maximum(variance_of_mean_BC, log_odds_variance_BC)),
-    }
+    return _Moments(mean_BC, variance_BD[:, :classes], expected_B, variance_of_mean_BC, log_odds_variance_BC)
 
 
 def _check(probs_BCS: Array, sums_B1S: Array) -> None:

@@ -55,7 +55,7 @@ class Estimators(Generic[Engine]):
     @staticmethod
     def of_artifact(artifact: Artifact) -> "Estimators[MonteCarloDropout] | Estimators[Graph]":
         """For a saved network: its live modules, if it is one of ours, else its graph."""
-        if artifact.config is not None:
+        if artifact.config is not None and artifact.members == 1:
             return Estimators.of_chain(artifact.network)
         return Estimators(artifact.engine, artifact.moments)
 
@@ -94,7 +94,7 @@ def estimate(
         parts.setdefault(("eval", 0), []).append((probs_BC, np.zeros(len(inputs_B))))
         probs_SBC = np.asarray(estimators.masks.sample(inputs_B, samples=max(samples), seed=seed))
         for count in samples:
-            summary = summarize(probs_SBC[:count])
+            summary = summarize(probs_SBC[:count], members=estimators.masks.members)
             parts.setdefault(("masks", count), []).append((summary.mean, summary.mutual_information))
         if estimators.moments is not None:
             propagated = estimators.moments.predict(inputs_B)

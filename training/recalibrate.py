@@ -12,7 +12,7 @@ from model.artifact import ArtifactError, add_to_card
 from model.novelty import FeatureNovelty, Novelty
 from training.calibrate import fit_calibrations
 from training.data import DataError, FashionMNIST, load_fashion_mnist, split_data
-from training.estimates import Estimators, estimate
+from training.estimates import Estimates, Estimators, estimate
 from training.failures import fashion_failures, record_failures
 from training.feature_novelty import fit_graph_novelty
 from training.measure import measure, measure_class_coverage
@@ -25,15 +25,19 @@ from training.train import METRIC_SAMPLES
 app = typer.Typer(add_completion=False)
 
 
-def recalibrate(folder: Path, fashion: FashionMNIST) -> None:
+def recalibrate(folder: Path, fashion: FashionMNIST) -> Estimates:
     """Fit calibrations and novelty score of an artifact, measure it on the test images, and write all into its card.
 
     Calibration images, masks and random numbers are those of the training run, so what is fitted as it was then has the
-    same numbers. The network stays as it is.
+    same numbers. The network stays as it is, and so does the novelty score of an ensemble of MLPs, which is that of its
+    first network.
 
     Args:
         folder: of the artifact.
         fashion: the data set that it was trained with.
+
+    Returns:
+        Its predictions of the test images.
 
     Raises:
         ArtifactError: it can't be read, or see `calibration_images`.
@@ -46,7 +50,8 @@ def recalibrate(folder: Path, fashion: FashionMNIST) -> None:
     novelty: Novelty | FeatureNovelty | None = None
     poses = partial(fit_poses, console=console)
     if isinstance(artifact.novelty, Novelty):
-        novelty = fit_novelty(artifact.network, splits.training, splits.calibration, poses=poses)
+        if artifact.members == 1:
+            novelty = fit_novelty(artifact.network, splits.training, splits.calibration, poses=poses)
     elif artifact.novelty is not None:
         novelty = fit_graph_novelty(artifact.engine, splits.training, splits.calibration, poses=poses)
     estimates = estimate(
@@ -62,6 +67,7 @@ def recalibrate(folder: Path, fashion: FashionMNIST) -> None:
     add_to_card(folder, {"calibrations": fitted, "metrics": artifact.card["metrics"] | measured}, novelty=novelty)
     if "failures" in artifact.card:
         record_failures(folder, fashion_failures(load_artifact(folder), fashion.test, estimates, console=console))
+    return estimates
 
 
 def calibration_images(artifact: Artifact) -> int:

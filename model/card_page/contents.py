@@ -139,13 +139,20 @@ def facts(card: Card) -> Table:
     size = " x ".join(in_words(side) for side in sides) if isinstance(sides, Sequence) else ""
     sites = look_up(card, "graph", "dropout") or ()
     places = ", ".join(f"{text(site, 'name') or 'the network itself'}: p {in_words(site['p'])}" for site in sites)
-    file = "weights" if "weights" in card else "graph"
+    members = number(card, "graph", "members")
+    file = "weights" if "weights" in card and not members else "graph"
+    costs = ", ".join(
+        f"{decimal(number(card, 'cost', mode), 1)} {'in eval mode' if mode == 'eval' else f'under {mode} masks'}"
+        for mode in (look_up(card, "cost") or ())
+    )
     entries = {
         "classes": in_words(card["classes"]),
         "input": f"{size} pixels" if size else "",
         "layers": in_words(look_up(card, "architecture", "hidden")),
         "dropout": places or in_words(look_up(card, "architecture", "dropout")),
         "inserted dropout": in_words(card.get("injected_dropout")),
+        "networks": f"{members:g}, whose predictions are averaged; masks are divided among them" if members else "",
+        "cost": f"time for one image in times of one network: {costs}" if members and costs else "",
         file: f"sha256 {text(card, file, 'sha256')}",
         "training": "by somebody else" if is_adopted(card) else in_words(card.get("recipe")),
         "command": text(card, "command"),

@@ -1,17 +1,19 @@
 """Monte Carlo dropout: predictions of one network under many dropout masks."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import Tensor, nn
 
 from model.adaptive import sample_until
 from model.masks import Masks, check_sampling
-from model.network.live import LiveDropout
+from model.network.live import LiveDropout, LiveEnsemble
 from model.network.sequential import NotSequentialError, SequentialDropout
 from model.uncertainty import Uncertainty, summarize
 
 
 class MonteCarloDropout:
-    """Eval-mode prediction and Monte Carlo dropout of one network (Gal & Ghahramani 2016, arXiv:1506.02142).
+    """Eval-mode prediction and Monte Carlo dropout of a network (Gal & Ghahramani 2016, arXiv:1506.02142).
 
     A mask defines one thinned sub-network; it is keyed by (seed, sample, use of dropout, unit) and shared by all
     images. What comes before the first active dropout runs once for each image. The network's train/eval mode does not
@@ -20,22 +22,31 @@ class MonteCarloDropout:
 
     Args:
         network: from images (B, ...) to logits (B, C), with dropout of p > 0: layers, functions
-            (`F.dropout(x, p, self.training)`), or inside attention. Layers in `nn.Sequential` are faster.
+            (`F.dropout(x, p, self.training)`), or inside attention. Layers in `nn.Sequential` are faster. Or a list
+            of M such networks of one architecture, an ensemble: eval mode averages their probabilities, and sample s is
+            a pass of network s mod M, as in `Graph`.
 
     Raises:
         TypeError: the network contains dropout that masks can't replace, or ends in probabilities instead of logits.
-        ValueError: no dropout is active in a sequence of layers.
+        ValueError: no dropout is active in a sequence of layers, or there are no networks.
+
+    Attributes:
+        members: number M of networks.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module | Sequence[nn.Module]) -> None:
         self._network = network
-        self._passes: SequentialDropout | LiveDropout
+        self.members = 1 if isinstance(network, nn.Module) else len(network)
+        self._passes: SequentialDropout | LiveDropout | LiveEnsemble
+        if not isinstance(network, nn.Module):
+            self._passes = LiveEnsemble(network)
+            return
         try:
             self._passes = SequentialDropout(network)  # type: ignore[arg-type]
         except NotSequentialError:
             self._passes = LiveDropout(network)
 
-    def __reduce__(self) -> tuple[type, tuple[nn.Module]]:
+    def __reduce__(self) -> tuple[type, tuple[nn.Module | Sequence[nn.Module]]]:
         """Pickle or copy only the network; everything else is derived from it."""
         return type(self), (self._network,)
 
@@ -86,7 +97,8 @@ class MonteCarloDropout:
         """
         check_sampling(samples, seed, masks)
         if gradients:
-            return LiveDropout(self._network).sample(images_B, samples=samples, seed=seed, masks=masks, gradients=True)
+            live = LiveDropout(self._network) if isinstance(self._network, nn.Module) else LiveEnsemble(self._network)
+            return live.sample(images_B, samples=samples, seed=seed, masks=masks, gradients=True)
         return self._passes.sample(images_B, samples=samples, seed=seed, masks=masks)
 
     def sample_until(
@@ -121,6 +133,6 @@ class MonteCarloDropout:
 
         def sample(samples: int) -> tuple[Tensor, Uncertainty]:
             probs_SBC = self.sample(images_B, samples=samples, seed=seed, masks=masks)
-            return probs_SBC, summarize(probs_SBC, masks=masks)
+            return probs_SBC, summarize(probs_SBC, masks=masks, members=self.members)
 
         return sample_until(sample, tolerance=tolerance, max_samples=max_samples)

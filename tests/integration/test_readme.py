@@ -286,6 +286,17 @@ def test_headline_figures_are_those_of_the_docs():
     assert [value for _, value in rows(README, "speed")] == [*performance[:3], performance[8]]
 
 
+def test_figures_of_the_ensemble_are_those_of_its_evaluation():
+    figures, included = evaluated("ensemble"), evaluated("")
+    shown = rows(RESULTS, "masks of five networks")
+    assert [count for count, *_ in shown] == ["0, eval", "10", "30", "100"]
+    for count, *cells in shown:
+        found, other = (one["masks"][count] if count.isdecimal() else one["eval"] for one in (figures, included))
+        raw = [found[name] for name in ("accuracy", "nll", "ece")]
+        calibrated = [one["calibrated"][name] for one in (found, other) for name in ("nll", "ece")]
+        assert [f"{number:.4f}" for number in raw + calibrated] == cells
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_commands_name_existing_targets_and_modules(page):
     makefile, text = (ROOT / "Makefile").read_text(), page.read_text()

@@ -21,7 +21,7 @@ from training.adopt.inputs import NORMALIZATIONS, input_spec
 from training.adopt.labelled_images import find_images, read_classes
 from training.adopt.model_card import FOLDER as MODEL_CARD
 from training.adopt.model_card import Statements
-from training.adopt.networks import load_network
+from training.adopt.networks import load_members
 from training.report import PAGE
 from training.terminal import console, error_console
 
@@ -57,6 +57,13 @@ def main(  # noqa: PLR0913 - one argument an option
         Path | None, typer.Option(help="Names of the classes, one a line, in the order of the network's outputs.")
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="State dict: safetensors, or saved by torch.")] = None,
+    member: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A further network of an ensemble, whose predictions are averaged: weights for the same factory, a "
+            ".pt2 file, or an artifact; once for each."
+        ),
+    ] = None,
     arguments: Annotated[str, typer.Option(help="Keyword arguments of the factory, a JSON object.")] = "{}",
     channels: Annotated[int, typer.Option(help="1 for grey, 3 for RGB.")] = 3,
     normalize: Annotated[Normalize, typer.Option(help="Mean and standard deviation of the network's training.")] = (
@@ -103,7 +110,7 @@ def main(  # noqa: PLR0913 - one argument an option
     """
     torch.set_num_threads(1)
     try:
-        found = load_network(network, arguments, weights)
+        found, *others = load_members(network, arguments, weights, member or [])
         if isinstance(found, Artifact):
             _check_artifact(context, network, out, size)
         if isinstance(found, Artifact) and size is None:
@@ -117,7 +124,7 @@ def main(  # noqa: PLR0913 - one argument an option
         labelled = find_images(images, names if classes is None else read_classes(classes), labels)
         command = shlex.join(["mcd", "adopt", *sys.argv[1 + (sys.argv[1:2] == ["adopt"]) :]])
         adopt(
-            found, labelled, spec, out,
+            [found, *others], labelled, spec, out,
             fraction=calibration_fraction, seed=seed, inject=inject_dropout, poses=poses,
             statements=Statements(command, intended_use, pictures), others=read_other_images(ood or []),
         )  # fmt: skip

@@ -18,7 +18,7 @@ from model.calibration import SAMPLES
 from model.graph import Graph
 from model.input_spec import InputSpec
 from model.network.compile import Compiled
-from training.adopt.compiling import compile_source
+from training.adopt.compiling import compile_sources
 from training.adopt.errors import ImagesError, OutputError
 from training.adopt.examples import choose_examples
 from training.adopt.guarantees import check_guarantees, guarantees_as_json, missing_guarantees
@@ -27,6 +27,7 @@ from training.adopt.labelled_images import LabelledImages
 from training.adopt.model_card import Statements, write_model_card
 from training.adopt.novelty import Scored, fit_novelty, measure_novelty
 from training.adopt.printing import (
+    show_cost,
     show_detection,
     show_guarantees,
     show_network,
@@ -52,7 +53,7 @@ _SECONDS = 600.0  # that the masks of all images may take; more samples than tha
 
 
 def adopt(  # noqa: PLR0913 - one argument an option
-    network: torch.nn.Module | Artifact,
+    networks: Sequence[torch.nn.Module | Artifact],
     labelled: LabelledImages,
     spec: InputSpec,
     out: Path,
@@ -66,10 +67,13 @@ def adopt(  # noqa: PLR0913 - one argument an option
 ) -> None:
     """Compile a network, measure it on labelled images, calibrate it, and write the artifact; print what is found.
 
+    Several networks are compiled to one, an ensemble.
+
     What was measured is kept in `out`/progress until the artifact is written.
 
     Args:
-        network: a module from images (B, C, H, W) to logits (B, K), or an artifact to calibrate again.
+        networks: a module from images (B, C, H, W) to logits (B, K), or an artifact to calibrate again; and the further
+            members of an ensemble.
         labelled: images, 20 or more, of K classes.
         spec: what the network takes.
         out: folder of the artifact; created if missing.
@@ -92,7 +96,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
     images = [*labelled.images, *itertools.chain(*others.values())]
     check_images(images, spec, track=partial(show_progress, label=f"decoding: {len(images):,} images"))
     example = prepare_image(labelled.images[0], spec)
-    source = compile_source(network, spec.normalize(example[None]), inject)
+    source = compile_sources(networks, spec.normalize(example[None]), inject)
     compiled = source.compiled
     check_classes(compiled.spec.classes, len(labelled.classes))
     estimators = Estimators.of_compiled(compiled)
@@ -101,6 +105,7 @@ def adopt(  # noqa: PLR0913 - one argument an option
     out.mkdir(parents=True, exist_ok=True)
     _show_example(out / EXAMPLE, example if statements.pictures else None, labelled.images[0].name)
     show_network(compiled, seconds)
+    show_cost(compiled.spec.members, source.entries.get("cost", {}))
     if injected := source.entries.get("injected_dropout"):
         console.print(f"dropout of p {injected['p']:g} inserted before {injected['before'] or 'the network'}")
 

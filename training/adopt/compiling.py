@@ -1,6 +1,7 @@
 """The compiled network to adopt: from a torch module, or from an artifact."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,12 @@ from torch import nn
 
 from model.artifact import Artifact
 from model.network.compile import Compiled, compile_to_files
+from model.network.ensemble import join_networks
 from model.network.tracing import NoDropoutError
 from training.adopt.errors import NetworkError
 from training.adopt.injection import inject_dropout
 from training.adopt.wording import first_of
+from training.costs import relative_cost
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,21 @@ class Source:
 
     compiled: Compiled
     entries: dict[str, Any] = field(default_factory=dict)
+
+
+def compile_sources(networks: Sequence[nn.Module | Artifact], image_1: np.ndarray, p: float | None) -> Source:
+    """Compile networks to one, an ensemble if there are several; see `compile_source`.
+
+    Raises:
+        CompileError, NetworkError, ArtifactError: as in `compile_source`; or the networks are not of one architecture.
+    """
+    sources = [compile_source(network, image_1, p) for network in networks]
+    first = sources[0]
+    if len(sources) == 1:
+        return first
+    compiled = join_networks([source.compiled for source in sources])
+    cost = relative_cost(compiled.graph(), first.compiled.graph(), image_1)
+    return Source(compiled, first.entries | _entries(compiled) | {"cost": cost})
 
 
 def compile_source(network: nn.Module | Artifact, image_1: np.ndarray, p: float | None) -> Source:
@@ -69,7 +87,9 @@ def compile_source(network: nn.Module | Artifact, image_1: np.ndarray, p: float 
 
 
 def _of_artifact(artifact: Artifact, image_1: np.ndarray) -> Source:
-    if artifact.config is not None:  # of ours: a graph that is compiled again has the layers for moments, too
+    if (
+        artifact.config is not None and artifact.members == 1
+    ):  # of ours: a graph that is compiled again has the layers for moments, too
         compiled = compile_to_files(artifact.network, image_1)
         return Source(compiled, _entries(compiled))
     spec = artifact.engine.spec
@@ -79,7 +99,7 @@ def _of_artifact(artifact: Artifact, image_1: np.ndarray) -> Source:
             "leave out --size and --channels"
         )
     kept: dict[str, Any] = {
-        name: artifact.card[name] for name in ("compiled", "injected_dropout") if name in artifact.card
+        name: artifact.card[name] for name in ("compiled", "injected_dropout", "cost") if name in artifact.card
     }
     return Source(Compiled(spec, dict(artifact.files), math.nan, artifact.tail, artifact.moments_unavailable), kept)
 

@@ -3,6 +3,7 @@
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -52,6 +53,39 @@ def load_network(reference: str, arguments: str = "{}", weights: Path | None = N
     if weights is not None:
         _fill(network, weights)
     return network.eval()
+
+
+def load_members(
+    reference: str, arguments: str, weights: Path | None, members: Sequence[Path]
+) -> list[nn.Module | Artifact]:
+    """Get a network as `load_network` does, and the further members of an ensemble.
+
+    Args:
+        reference: as in `load_network`.
+        arguments: as in `load_network`.
+        weights: as in `load_network`.
+        members: for each further member its weights, for the same callable; or an exported network or an artifact.
+
+    Raises:
+        NetworkError: as in `load_network`; or there is no callable for the weights of a member, or it returns the same
+            network again.
+        ArtifactError: an artifact is invalid.
+    """
+    networks = [load_network(reference, arguments, weights)]
+    for path in members:
+        if path.suffix == SUFFIX or path.is_dir():
+            networks.append(load_network(str(path)))
+            continue
+        if ":" not in reference:
+            raise NetworkError(
+                f"--member {path}: {reference} can't be made again with other weights: give an exported network or an "
+                "artifact"
+            )
+        network = load_network(reference, arguments, path)
+        if any(network is other for other in networks):
+            raise NetworkError(f"--member {path}: {reference} must be a function that returns a new network each time")
+        networks.append(network)
+    return networks
 
 
 def _make(reference: str, keywords: dict[str, Any]) -> nn.Module:

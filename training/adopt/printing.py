@@ -47,6 +47,13 @@ def show_network(compiled: Compiled, seconds: Mapping[int, float]) -> None:
     console.print(f"one image on one core: eval mode {1000 * seconds[0]:.3g} ms, {times}")
 
 
+def show_cost(members: int, cost: Mapping[str, float]) -> None:
+    """Print how long an ensemble takes in times of one of its networks; nothing for one network."""
+    if members > 1:
+        times = ", ".join(f"{mode} {'masks ' if mode.isdecimal() else ''}{ratio:g}" for mode, ratio in cost.items())
+        console.print(f"ensemble of {members} networks; time for one image in times of one network: {times}")
+
+
 def warn_of_chance(probs_NC: np.ndarray, labels_N: np.ndarray) -> None:
     """Print a warning if a network in eval mode does little better than chance.
 

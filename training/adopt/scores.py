@@ -77,7 +77,7 @@ def _measure(
         rows.setdefault("eval", []).append(probs_1C.astype(np.float64))
         rows.setdefault("features", []).append(features_1F)
         for count in samples:
-            summary = summarize(probs_S1C[:count])
+            summary = summarize(probs_S1C[:count], members=engine.members)
             rows.setdefault(f"mean {count}", []).append(summary.mean)
             rows.setdefault(f"information {count}", []).append(summary.mutual_information)
         if moments is not None:

@@ -88,7 +88,7 @@ def test_no_network_is_compiled_for_images_that_cannot_be_decoded(tmp_path):
         images = LabelledImages(tuple(labelled), np.arange(20) % 7, rgb.CLASSES)
         with pytest.raises(ImagesError, match=r"^1 image can't be read: .*bad\.png \(the image is broken: .*: remove"):
             adopt(
-                Uncompilable(), images, rgb.SPEC, tmp_path / "out",
+                [Uncompilable()], images, rgb.SPEC, tmp_path / "out",
                 fraction=0.5, seed=0, inject=None, poses=True,
                 statements=Statements("", "", pictures=True), others=others,
             )  # fmt: skip

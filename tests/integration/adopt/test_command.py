@@ -1,5 +1,6 @@
 """The command in this process: what it refuses in one line, what it goes on with, and interruptions."""
 
+import importlib
 import json
 import os
 import signal
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner, Result
 
 from model import load_artifact
@@ -103,6 +106,7 @@ def run(folder: Path, name: str, monkeypatch, *words: str) -> Result:
         (["--arguments", '{"weight": NaN}'], "4.weight has values that are not finite"),
         (["--arguments", '{"dropout": 0}'], "--inject-dropout 0.1 inserts it before the last linear layer"),
         (["--inject-dropout", "0.2"], "is for networks without dropout, and this one has it at 3: leave it out"),
+        (["--member", "../absent.pt"], "../absent.pt: expected a readable file, got No such file"),
         (["--size", "12"], "the network fails on an image of shape [1, 1, 12, 12]"),
         (["--labels", "labels.npy"], "--labels is for images in an .npy or IDX file"),
         (["--images", "../few"], "3 images are too few to calibrate and to test: give 20 or more"),
@@ -126,6 +130,40 @@ def test_bad_input_is_refused_in_one_line(folder, monkeypatch, words, message):
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (folder / "refused" / "adopted" / "card.json").exists()
+
+
+def test_several_networks_are_adopted_as_an_ensemble(folder, whole, monkeypatch):
+    """With weights for the same factory, and with the artifact of another adoption."""
+    monkeypatch.syspath_prepend(folder)
+    make = importlib.import_module("tiny_networks").make
+    inputs_B = np.random.default_rng(3).random((2, 1, 8, 8), np.float32)
+    expected = []
+    for seed in range(2):
+        network = make()
+        for parameter in network.parameters():
+            nn.init.normal_(parameter, std=0.2, generator=torch.Generator().manual_seed(seed))
+        torch.save(network.state_dict(), folder / f"{seed}.pt")
+        expected.append(network.eval()(torch.from_numpy(inputs_B)).softmax(-1).detach().numpy())
+    words = ["--weights", "../0.pt", "--member", "../1.pt", "--member", "../whole/adopted"]
+    done = run(folder, "ensemble", monkeypatch, *words)
+    assert done.exit_code == 0, done.output
+    assert "ensemble of 3 networks; time for one image in times of one network: eval " in done.stdout
+    artifact = load_artifact("adopted")
+    expected.append(load_artifact("../whole/adopted").engine.predict(inputs_B))
+    assert artifact.members == 3
+    assert np.abs(artifact.engine.predict(inputs_B) - np.mean(expected, axis=0)).max() < 1e-6
+    assert artifact.card["cost"].keys() == {"eval", "30", "100"}
+    assert artifact.moments_unavailable == "moments are of one network, and this is an ensemble of 3"
+    assert {one.estimator for one in artifact.calibrations} == {"eval", "masks"}
+    assert "3, whose predictions are averaged" in (Path("adopted") / "model-card" / "index.html").read_text()
+    again = CliRunner().invoke(app, ["adopted", "--images", "../images", "--out", "again"])
+    assert again.exit_code == 0, again.output
+    assert load_artifact("again").card["cost"] == artifact.card["cost"]
+    joined = CliRunner().invoke(
+        app, ["adopted", "--member", "../whole/adopted", "--images", "../images", "--out", "joined"]
+    )
+    assert joined.exit_code == 1
+    assert "error: member 1 is an ensemble of 3 networks: give these one by one" in joined.stderr
 
 
 def test_a_class_without_images_is_named_and_the_others_are_calibrated(folder, monkeypatch):

@@ -11,7 +11,7 @@ from torch import nn
 from model import load_artifact
 from model.artifact import PRETRAINED, ArtifactError
 from training.adopt.errors import NetworkError
-from training.adopt.networks import load_network
+from training.adopt.networks import load_members, load_network
 
 CODE = """
 from torch import nn
@@ -27,6 +27,10 @@ number = 3
 
 def text():
     return "network"
+
+
+def again():
+    return network
 
 
 def ends():
@@ -157,3 +161,33 @@ def test_files_without_weights_are_refused(module, tmp_path, name, content, mess
 def test_a_pickled_network_is_never_run(module, tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "network.pt")
     refused("got more than tensors in it: save it with", f"{module}:make", weights=tmp_path / "network.pt")
+
+
+def test_members_are_made_by_the_same_callable_with_other_weights(module, tmp_path):
+    paths = [tmp_path / f"{seed}.pt" for seed in range(3)]
+    for seed, path in enumerate(paths):
+        torch.manual_seed(seed)
+        torch.save(load_network(f"{module}:make", '{"width": 6}').state_dict(), path)
+    members = load_members(f"{module}:make", '{"width": 6}', paths[0], paths[1:])
+    assert [type(member) for member in members] == [nn.Sequential] * 3
+    for member, path in zip(members, paths, strict=True):
+        assert torch.equal(member[1].weight, torch.load(path)["1.weight"])
+    assert load_members(f"{module}:make", "{}", None, [])[0][1].out_features == 3
+    artifact, network = load_members(str(PRETRAINED), "{}", None, [PRETRAINED])
+    assert artifact.sha256 == network.sha256
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("{module}:network", "--member {path}: {module}:network must be a function that returns a new network each"),
+        ("{module}:again", "--member {path}: {module}:again must be a function that returns a new network each time"),
+        (str(PRETRAINED), "can't be made again with other weights: give an exported network or an artifact"),
+        ("{module}:make", "{path}: the weights don't fit the network"),
+    ],
+)
+def test_members_that_are_no_other_network_are_refused(module, tmp_path, reference, message):
+    path = tmp_path / "member.pt"
+    torch.save(load_network(f"{module}:network").state_dict(), path)
+    with pytest.raises(NetworkError, match=re.escape(message.format(module=module, path=path))):
+        load_members(reference.format(module=module), "{}", None, [path])
