@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from model import build_mlp
 from model.masks import survivor_scale
+from training.batch_norm import add_batch_norm, fold_batch_norm
 from training.cnn import CNNConfig, build_cnn
 from training.data import Images, as_inputs
 from training.recipes import Recipe
@@ -65,8 +66,9 @@ class Fit:
 
     @property
     def network(self) -> nn.Sequential:
-        """The current result: averaged weights if the recipe specifies averaging."""
-        return self._network if self._average is None else self._average.module
+        """The current result: averaged weights if the recipe specifies averaging; batch norm is folded in."""
+        network = self._network if self._average is None else self._average.module
+        return fold_batch_norm(network) if self.recipe.batch_norm else network
 
     @property
     def _steps_per_epoch(self) -> int:
@@ -233,7 +235,7 @@ def initial_network(recipe: Recipe) -> nn.Sequential:
         for layer in network:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=recipe.initial_std)
-    return network
+    return add_batch_norm(network) if recipe.batch_norm else network
 
 
 def _optimizer(recipe: Recipe, network: nn.Module) -> torch.optim.Optimizer:

@@ -1,6 +1,6 @@
 """Training recipes by name: all choices of a run except its seed."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from model import MLPConfig
@@ -25,6 +25,8 @@ class Recipe:
         shift: largest shift in pixels along each axis, applied with probability one half.
         erase: side in pixels of a square at a random place that is made black, with probability one half (DeVries &
             Taylor 2017, arXiv:1708.04552).
+        batch_norm: whether the hidden layers of an MLP have batch norm in training, which is folded into their weights
+            afterwards.
         masks: number of dropout masks for each image of a step; the layers before dropout are computed once.
         average_decay: of the exponential moving average of weights and batch-norm statistics over steps, which is the
             result; None for the last weights.
@@ -44,11 +46,26 @@ class Recipe:
     flip: bool = False
     shift: int = 0
     erase: int = field(default=0, repr=False)  # not in the digests of older results, see `Study.key`
+    batch_norm: bool = field(default=False, repr=False)  # likewise
     masks: int = 1
     average_decay: float | None = None
     calibration: int = 0
     validate: bool = False
 
+
+DEFAULT = Recipe(
+    architecture=MLPConfig(dropout=(0.1, 0.3)),
+    epochs=200,
+    optimizer="adamw",
+    learning_rate=3e-3,
+    schedule="one-cycle",
+    weight_decay=0.05,
+    flip=True,
+    shift=2,
+    masks=4,
+    average_decay=0.9995,
+    calibration=5_000,
+)
 
 RECIPES = {
     # d2l.ai, "Dropout": SGD 0.5, batch 256, 10 epochs, weights from N(0, 0.01) by its `init_weights`.
@@ -59,19 +76,9 @@ RECIPES = {
         schedule="constant",
         initial_std=0.01,
     ),
-    "default": Recipe(
-        architecture=MLPConfig(dropout=(0.1, 0.3)),
-        epochs=200,
-        optimizer="adamw",
-        learning_rate=3e-3,
-        schedule="one-cycle",
-        weight_decay=0.05,
-        flip=True,
-        shift=2,
-        masks=4,
-        average_decay=0.9995,
-        calibration=5_000,
-    ),
+    "default": DEFAULT,
+    # The same network, with batch norm while it is trained.
+    "batch-norm": replace(DEFAULT, batch_norm=True, average_decay=0.999),
     # Where the MLP's images are seen by convolutions; the masks are of the head only, so that many of them cost little.
     "cnn": Recipe(
         architecture=CNNConfig(),

@@ -31,7 +31,10 @@ CNN = replace(
     erase=6,
     average_decay=0.9,
 )
-ALL = pytest.mark.parametrize("recipe", [CHAPTER, DEFAULT, CNN], ids=["chapter", "default", "cnn"])
+BATCH_NORM = replace(RECIPES["batch-norm"], architecture=SMALL, epochs=3, batch_size=32, average_decay=0.9)
+ALL = pytest.mark.parametrize(
+    "recipe", [CHAPTER, DEFAULT, BATCH_NORM, CNN], ids=["chapter", "default", "batch-norm", "cnn"]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -449,6 +452,12 @@ def test_the_training_figures_are_means_over_all_images() -> None:
     epoch = fit.run_epoch()
     assert epoch.train_loss == pytest.approx(loss, rel=1e-5)
     assert epoch.train_accuracy == pytest.approx(accuracy)
+
+
+def test_batch_norm_is_part_of_training_but_not_of_the_result() -> None:
+    fit = run(BATCH_NORM)
+    assert any("norm" in name for name in fit.state_dict()["network"])
+    assert fit.network.state_dict().keys() == run(DEFAULT).network.state_dict().keys()
 
 
 @ALL

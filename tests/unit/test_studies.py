@@ -303,6 +303,7 @@ def test_key_changes_with_every_input():
         (study, variant, replace(FULL_PLAN, epochs=3)),
         (study, variant, replace(FULL_PLAN, scale=replace(FULL, passes=10))),
         (study, variant, replace(FULL_PLAN, scale=replace(FULL, recipe=replace(FULL.recipe, erase=4)))),
+        (study, variant, replace(FULL_PLAN, scale=replace(FULL, recipe=replace(FULL.recipe, batch_norm=True)))),
         (study, replace(variant, rates=(0.2, 0.3)), FULL_PLAN),
         (study, replace(variant, weight_decay=0.1), FULL_PLAN),
         (study, replace(variant, noise="uniform"), FULL_PLAN),

@@ -127,8 +127,7 @@ class Study:
         """Return a digest of everything except the seed that determines a variant's numbers."""
         recipe = self.recipe(plan)
         inputs = (self.name, self.version, variant, plan.scale, recipe)
-        if recipe.erase:  # which the recipe's repr leaves out
-            inputs += (recipe.erase,)
+        inputs += tuple(value for value in (recipe.erase, recipe.batch_norm) if value)  # which its repr leaves out
         return hashlib.sha256(repr(inputs).encode()).hexdigest()[:12]
 
     def cell(self, variant: Variant, seed: int, plan: Plan) -> tuple[str, str, int, str]:
