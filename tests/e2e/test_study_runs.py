@@ -28,7 +28,7 @@ from training.studies.study import TIMINGS, Plan
 from training.studies.table import ResultsTable, Row
 from training.studies.workers import WorkUnit, missing_units, run_unit, run_units
 
-SECONDS = 600  # until a program that hangs is a failure
+SECONDS = 1800  # until a program that hangs is a failure
 TINY = replace(QUICK, train=200, test=100, passes=2, masks=(1, 2))
 
 
