@@ -80,19 +80,13 @@ RECIPES = {
     # The same network, with batch norm while it is trained.
     "batch-norm": replace(DEFAULT, batch_norm=True, average_decay=0.999),
     # Where the MLP's images are seen by convolutions; the masks are of the head only, so that many of them cost little.
-    "cnn": Recipe(
+    "cnn": replace(
+        DEFAULT,
         architecture=CNNConfig(),
         epochs=30,
         batch_size=128,
-        optimizer="adamw",
         learning_rate=4e-3,
-        schedule="one-cycle",
-        weight_decay=0.05,
-        flip=True,
-        shift=2,
         erase=8,
-        masks=4,
         average_decay=0.999,
-        calibration=5_000,
     ),
 }

@@ -142,28 +142,38 @@ class PoseFit:
     def _rows(self, indices: Array) -> _Rows:
         """Vary and transform images, and compute the features."""
         versions = int(np.clip(_MOST_ROWS // (_KINDS * len(indices)), 1, _MOST_VERSIONS))
-        parts = [part for _ in range(versions) for part in _parts(indices)]
+        parts = _parts(indices)
         found = []
         for number in show_progress(range(len(parts)), "transformed calibration images"):
-            described = json.dumps([number, [self._images[index].identity() for index in parts[number]]])
+            seeds = range(number, versions * len(parts), len(parts))
+            described = json.dumps([[*seeds], [self._images[index].identity() for index in parts[number]]])
             path = self._folder / f"poses-{hashlib.sha256(described.encode()).hexdigest()[:32]}.npz"
-            found.append(load_or_compute(path, partial(self._transform, parts[number], number)))
-        names = ("thumbnails", "features", "kinds", "images")
-        return _Rows(*(torch.from_numpy(np.concatenate([one[name] for one in found])) for name in names))
+            found.append(load_or_compute(path, partial(self._transform, parts[number], seeds)))
+        return _Rows(
+            *(
+                torch.from_numpy(
+                    np.concatenate([part[f"{name} {version}"] for version in range(versions) for part in found])
+                )
+                for name in _Rows._fields
+            )
+        )
 
-    def _transform(self, indices: Array, seed: int) -> dict[str, Array]:
-        """One ordinary, one transformed and one covered version of each image."""
-        transforms, plain_B = Transforms(seed, "border"), self._read(indices)
-        covered_B, hides_B = transforms.cover(transforms.vary(plain_B))
-        kinds = [transforms.vary(plain_B), transforms.transform(plain_B), covered_B[hides_B]]
-        images_R = self._inputs(torch.cat(kinds))
-        chosen = torch.from_numpy(indices)
-        return {
-            "thumbnails": thumbnails(images_R).numpy(),
-            "features": self._engine.predict_with_features(images_R.numpy())[1],
-            "kinds": torch.repeat_interleave(torch.tensor([len(one) for one in kinds])).numpy(),
-            "images": torch.cat([chosen, chosen, chosen[hides_B]]).numpy(),
-        }
+    def _transform(self, indices: Array, seeds: Sequence[int]) -> dict[str, Array]:
+        """For each seed, one ordinary, one transformed and one covered version of each image."""
+        plain_B, chosen, arrays = self._read(indices), torch.from_numpy(indices), {}
+        for version, seed in enumerate(seeds):
+            transforms = Transforms(seed, "border")
+            covered_B, hides_B = transforms.cover(transforms.vary(plain_B))
+            kinds = [transforms.vary(plain_B), transforms.transform(plain_B), covered_B[hides_B]]
+            images_R = self._inputs(torch.cat(kinds))
+            rows = _Rows(
+                thumbnails(images_R),
+                torch.from_numpy(self._engine.predict_with_features(images_R.numpy())[1]),
+                torch.repeat_interleave(torch.tensor([len(one) for one in kinds])),
+                torch.cat([chosen, chosen, chosen[hides_B]]),
+            )
+            arrays |= {f"{name} {version}": array.numpy() for name, array in rows._asdict().items()}
+        return arrays
 
     def _read(self, indices: Array) -> Tensor:
         """Read images: float32 in [0, 1] of shape (B, C, H, W)."""

@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 import rgb
 import torch
+from files import png
 
 from model.artifact import ArtifactError, load_artifact, save_compiled
 from model.graph import Graph
 from model.novelty import FeatureNovelty
 from model.session import open_session
+from service.inference.limits import ImageLimits
+from service.pipeline import Pipeline, Run
+from service.schemas.parameters import Parameters
 from training.adopt.image_arrays import ArrayImage
 from training.adopt.inputs import prepare_image
 from training.adopt.novelty import Scored, fit_novelty, measure_novelty
@@ -101,6 +105,8 @@ def test_what_the_network_computed_is_read_again(engine, calibration, tmp_path):
     assert again == view
     assert np.array_equal(scores_again_N, scores_N)
     assert np.median(scores_N) == pytest.approx(0, abs=1e-9)
+    inputs_N = rgb.SPEC.normalize(np.stack([prepare_image(image, rgb.SPEC) for image in images]))
+    assert not np.isclose(scores_N, view.score(inputs_N, features_NF)).any()  # each by a network that did not see it
     with pytest.raises(AssertionError, match="computed again"):
         PoseFit(Refusing(), rgb.SPEC, images[1:], tmp_path)(features_NF[1:], others_N[1:])
 
@@ -126,6 +132,13 @@ def test_an_artifact_keeps_a_view_of_its_features_only(novelty, tmp_path):
     found = load_artifact(tmp_path / "right")
     assert found.novelty.poses == novelty.poses
     assert found.card["novelty"]["poses"]["ordinary"] == ORDINARY
+    pipeline, turned = Pipeline(found, ImageLimits(10_000)), np.ascontiguousarray(scenes(6, 1)[0, ::-1, ::-1])
+    answer = pipeline.answer(pipeline.accept(png(turned)), Parameters(samples=10), Run()).novelty
+    views = novelty.views(
+        *reversed(found.engine.predict_with_features(images := rgb.SPEC.normalize(turned[None]))), images
+    )
+    assert (answer.view, answer.flagged) == ("pose", True)
+    assert answer.score == pytest.approx(views["pose"][0], abs=1e-6)
 
     torch.manual_seed(0)
     other = torch.nn.Sequential(
