@@ -117,7 +117,7 @@ train: $(FOR_TRAINING)
 adopt: $(FOR_TRAINING)
 	$(BIN)/mcd adopt $(or $(ADOPT),--help)
 
-# Other seeds of the same recipe, ten minutes of one core each: for an ensemble, and for intervals over seeds.
+# Other seeds of the same recipe, twelve minutes of one core each: for an ensemble, and for intervals over seeds.
 ensemble: $(FOR_TRAINING)
 	for seed in $(SEEDS); do \
 		$(BIN)/python -m training.train --recipe default --seed $$seed --no-novelty --out runs/seed-$$seed --resume \

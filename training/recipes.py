@@ -62,8 +62,9 @@ DEFAULT = Recipe(
     weight_decay=0.05,
     flip=True,
     shift=2,
+    batch_norm=True,
     masks=4,
-    average_decay=0.9995,
+    average_decay=0.999,
     calibration=5_000,
 )
 
@@ -77,8 +78,6 @@ RECIPES = {
         initial_std=0.01,
     ),
     "default": DEFAULT,
-    # The same network, with batch norm while it is trained.
-    "batch-norm": replace(DEFAULT, batch_norm=True, average_decay=0.999),
     # Where the MLP's images are seen by convolutions; the masks are of the head only, so that many of them cost little.
     "cnn": replace(
         DEFAULT,
@@ -87,6 +86,6 @@ RECIPES = {
         batch_size=128,
         learning_rate=4e-3,
         erase=8,
-        average_decay=0.999,
+        batch_norm=False,
     ),
 }

@@ -84,8 +84,7 @@ def main(  # noqa: PLR0913 - one argument an option
     recipe: Annotated[
         RecipeName,
         typer.Option(
-            help="chapter trains as d2l.ai does; default makes the embedded model; batch-norm is the same with batch "
-            "norm; cnn is convolutional."
+            help="chapter trains as d2l.ai does; default makes the embedded model; cnn is convolutional."
         ),
     ] = (RecipeName["default"]),
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order of images, augmentation and dropout.")] = 0,

@@ -166,7 +166,7 @@ def test_networks_that_have_a_graph_only_are_joined(fashion, tmp_path, monkeypat
     [
         ({"data": {"split": SPLIT | {"calibration": 50}}}, "expected the calibration images of"),
         ({"recipe": {"name": "chapter"}}, "expected the recipe of"),
-        ({"recipe": {"name": "adopted"}}, "recipe: expected chapter or default or batch-norm or cnn, got 'adopted'"),
+        ({"recipe": {"name": "adopted"}}, "recipe: expected chapter or default or cnn, got 'adopted'"),
     ],
 )
 def test_artifacts_of_other_trainings_are_refused(members, fashion, tmp_path, change, message):

@@ -168,7 +168,7 @@ def test_estimate_is_the_summary_of_the_samples(graph, masks):
 
 
 @pytest.mark.parametrize("masks", DESIGNS)
-@pytest.mark.parametrize("tolerance", [1e-9, 0.002, 0.01, 0.5])
+@pytest.mark.parametrize("tolerance", [1e-9, 0.002, 0.02, 0.5])
 def test_sampling_until_a_tolerance_is_sampling_that_many(graph, masks, tolerance):
     images_B = images(graph)
     probs_SBC, found = graph.sample_until(images_B, tolerance=tolerance, max_samples=125, seed=3, masks=masks)
