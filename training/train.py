@@ -83,9 +83,7 @@ def main(  # noqa: PLR0913 - one argument an option
     *,
     recipe: Annotated[
         RecipeName,
-        typer.Option(
-            help="chapter trains as d2l.ai does; default makes the embedded model; cnn is convolutional."
-        ),
+        typer.Option(help="chapter trains as d2l.ai does; default makes the embedded model; cnn is convolutional."),
     ] = (RecipeName["default"]),
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order of images, augmentation and dropout.")] = 0,
     epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs instead of the recipe's.")] = None,
