@@ -11,14 +11,15 @@ import typer
 
 from model import Artifact, find_calibration, load_artifact
 from model.adaptive_conformal import METHODS, STEP, move_threshold, next_offsets
-from model.artifact import write_atomically
+from model.artifact import ArtifactError, write_atomically
 from model.calibration import COVERAGES, nonconformity_scores
 from model.coverage import Coverage, thresholds, tolerated_misses
 from training import plots
 from training.data import DataError, FashionMNIST, Images, load_fashion_mnist, split_data
 from training.estimates import Estimators, estimate
+from training.recalibrate import calibration_images
 from training.shifts import CORRUPTIONS, SEVERITIES, corrupt_images, rotate
-from training.terminal import console, exit_with_error
+from training.terminal import ArtifactArgument, DataOption, console, exit_with_error
 
 Array = np.ndarray
 
@@ -41,15 +42,18 @@ class CoverageStream:
 
     Args:
         artifact: the model.
+
+    Raises:
+        ArtifactError: it is not calibrated for 100 masks, or see `calibration_images`.
     """
 
     def __init__(self, artifact: Artifact) -> None:
         calibration = find_calibration(artifact.calibrations, "masks", SAMPLES)
         if calibration is None:
-            raise ValueError(f"the artifact must be calibrated for {SAMPLES} masks")
+            raise ArtifactError(f"calibrations: expected one for {SAMPLES} masks, got none: use training.recalibrate")
         self._estimators, self._calibration = Estimators.of_artifact(artifact), calibration
         self.thresholds_ML = thresholds(calibration)
-        self._tolerated_L = tolerated_misses(artifact.card["data"]["split"]["calibration"])
+        self._tolerated_L = tolerated_misses(calibration_images(artifact))
 
     def scores(self, images: Images) -> tuple[Array, Array]:
         """Scores of all classes, (M, B, C), and of the true class, (B, M)."""
@@ -194,8 +198,7 @@ def _plot(rotation: Mapping[str, Any]) -> bytes:
 
 def _measure(artifact: Artifact, fashion: FashionMNIST) -> dict[str, Any]:
     stream = CoverageStream(artifact)
-    split = artifact.card["data"]["split"]["calibration"]
-    calibration = split_data(fashion.train, images_per_part=split, validate=False).calibration
+    calibration = split_data(fashion.train, images_per_part=calibration_images(artifact), validate=False).calibration
     return {
         "step": STEP,
         "steps": compare_steps(stream, calibration),
@@ -206,17 +209,19 @@ def _measure(artifact: Artifact, fashion: FashionMNIST) -> dict[str, Any]:
 
 @app.command()
 def main(
-    artifact: Annotated[Path | None, typer.Option(help="Folder of an artifact; the included one by default.")] = None,
+    artifact: ArtifactArgument = None,
+    data: DataOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the table and the figure.")] = Path("runs/coverage"),
 ) -> None:
     """Measure coverage and alarms on Fashion-MNIST, and write coverage.json and coverage.png."""
+    torch.set_num_threads(1)
     try:
-        found = _measure(load_artifact(artifact) if artifact else load_artifact(), load_fashion_mnist())
-    except (DataError, ValueError) as error:
+        found = _measure(load_artifact(artifact), load_fashion_mnist(data))
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / "coverage.json", (json.dumps(found, indent=1) + "\n").encode())
+        write_atomically(out / "coverage.png", _plot(found["rotation"]))
+    except (DataError, ArtifactError, OSError) as error:
         exit_with_error(str(error))
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "coverage.json", (json.dumps(found, indent=1) + "\n").encode())
-    write_atomically(out / "coverage.png", _plot(found["rotation"]))
     console.print_json(json.dumps(found))
 
 

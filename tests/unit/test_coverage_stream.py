@@ -2,16 +2,18 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from server import ROOT
+from typer.testing import CliRunner
 
-from model import load_artifact
+from model import ArtifactError, load_artifact
 from model.adaptive_conformal import METHODS, STEP
 from model.calibration import COVERAGES
 from model.coverage import Coverage
-from training.coverage_stream import ANGLE, CoverageStream, follow_one
+from training.coverage_stream import ANGLE, CoverageStream, app, follow_one
 from training.shifts import rotate
 
 FOUND = json.loads((ROOT / "docs" / "results" / "coverage.json").read_text())
@@ -48,6 +50,15 @@ def test_one_threshold_follows_as_all_together_do(stream):
         threshold = float(stream.thresholds_ML[row, column])
         is_covered_B, _ = follow_one(scores_BM[:, row], threshold, coverage=COVERAGES[column], step=STEP)
         assert states[-1].adaptive_ML[row, column] == pytest.approx(is_covered_B.mean())
+
+
+def test_artifacts_without_calibration_and_folders_without_data_are_refused(tmp_path):
+    with pytest.raises(ArtifactError, match=r"calibrations: expected one for 100 masks, got none"):
+        CoverageStream(replace(load_artifact(), calibrations=()))
+    done = CliRunner().invoke(app, ["--data", str(tmp_path), "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1
+    assert str(tmp_path) in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_documented_coverage_is_that_of_the_measurement():
