@@ -39,6 +39,7 @@ ROWS = pa.schema(
         ("abstain", pa.bool_()),
         ("abstain_reason", pa.string()),
         ("novelty", pa.float64()),
+        ("novelty_view", pa.string()),
         ("image_hash", pa.string()),
         ("warnings", pa.list_(pa.string())),
         ("error", pa.string()),
@@ -48,7 +49,7 @@ ROWS = pa.schema(
         ("seed", pa.int64()),
     ]
 )
-REPEATED = ["label", "abstain_reason", "model", "method"]
+REPEATED = ["label", "abstain_reason", "novelty_view", "model", "method"]
 
 
 class Scorer:
@@ -138,6 +139,7 @@ class Scorer:
             "abstain": [reason is not None for reason in decisions.reasons],
             "abstain_reason": decisions.reasons,
             "novelty": None if decisions.novelty is None else decisions.novelty.score_B,
+            "novelty_view": None if decisions.novelty is None else decisions.novelty.highest,
             "image_hash": [one.image_hash for one in inputs],
             "warnings": [[*one.warnings, *common] for one in inputs],
             "samples": np.full(len(inputs), predictions.samples),

@@ -93,13 +93,17 @@ class NoveltyScores:
         """Whether each image counts as novel."""
         return self.score_B > (math.inf if self.threshold is None else self.threshold)
 
+    @property
+    def highest(self) -> list[View]:
+        """The view with the highest score of each image."""
+        names = [*self.views]
+        return [names[index] for index in np.argmax([*self.views.values()], axis=0)]
+
     def each(self) -> list[NoveltyScore]:
         """Split into one score for each image."""
-        names = [*self.views]
-        highest_B = np.argmax([*self.views.values()], axis=0)
         return [
-            NoveltyScore(score=score, threshold=self.threshold, view=names[index])
-            for score, index in zip(self.score_B.tolist(), highest_B.tolist(), strict=True)
+            NoveltyScore(score=score, threshold=self.threshold, view=view)
+            for score, view in zip(self.score_B.tolist(), self.highest, strict=True)
         ]
 
 

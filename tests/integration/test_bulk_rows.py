@@ -45,5 +45,6 @@ def test_rows_are_the_answers_of_the_service(served, served_client, asked):
             assert row[name] == (answer["uncertainty"] or {}).get(name)
         assert row["image_hash"] == answer["preprocessing"]["image_hash"]
         assert row["novelty"] == pytest.approx(answer["novelty"]["score"], abs=1e-4)
+        assert row["novelty_view"] == answer["novelty"]["view"]
         assert (row["model"], row["error"]) == (artifact.sha256, None)
         assert row["method"] == asked.get("method", "masks")

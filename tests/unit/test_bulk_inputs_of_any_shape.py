@@ -50,6 +50,7 @@ def check(rows: list[dict], artifact: Artifact) -> None:
         assert row["variance"] == answer.uncertainty.variance
         assert row["image_hash"] == answer.preprocessing.image_hash
         assert row["novelty"] == answer.novelty.score
+        assert row["novelty_view"] == answer.novelty.view
         assert row["prediction_set"] == answer.prediction_set
 
 
