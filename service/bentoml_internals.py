@@ -3,14 +3,16 @@
 pyproject.toml bounds their versions; tests/unit/test_internals.py fails if one of these parts changes.
 """
 
-import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import bentoml
 from bentoml._internal.container import BentoMLContainer  # type: ignore[attr-defined] # BentoML's configuration
 from circus.sighandler import SysHandler
 from starlette.types import ASGIApp
+
+SHARED_FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # environment variable of workers: a folder that BentoML makes for a server
 
 
 def service_behind(make_application: Callable[[ASGIApp], ASGIApp]) -> type[bentoml.Service[Any]]:
@@ -33,15 +35,15 @@ def bentoml_cors_options() -> dict[str, Any]:
     return dict(BentoMLContainer.access_control_options.get()) if is_enabled else {}
 
 
-def pass_hangup_to_workers() -> None:
-    """Make the supervisor pass SIGHUP on to the workers, which reload the model.
+def at_hangup(act: Callable[[Path], None]) -> None:
+    """Make the supervisor act on SIGHUP, given the folder that its workers share.
 
-    By default it would restart them, which fails if the new model can't be served.
+    By default it would restart them, which fails if the new model can't be served. It does not pass the signal on: that
+    would end a worker that is still starting.
     """
-    SysHandler.handle_hup = _pass_hangup
 
+    def handle(handler: SysHandler) -> None:
+        for folder in {watcher.env[SHARED_FOLDER] for watcher in handler.controller.arbiter.iter_watchers()}:
+            act(Path(folder))
 
-def _pass_hangup(handler: SysHandler) -> None:
-    for watcher in handler.controller.arbiter.iter_watchers():
-        for pid in watcher.processes:
-            watcher.send_signal(pid, signal.SIGHUP)
+    SysHandler.handle_hup = handle

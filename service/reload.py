@@ -1,7 +1,6 @@
 """The model that answers requests, and its replacement while requests are in progress."""
 
 import asyncio
-import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,17 @@ from service.monitoring.logs import LOGGER
 from service.monitoring.metrics import Metrics
 from service.pipeline import Pipeline
 
-_POLL_SECONDS = 0.5  # interval at which a worker looks for another worker's reload
+_POLL_SECONDS = 0.5  # interval at which a worker looks for a request to reload
+_REQUEST = "mcd-reload"  # file whose time of change is that of the last request
+
+
+def request_reload(folder: Path) -> None:
+    """Make all workers of a server reload, also those that are still starting.
+
+    Args:
+        folder: shared by the workers.
+    """
+    (folder / _REQUEST).touch()
 
 
 class ModelError(ValueError):
@@ -22,7 +31,7 @@ class ReloadableModel:
 
     Args:
         load: makes a pipeline from the model that is now on disk; raises `ModelError`.
-        folder: folder shared by all workers of the server, used to notify them of a reload; None for one worker.
+        folder: folder shared by all workers of the server, for requests to reload; None for one worker.
         metrics: metrics that name the model.
 
     Attributes:
@@ -31,8 +40,8 @@ class ReloadableModel:
 
     def __init__(self, load: Callable[[], Pipeline], folder: Path | None, metrics: Metrics) -> None:
         self._load, self._metrics = load, metrics
-        self._reload_file = None if folder is None else folder / "mcd-reload"
-        self._last_seen = self._last_reload()
+        self._folder = folder
+        self._last_seen = self._last_request()  # before the model is read, so that no later request is missed
         self._lock = threading.Lock()
         self._use(load())
 
@@ -55,9 +64,9 @@ class ReloadableModel:
                 LOGGER.error("model refused", extra={"fields": {"reason": str(error)}})
                 raise
             LOGGER.warning("model loaded", extra={"fields": {"model": self.pipeline.model}})
-            if notify and self._reload_file is not None:
-                self._reload_file.write_text(self.pipeline.model)
-                self._last_seen = self._last_reload()
+            if notify and self._folder is not None:
+                request_reload(self._folder)
+                self._last_seen = self._last_request()
             return self.pipeline.model
 
     def _use(self, pipeline: Pipeline) -> None:
@@ -66,19 +75,13 @@ class ReloadableModel:
         self.pipeline = pipeline
 
     async def follow(self) -> None:
-        """Reload after another worker's reload and at SIGHUP, until it is cancelled."""
-        loop, hangup = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_signal_handler(signal.SIGHUP, hangup.set)
+        """Reload when another worker or the supervisor requests it, until it is cancelled."""
         while True:
-            try:
-                await asyncio.wait_for(hangup.wait(), _POLL_SECONDS)
-            except TimeoutError:
-                last_reload = self._last_reload()
-                if last_reload == self._last_seen:
-                    continue
-                self._last_seen = last_reload
-            hangup.clear()
-            await asyncio.to_thread(self._try_reload)
+            await asyncio.sleep(_POLL_SECONDS)
+            last_request = self._last_request()
+            if last_request != self._last_seen:
+                self._last_seen = last_request
+                await asyncio.to_thread(self._try_reload)
 
     def _try_reload(self) -> None:
         try:
@@ -88,9 +91,9 @@ class ReloadableModel:
         except Exception:  # noqa: BLE001 - `follow` must survive any error, for the next reload
             LOGGER.exception("reload failed")
 
-    def _last_reload(self) -> int:
-        """Time of the last reload of any worker, in nanoseconds; 0 if there was none."""
+    def _last_request(self) -> int:
+        """Time of the last request to reload, in nanoseconds; 0 if there was none."""
         try:
-            return 0 if self._reload_file is None else self._reload_file.stat().st_mtime_ns
+            return 0 if self._folder is None else (self._folder / _REQUEST).stat().st_mtime_ns
         except FileNotFoundError:
             return 0

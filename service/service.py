@@ -11,7 +11,7 @@ from pydantic import Field
 from starlette.types import ASGIApp
 from threadpoolctl import threadpool_limits
 
-from service.bentoml_internals import bentoml_cors_options, pass_hangup_to_workers, service_behind
+from service.bentoml_internals import SHARED_FOLDER, at_hangup, bentoml_cors_options, service_behind
 from service.http.application import Application
 from service.http.connections import guard_connections
 from service.http.cors import cors_options
@@ -24,7 +24,7 @@ from service.monitoring.metrics import CoverageCollector, Metrics, PredictionCol
 from service.monitoring.observer import PredictionObserver
 from service.monitoring.prediction_log import PredictionLog
 from service.pipeline import Pipeline, Run
-from service.reload import ModelError, ReloadableModel
+from service.reload import ModelError, ReloadableModel, request_reload
 from service.schemas.answers import BatchAnswer
 from service.schemas.parameters import Parameters, RankParameters
 from service.settings import Settings, SettingsError
@@ -109,7 +109,7 @@ class UncertaintyService:
             _tracing()
         except ModelError as error:
             raise SystemExit(f"mcd: {error}") from error
-        pass_hangup_to_workers()
+        at_hangup(request_reload)
 
     # Our application answers these requests before they reach BentoML. BentoML derives its clients' schema from these
     # methods. Its client can't read answers in which a list may be null, so they return plain JSON objects here;
@@ -157,7 +157,7 @@ def _recent_folder() -> Path | None:
 
 def _shared_folder() -> Path | None:
     """The folder that BentoML creates for all workers of this server; None without BentoML."""
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    folder = os.environ.get(SHARED_FOLDER)
     return Path(folder) if folder else None
 
 

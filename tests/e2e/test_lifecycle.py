@@ -72,6 +72,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, 
     put(PRETRAINED, place)
     settings = {"MCD_MODEL": str(place), "MCD_WORKERS": "2", "MCD_ADMIN_KEYS": "admin-key"}
     with serve(folder / "home", **settings) as server:
+        assert comes(lambda: server.log.read_text().count("Service mcd initialized") == 2)
         yield server, place
 
 

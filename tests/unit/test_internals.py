@@ -14,7 +14,7 @@ from pyarrow import fs
 from ray.data.checkpoint import CheckpointManager, checkpoint_writer
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from service.bentoml_internals import bentoml_cors_options, pass_hangup_to_workers, service_behind
+from service.bentoml_internals import SHARED_FOLDER, at_hangup, bentoml_cors_options, service_behind
 from service.bulk.ray_internals import checkpoint_config, checkpoint_file, committed_part, is_pending
 from service.monitoring.prometheus_internals import (
     DeferredCounter,
@@ -39,16 +39,15 @@ def test_bentomls_cors_setting_is_off_and_readable():
     assert bentoml_cors_options() == {}
 
 
-def test_the_supervisor_passes_hangup_to_its_workers(monkeypatch):
+def test_the_supervisor_acts_on_hangup_once_for_each_folder_of_workers(monkeypatch, tmp_path):
     monkeypatch.setattr(SysHandler, "handle_hup", SysHandler.handle_hup)
-    pass_hangup_to_workers()
-    sent = []
-    watcher = SimpleNamespace(processes={7: None, 8: None}, send_signal=lambda pid, number: sent.append((pid, number)))
-    arbiter = SimpleNamespace(iter_watchers=lambda: [watcher])
+    folders = []
+    at_hangup(folders.append)
+    arbiter = SimpleNamespace(iter_watchers=lambda: [SimpleNamespace(env={SHARED_FOLDER: str(tmp_path)})] * 2)
     handler = SysHandler.__new__(SysHandler)
     handler.controller = SimpleNamespace(arbiter=arbiter)
     handler.handle_hup()
-    assert sent == [(7, signal.SIGHUP), (8, signal.SIGHUP)]
+    assert folders == [tmp_path]
     assert SysHandler.SIG_NAMES[signal.SIGHUP] == "hup"
 
 
