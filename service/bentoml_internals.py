@@ -36,7 +36,7 @@ def bentoml_cors_options() -> dict[str, Any]:
 
 
 def at_hangup(act: Callable[[Path], None]) -> None:
-    """Make the supervisor act on SIGHUP, given the folder that its workers share.
+    """Make the supervisor call `act` at SIGHUP, with the folder that its workers share.
 
     By default it would restart them, which fails if the new model can't be served. It does not pass the signal on: that
     would end a worker that is still starting.

@@ -10,7 +10,7 @@ from service.monitoring.metrics import Metrics
 from service.pipeline import Pipeline
 
 _POLL_SECONDS = 0.5  # interval at which a worker looks for a request to reload
-_REQUEST = "mcd-reload"  # file whose time of change is that of the last request
+_REQUEST = "mcd-reload"  # file whose modification time is that of the last request
 
 
 def request_reload(folder: Path) -> None:

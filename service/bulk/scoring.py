@@ -139,7 +139,7 @@ class Scorer:
             "abstain": [reason is not None for reason in decisions.reasons],
             "abstain_reason": decisions.reasons,
             "novelty": None if decisions.novelty is None else decisions.novelty.score_B,
-            "novelty_view": None if decisions.novelty is None else decisions.novelty.highest,
+            "novelty_view": None if decisions.novelty is None else decisions.novelty.view_B,
             "image_hash": [one.image_hash for one in inputs],
             "warnings": [[*one.warnings, *common] for one in inputs],
             "samples": np.full(len(inputs), predictions.samples),

@@ -94,7 +94,7 @@ class NoveltyScores:
         return self.score_B > (math.inf if self.threshold is None else self.threshold)
 
     @property
-    def highest(self) -> list[View]:
+    def view_B(self) -> list[View]:
         """The view with the highest score of each image."""
         names = [*self.views]
         return [names[index] for index in np.argmax([*self.views.values()], axis=0)]
@@ -103,7 +103,7 @@ class NoveltyScores:
         """Split into one score for each image."""
         return [
             NoveltyScore(score=score, threshold=self.threshold, view=view)
-            for score, view in zip(self.score_B.tolist(), self.highest, strict=True)
+            for score, view in zip(self.score_B.tolist(), self.view_B, strict=True)
         ]
 
 

@@ -17,11 +17,11 @@ SECONDS = 60.0
 
 
 class Loads:
-    """Reads the embedded model each time; a request to reload comes in during the first one.
+    """Loads the embedded model; a request to reload arrives during the first load.
 
     Args:
         folder: shared by the workers.
-        refused: number of the time that fails; 0 for none.
+        refused: which load fails, counted from 1; 0 for none.
     """
 
     def __init__(self, folder: Path, *, refused: int = 0) -> None:
@@ -45,7 +45,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def follow_until(model: ReloadableModel, loads: Loads, count: int) -> None:
-    """Follow requests until the model is read that many times in all, to the end."""
+    """Follow requests until the model was loaded `count` times in all."""
 
     async def follow() -> None:
         following = asyncio.create_task(model.follow())
@@ -53,7 +53,7 @@ def follow_until(model: ReloadableModel, loads: Loads, count: int) -> None:
             pass
         following.cancel()
 
-    asyncio.run(follow())  # waits for the thread that reads the model
+    asyncio.run(follow())  # waits for the thread of the last load
 
 
 def test_a_request_while_a_worker_starts_is_not_missed(tmp_path):
