@@ -201,6 +201,20 @@ def test_a_killed_worker_loses_only_its_own_requests(swapped, original):
         assert asked(server.url) == original
 
 
+def test_a_hangup_does_not_end_a_worker_that_is_starting(swapped):
+    server, _ = swapped
+    assert comes(lambda: len(server.worker_pids) == 2)
+    before = set(server.worker_pids)
+    os.kill(server.worker_pids[0], signal.SIGKILL)
+    assert comes(lambda: bool(set(server.worker_pids) - before))
+    (starting,) = set(server.worker_pids) - before
+    ready, loaded = (server.log.read_text().count(text) for text in ("Service mcd initialized", "model loaded"))
+    os.kill(server.pid, signal.SIGHUP)
+    assert comes(lambda: server.log.read_text().count("Service mcd initialized") > ready)
+    assert comes(lambda: server.log.read_text().count("model loaded") > loaded)
+    assert starting in server.worker_pids
+
+
 def test_an_ending_server_answers_what_it_has_accepted(tmp_path):
     with serve(tmp_path / "home", MCD_WORKERS="2") as server:
         workers = [psutil.Process(pid) for pid in server.worker_pids]

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import asdict
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from service.schemas.parameters import Parameters
 from service.schemas.problems import STATUSES
 from service.settings import PREFIX, Settings
 from training.compare import interval
+from training.recipes import RECIPES
 
 DOCS = ROOT / "docs"
 README, API, RESULTS = ROOT / "README.md", DOCS / "api.md", DOCS / "results.md"
@@ -223,12 +225,31 @@ def test_figures_of_other_models_are_those_of_the_model_card():
         assert [f"{figures['beside'][model][mode][part]:.4f}" for part in ("accuracy", "nll", "ece")] == shown
 
 
-def test_intervals_over_seeds_are_those_of_the_cards():
+@pytest.fixture(scope="module")
+def cards() -> list[dict]:
+    """Of the included network and the other seeds of its recipe."""
     folders = [PRETRAINED, *sorted((ROOT / "training" / "ensemble").iterdir())]
-    cards = [load_artifact(folder).card for folder in folders]
+    return [load_artifact(folder).card for folder in folders]
+
+
+def test_the_networks_are_trained_by_the_default_recipe(cards):
+    recipe = {name: value for name, value in asdict(RECIPES["default"]).items() if name != "architecture"}
+    assert [card["recipe"] for card in cards] == [{"name": "default"} | recipe] * len(cards)
     assert [card["seed"] for card in cards] == [0, 1, 2, 3, 4]
+
+
+def test_figures_over_seeds_are_those_of_the_cards(cards):
     calibrated = [card["metrics"]["test"]["mc"]["calibrated"] for card in cards]
     text = " ".join(RESULTS.read_text().split())
+    at_08 = [one["prediction_sets"]["mondrian"]["0.8"]["covered"] for one in calibrated]
+    assert f"`mondrian` at 0.8, with {at_08[0]:.3f}" in text
+    assert f"that is {min(at_08[1:]):.3f} to {max(at_08[1:]):.3f}" in text
+    classes = [
+        row["prediction_sets"]["mondrian"]["0.9"]["covered"]
+        for card in cards[1:]
+        for row in card["metrics"]["classes"].values()
+    ]
+    assert f"each class has {min(classes):.3f} to {max(classes):.3f}" in text
     for title, name in {"accuracy": "accuracy", "NLL": "nll", "ECE": "ece"}.items():
         mean, half = interval([one[name] for one in calibrated])
         assert f"{title} {mean:.4f} ± {half:.4f}" in text

@@ -55,10 +55,11 @@ def test_one_threshold_follows_as_all_together_do(stream):
 def test_artifacts_without_calibration_and_folders_without_data_are_refused(tmp_path):
     with pytest.raises(ArtifactError, match=r"calibrations: expected one for 100 masks, got none"):
         CoverageStream(replace(load_artifact(), calibrations=()))
-    done = CliRunner().invoke(app, ["--data", str(tmp_path), "--out", str(tmp_path / "out")])
-    assert done.exit_code == 1
-    assert str(tmp_path) in done.stderr
-    assert not (tmp_path / "out").exists()
+    for arguments in (["--data", str(tmp_path)], [str(tmp_path)]):
+        done = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+        assert done.exit_code == 1
+        assert str(tmp_path) in done.stderr
+        assert not (tmp_path / "out").exists()
 
 
 def test_documented_coverage_is_that_of_the_measurement():

@@ -451,6 +451,13 @@ def test_the_training_figures_are_means_over_all_images() -> None:
     assert epoch.train_accuracy == pytest.approx(accuracy)
 
 
+@pytest.mark.parametrize("recipe", [DEFAULT, CNN], ids=["default", "cnn"])
+def test_networks_with_batch_norm_are_averaged_too(recipe: Recipe) -> None:
+    last = weights(run(replace(recipe, average_decay=None)))
+    torch.testing.assert_close(weights(run(replace(recipe, average_decay=0.0))), last)
+    assert not torch.allclose(weights(run(recipe)), last, rtol=0.01)
+
+
 def test_batch_norm_is_part_of_training_but_not_of_the_result() -> None:
     fit = run(DEFAULT)
     assert any("norm" in name for name in fit.state_dict()["network"])
